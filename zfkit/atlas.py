@@ -1,0 +1,336 @@
+"""Fig. 2 as a file: patches beside projections, one PNG per layer and one HTML page with all of them.
+
+Also how zfkit turns signed projections into pictures (`signed_to_rgb`) and nine of them into one (`montage`).
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from .checkpoints import write_whole
+from .deconv import Options
+from .errors import ZfkitError
+from .images import PHOTOGRAPHS, ImageSet
+from .models import VisionModel
+from .receptive_field import receptive_field
+from .topk import Patches, TopK, mine, project_many
+
+TILE = 84  # side of one patch in the pictures, in px
+GAP = 2  # between the patches of one feature map, in px
+PERCENTILE = 99.5  # of a projection's |values|, shown at full contrast
+
+# ----------------------------------------------------------------------------------- tensors into pictures
+
+
+def signed_to_rgb(projections: Tensor, scale: float | Tensor | None = None) -> Tensor:
+    """Signed projections (..., C, H, W) as uint8 RGB (..., 3, H, W) around mid-grey.
+
+    0 is grey 128, +scale and beyond 255, -scale and beyond 1: one symmetric scale for all of a picture's
+    channels and pixels. By default each picture has its own, the 99.5th percentile of its |values|; pass one
+    number to compare pictures with each other.
+    """
+    if scale is None:
+        magnitude = projections.abs().flatten(-3)
+        scale = torch.quantile(magnitude, PERCENTILE / 100, dim=-1)
+        # A patch that is nearly empty has its few values above the percentile.
+        scale = torch.where(scale > 0, scale, magnitude.amax(-1))[..., None, None, None]
+    scale = torch.as_tensor(scale, dtype=projections.dtype, device=projections.device)
+    shown = 128 + 127 * (projections / scale.clamp(min=torch.finfo(projections.dtype).tiny)).clamp(-1, 1)
+    rgb = shown.round().to(torch.uint8)
+    return rgb if rgb.shape[-3] == 3 else rgb.expand(*rgb.shape[:-3], 3, *rgb.shape[-2:])
+
+
+def montage(pictures: Tensor, columns: int = 3, tile: int = TILE, background: str = "white") -> Image.Image:
+    """uint8 pictures (k, 3, H, W), left to right and top to bottom, as one `PIL.Image`.
+
+    Small ones are enlarged to at most `tile` px by whole factors, so that their pixels can be seen; larger
+    ones are brought to `tile` px.
+    """
+    k, _, height, width = pictures.shape
+    factor = tile // max(height, width)
+    size = (width * factor, height * factor) if factor >= 2 else _fit((width, height), tile)
+    rows = -(-k // columns)
+    whole = Image.new("RGB", (columns * (size[0] + GAP) - GAP, rows * (size[1] + GAP) - GAP), background)
+    for i, picture in enumerate(pictures):
+        one = Image.fromarray(np.ascontiguousarray(picture.permute(1, 2, 0).cpu().numpy()))
+        one = one.resize(size, Image.Resampling.NEAREST if factor >= 2 else Image.Resampling.LANCZOS)
+        whole.paste(one, (i % columns * (size[0] + GAP), i // columns * (size[1] + GAP)))
+    return whole
+
+
+def _fit(size: tuple[int, int], longest: int) -> tuple[int, int]:
+    return max(1, round(size[0] * longest / max(size))), max(1, round(size[1] * longest / max(size)))
+
+
+def pair_of_montages(patches: Patches, i: int, tile: int = TILE) -> tuple[Image.Image, Image.Image]:
+    """Projections and photo patches of the i-th feature map, each a grid of k."""
+    columns = int(np.ceil(np.sqrt(patches.value.shape[1])))
+    projections = signed_to_rgb(patches.projection[i])
+    return montage(projections, columns, tile), montage(patches.photo[i], columns, tile)
+
+
+# ----------------------------------------------------------------------------------------------- the atlas
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """Where `write_atlas` put what: the page, a picture per layer, and the table behind them."""
+
+    index: Path
+    pictures: dict[str, Path]
+    table: Path
+
+
+def write_atlas(
+    model: VisionModel,
+    images: ImageSet,
+    out: str | Path,
+    *,
+    layers: Sequence[str] | None = None,
+    maps: int | Literal["all"] | Mapping[str, Sequence[int]] = 24,
+    k: int = 9,
+    top: TopK | None = None,
+    options: Options = Options(),
+    seed: int = 0,
+    progress: bool = True,
+) -> Atlas:
+    """Write Fig. 2 for this network and these pictures: `out`/index.html, one PNG per layer, topk.parquet.
+
+    Args:
+        out: folder; made if need be. Files of the same name in it are replaced.
+        layers: default: every convolutional layer.
+        maps: how many feature maps of each layer, drawn at random by `seed` from those that are ever active;
+            or "all"; or the channels themselves for each layer, as ``{"conv5": [17, 42]}``.
+        k: pictures for each feature map.
+        top: the table of `mine`, if it is at hand.
+        options: how projections are made.
+
+    Raises LayerError for unknown layers or channels, and ZfkitError where `out` cannot be written.
+    """
+    if isinstance(maps, Mapping):
+        layers = list(maps) if layers is None else layers
+    names = list(layers) if layers is not None else list(model.conv_layers)
+    folder = _folder(out)
+    if top is None:
+        top = mine(model, images, names, k, progress=progress)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = {name: _choose(top, name, maps, generator) for name in names}
+    found = project_many(model, images, top, chosen, k=min(k, top.k), options=options, progress=progress)
+    pictures = {}
+    for name in names:
+        file = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.png"
+        sheet = draw_layer(found[name], top, _caption(model, images, top, found[name]))
+        write_whole(file, lambda part, sheet=sheet: sheet.save(part, "PNG"))  # type: ignore[misc]
+        pictures[name] = file
+    page = _page(model, images, top, found)
+    write_whole(folder / "index.html", lambda part: part.write_text(page, encoding="utf-8"))
+    return Atlas(folder / "index.html", pictures, top.save(folder / "topk.parquet"))
+
+
+def _folder(out: str | Path) -> Path:
+    folder = Path(out).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ZfkitError(f"cannot write to {str(out)!r} ({error.strerror}); choose another folder") from None
+    return folder
+
+
+def _choose(
+    top: TopK, layer: str, maps: int | str | Mapping[str, Sequence[int]], generator: torch.Generator
+) -> list[int]:
+    """The channels to show, ascending."""
+    if isinstance(maps, Mapping):
+        return list(maps[layer])
+    live = torch.nonzero(top[layer].max > 0)[:, 0]
+    if maps == "all":
+        return list(range(len(top[layer].max)))
+    if not isinstance(maps, int) or maps < 1:
+        raise ZfkitError(f"maps must be a number of feature maps from 1 on, or 'all', not {maps!r}")
+    order = torch.randperm(len(live), generator=generator)
+    return sorted(live[order[:maps]].tolist())
+
+
+def _caption(model: VisionModel, images: ImageSet, top: TopK, patches: Patches) -> tuple[str, str]:
+    """Title and the line below it."""
+    C, k = patches.value.shape
+    total = len(top[patches.layer].value)
+    field = receptive_field(model, patches.layer)
+    return (
+        f"{model.name}  {patches.layer}",
+        f"{C} of {total} feature maps · the top {k} of {top.count:,} pictures ({images.source}) · left what the "
+        f"deconvnet reconstructs, each on its own symmetric scale around grey = 0; right the picture · receptive "
+        f"field {patches.projection.shape[-1]} px, stride {field.stride} px",
+    )
+
+
+def draw_layer(patches: Patches, top: TopK, caption: tuple[str, str], columns: int = 4) -> Image.Image:
+    """One layer's feature maps as a sheet: 3x3 projections beside 3x3 patches, map number and maximum above."""
+    margin, between, head = 28, 26, 24
+    blocks = [pair_of_montages(patches, i) for i in range(len(patches.channels))]
+    width, height = blocks[0][0].size if blocks else (TILE, TILE)
+    block_width = 2 * width + 6
+    columns = max(1, min(columns, len(blocks)))
+    rows = -(-len(blocks) // columns)
+    title, line = caption
+    sheet_width = max(2 * margin + columns * (block_width + between) - between, 900)
+    small, middle, large = (ImageFont.load_default(size) for size in (15, 17, 30))
+    lines = _wrap(line, middle, sheet_width - 2 * margin)
+    top_of_grid = margin + 40 + 24 * len(lines) + 14
+    sheet = Image.new(
+        "RGB", (sheet_width, top_of_grid + rows * (height + head + between) - between + margin), "white"
+    )
+    draw = ImageDraw.Draw(sheet)
+    draw.text((margin, margin - 8), title, "#111111", large)
+    for i, text in enumerate(lines):
+        draw.text((margin, margin + 36 + 24 * i), text, "#555555", middle)
+    for i, (projections, photos) in enumerate(blocks):
+        x = margin + i % columns * (block_width + between)
+        y = top_of_grid + i // columns * (height + head + between)
+        channel = int(patches.channels[i])
+        draw.text((x, y), f"map {channel}", "#111111", middle)
+        told = f"max {number(top[patches.layer].max[channel])}"
+        draw.text((x + block_width, y + 1), told, "#777777", small, anchor="ra")
+        sheet.paste(projections, (x, y + head))
+        sheet.paste(photos, (x + width + 6, y + head))
+    return sheet
+
+
+def number(value: float | Tensor) -> str:
+    """Three significant digits without an exponent: 0.123, 12.3, 1234."""
+    value = float(value)
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+# ------------------------------------------------------------------------------------------------ the page
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #16181d; --soft: #5b6270; --line: #d9dce3; --paper: #fff; --card: #f6f7f9; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8eaf0; --soft: #9aa2b1; --line: #333842; --paper: #14161a; --card: #1c1f25; } }
+* { box-sizing: border-box; }
+body { margin: 0; font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); }
+header, section, footer { max-width: 1500px; margin: 0 auto; padding: 1rem 1.5rem; }
+h1 { font-size: 1.7rem; margin: .6rem 0 .2rem; } h2 { font-size: 1.35rem; margin: 1rem 0 .2rem; }
+p { max-width: 75ch; margin: .4rem 0; } .soft { color: var(--soft); }
+nav { position: sticky; top: 0; background: var(--paper); border-bottom: 1px solid var(--line); z-index: 1; }
+nav ul { display: flex; flex-wrap: wrap; gap: .4rem 1.2rem; list-style: none; margin: 0 auto; padding: .6rem 1.5rem;
+  max-width: 1500px; }
+a { color: inherit; }
+.maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 1rem; margin-top: 1rem; }
+figure { margin: 0; padding: .7rem; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
+figcaption { display: flex; justify-content: space-between; gap: 1rem; margin-bottom: .4rem; font-size: .9rem; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: .5rem; }
+.grid { position: relative; } .grid img { display: block; width: 100%; height: auto; }
+.grid ol { position: absolute; inset: 0; display: grid; margin: 0; padding: 0; list-style: none; }
+.crisp img { image-rendering: pixelated; }
+"""
+
+
+def _page(model: VisionModel, images: ImageSet, top: TopK, found: Mapping[str, Patches]) -> str:
+    """The whole atlas as one self-contained HTML file."""
+    e = html.escape
+    accuracy = model.provenance.get("top1")
+    trained = str(model.provenance.get("data", "data unknown to zfkit"))
+    links = "".join(f'<li><a href="#{e(layer)}">{e(layer)}</a></li>' for layer in found)
+    sections = "".join(_section(model, images, top, patches) for patches in found.values())
+    credits = "; ".join(f"{p.name}: {p.licence}" for p in PHOTOGRAPHS) if images.source == "photos" else ""
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Atlas of {e(model.name)}</title><link rel="icon" href="data:,"><style>{_STYLE}</style></head><body>
+<header><h1>What do the layers of {e(model.name)} see?</h1>
+<p>For each feature map, the {found and next(iter(found.values())).value.shape[1]} pictures that excite it most, out of
+{top.count:,} ({e(images.source)}). On the right of each pair the part of the picture that the unit sees; on the
+left what the deconvnet reconstructs from that one activation, down to pixels.</p>
+<p class="soft">Network: {e(trained)}{f", {accuracy} % top-1 on validation" if accuracy else ""}. Projections are
+signed; grey is 0, and each is stretched to its own symmetric scale, so brightness does not compare between them.
+Hover over a patch to see which picture it is from, or read the list below each map.</p></header>
+<nav aria-label="Layers"><ul>{links}</ul></nav>
+{sections}
+<footer class="soft"><h2>How far to trust these pictures</h2>
+<p>The patch is evidence: this picture did excite the map most, of those it was shown. The projection tells which
+edges and colours of the patch reach the unit through the switches of max-pooling. Part of its likeness comes from
+the picture rather than from what the network learned (Nie et al. 2018, Adebayo et al. 2018), so read the two side
+by side, and compare with an untrained network before believing a detail.</p>
+<p>Method: Zeiler &amp; Fergus, <i>Visualizing and Understanding Convolutional Networks</i>, arXiv 1311.2901,
+section 2.1 and Fig. 2.</p>{f"<p>Photographs: {e(credits)}.</p>" if credits else ""}</footer>
+</body></html>
+"""
+
+
+def _section(model: VisionModel, images: ImageSet, top: TopK, patches: Patches) -> str:
+    e = html.escape
+    t = top[patches.layer]
+    field = receptive_field(model, patches.layer)
+    dead = int((t.max <= 0).sum())
+    told = (
+        f"{len(patches.channels)} of {len(t.value)} feature maps; each unit sees {patches.projection.shape[-1]} px "
+        f"of the picture, its neighbour {field.stride} px further on. "
+        + (
+            f"{dead} maps are never active on these pictures."
+            if dead
+            else "Every map is active on some picture."
+        )
+    )
+    cards = "".join(_card(images, top, patches, i) for i in range(len(patches.channels)))
+    return (
+        f'<section id="{e(patches.layer)}"><h2>{e(patches.layer)}</h2><p class="soft">{told}</p>'
+        f'<div class="maps">{cards}</div></section>\n'
+    )
+
+
+def _card(images: ImageSet, top: TopK, patches: Patches, i: int) -> str:
+    e = html.escape
+    channel = int(patches.channels[i])
+    t = top[patches.layer]
+    crisp = patches.projection.shape[-1] <= TILE // 2
+    columns = int(np.ceil(np.sqrt(patches.value.shape[1])))
+    names = [
+        f"{images.name(int(image))}, row {int(row)}, column {int(col)}: {number(value)}"
+        for image, row, col, value in zip(
+            patches.image[i], patches.row[i], patches.col[i], patches.value[i], strict=True
+        )
+        if image >= 0
+    ]
+    spots = "".join(f'<li title="{e(name)}"></li>' for name in names)
+    listed = "".join(f"<li>{e(name)}</li>" for name in names)
+    grids = "".join(
+        f'<div class="grid{" crisp" if crisp else ""}"><img loading="lazy" src="{_data_url(picture, crisp)}" '
+        f'width="{picture.width}" height="{picture.height}" alt="{e(what)} of {e(patches.layer)} map {channel}">'
+        f'<ol aria-hidden="true" style="grid-template-columns: repeat({columns}, 1fr)">{spots}</ol></div>'
+        for what, picture in zip(("projections", "patches"), pair_of_montages(patches, i), strict=True)
+    )
+    return (
+        f"<figure><figcaption><b>map {channel}</b><span class='soft'>max {number(t.max[channel])} · active on "
+        f"{float(t.active[channel]):.0%} of pictures</span></figcaption><div class='pair'>{grids}</div>"
+        f"<details class='soft'><summary>which pictures</summary><ol>{listed}</ol></details></figure>"
+    )
+
+
+def _data_url(picture: Image.Image, lossless: bool) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", lossless=lossless, quality=85)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

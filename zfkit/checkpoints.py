@@ -1,0 +1,113 @@
+"""Weights in files: safetensors in and out, with provenance; nothing from outside is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import ModelError
+
+Provenance = dict[str, Any]  # architecture, data, recipe, accuracy, ...: whatever JSON holds
+KEY = "zfkit"  # where in the file's metadata the provenance lies
+
+
+def read_provenance(path: str | Path) -> Provenance:
+    """Provenance of a file that zfkit wrote, reading its header only.
+
+    Raises ModelError for a missing, damaged or pickled file, or one without provenance.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    _check_is_safetensors(path)
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path.name} is damaged ({error}); download or copy it again") from None
+    try:
+        provenance: Provenance = json.loads(metadata[KEY])
+    except (KeyError, ValueError):
+        raise ModelError(
+            f"{path.name} does not say which network it belongs to: it was not written by zfkit. Load its "
+            "tensors into your own network and call zfkit.wrap_model(net, ...)"
+        ) from None
+    return provenance
+
+
+def load_weights(path: str | Path) -> tuple[dict[str, Tensor], Provenance]:
+    """Tensors (as float32, on the CPU) and provenance of a safetensors file that zfkit wrote.
+
+    Raises ModelError for a missing, damaged or pickled file, one without provenance, or one that holds
+    values that are not finite.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    provenance = read_provenance(path)
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path.name} is damaged ({error}); download or copy it again") from None
+    broken = [name for name, t in tensors.items() if not torch.isfinite(t).all()]
+    if broken:
+        raise ModelError(f"{path.name}: {', '.join(broken)} hold NaN or infinite values; train it again")
+    return {name: t.float() for name, t in tensors.items()}, provenance
+
+
+def save_weights(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    provenance: Provenance,
+    dtype: torch.dtype = torch.float16,
+) -> Path:
+    """Write tensors with their provenance, by default in half precision; the file appears whole or not at all."""
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    kept = {name: t.detach().to("cpu", dtype).contiguous() for name, t in tensors.items()}
+    write_whole(path, lambda part: save_file(kept, part, {KEY: json.dumps(provenance)}))
+    return path
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Call `write` with a temporary name beside `path`, then rename: nobody sees half a file.
+
+    Raises the OSError of a full disk or a read-only folder, leaving what was there before.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    part = Path(name)
+    try:
+        write(part)
+        umask = os.umask(0)
+        os.umask(umask)
+        part.chmod(0o666 & ~umask)  # mkstemp made it private
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _check_is_safetensors(path: Path) -> None:
+    if not path.is_file():
+        raise ModelError(f"there is no file {str(path)!r}; check the path")
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        raise ModelError(
+            f"{path.name} is a pickled checkpoint, and unpickling can run any code, so zfkit does not. Convert "
+            "it where you trust it: safetensors.torch.save_file(torch.load(path, weights_only=True), ...)"
+        )
+    length = struct.unpack("<Q", head[:8])[0] if len(head) == 9 else -1
+    if head[8:] != b"{" or not 0 < length <= path.stat().st_size - 8:
+        raise ModelError(f"{path.name} is no checkpoint: it is not in safetensors format, or it is cut short")

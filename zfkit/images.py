@@ -1,0 +1,597 @@
+"""Where pictures come from: bundled photographs, a folder, Parquet or a torchvision data set.
+
+Whatever the source, an `ImageSet` hands over upright uint8 RGB pictures of one size, (3, S, S), with
+labels and names. Small sets are decoded once and kept in memory, larger ones are streamed.
+"""
+
+from __future__ import annotations
+
+import glob as globbing
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .errors import ImageError, unknown
+
+IN_MEMORY_BYTES = 2**30  # sets up to this size are decoded once and kept
+MAX_PIXELS = 100_000_000  # a 300 MB picture; beyond that a file is taken for a decompression bomb
+UNLABELLED = -1
+
+
+class Batch(NamedTuple):
+    """Consecutive pictures of a set; unreadable ones are left out."""
+
+    indices: Tensor  # (n,) int64, places in the set
+    pixels: Tensor  # (n, 3, S, S) uint8
+    label: Tensor  # (n,) int64, -1 where there is none
+
+
+class Skipped(NamedTuple):
+    """A file or row that could not be used, and why."""
+
+    name: str
+    reason: str
+
+
+class Windows(NamedTuple):
+    """Which photograph each picture of a set was cut from, and where."""
+
+    photograph: Tensor  # (N,) int64, non-decreasing
+    box: Tensor  # (N, 4) float: left, top, right, bottom in pixels of the photograph
+
+    def overlap(self, index: Sequence[int] | Tensor) -> Tensor:
+        """(n, n) bool: do these windows share pixels of one photograph? (True on the diagonal.)"""
+        index = torch.as_tensor(index)
+        box, photograph = self.box[index], self.photograph[index]
+        low = torch.maximum(box[:, None, :2], box[None, :, :2])
+        high = torch.minimum(box[:, None, 2:], box[None, :, 2:])
+        return (low < high).all(-1) & (photograph[:, None] == photograph[None])
+
+
+Reader = Callable[[int], tuple[Image.Image, int]]  # place in the set -> (picture, label)
+
+
+class ImageSet:
+    """Ordered pictures of one size: uint8 RGB (3, S, S), with labels and names.
+
+    Attributes:
+        source: the text `load_images` was called with.
+        size: S, the side in pixels.
+        classes: class names; a label is a place in them.
+        windows: for sets cut out of larger photographs, where each picture comes from; else None.
+        skipped: what could not be read so far, as (name, reason).
+    """
+
+    def __init__(
+        self,
+        read: Reader,
+        names: Sequence[str],
+        *,
+        size: int,
+        source: str = "custom",
+        classes: Sequence[str] = (),
+        windows: Windows | None = None,
+        skipped: Sequence[Skipped] = (),
+    ) -> None:
+        self.source, self.size, self.classes = source, size, tuple(classes)
+        self.windows = windows
+        self.skipped = list(skipped)
+        self._read = read
+        self._names = names
+        self._pixels: Tensor | None = None  # (N, 3, S, S) uint8 once in memory
+        self._labels: Tensor | None = None  # (N,) int64
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __repr__(self) -> str:
+        kept = "in memory" if self._pixels is not None else "streamed"
+        classes = f", {len(self.classes)} classes" if self.classes else ""
+        return f"ImageSet({self.source!r}: {len(self)} pictures of {self.size} px, {kept}{classes})"
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        """Picture i as uint8 (3, S, S) and its label, -1 where there is none.
+
+        Raises IndexError outside the set and ImageError where the file cannot be decoded.
+        """
+        i = self._place(i)
+        if self._pixels is not None and self._labels is not None:
+            return self._pixels[i], int(self._labels[i])
+        return self._decode(i)
+
+    def name(self, i: int) -> str:
+        """File name, row, or photograph with scale and place, of picture i."""
+        return self._names[self._place(i)]
+
+    @property
+    def labels(self) -> Tensor | None:
+        """(N,) int64 labels of a set in memory, -1 where there is none; None while streaming."""
+        return self._labels
+
+    def take(self, index: Sequence[int] | Tensor) -> Tensor:
+        """Pictures at these places, uint8 (n, 3, S, S). Raises as indexing does."""
+        places = [self._place(int(i)) for i in index]
+        if self._pixels is not None:
+            return self._pixels[places]
+        return torch.stack([self._decode(i)[0] for i in places])
+
+    def batches(self, batch_size: int = 64, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        """Pictures start..stop in order, `batch_size` at a time, decoded ahead by threads.
+
+        An unreadable picture is left out, warned about by name, and listed in `skipped`.
+        """
+        stop = len(self) if stop is None else min(stop, len(self))
+        spans = [range(a, min(a + batch_size, stop)) for a in range(start, stop, batch_size)]
+        if self._pixels is not None and self._labels is not None:
+            for span in spans:
+                part = slice(span.start, span.stop)
+                yield Batch(torch.arange(span.start, span.stop), self._pixels[part], self._labels[part])
+            return
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+            ahead: list[list[Future[tuple[Tensor, int]]]] = []
+            for b, span in enumerate(spans):
+                while len(ahead) < 2 and b + len(ahead) < len(spans):
+                    ahead.append([pool.submit(self._decode, i) for i in spans[b + len(ahead)]])
+                batch = self._gather(span, ahead.pop(0))
+                if len(batch.indices):
+                    yield batch
+
+    def _gather(self, span: range, futures: list[Future[tuple[Tensor, int]]]) -> Batch:
+        index, pixels, labels = [], [], []
+        for i, future in zip(span, futures, strict=True):
+            try:
+                picture, label = future.result()
+            except ImageError as error:
+                name = self._names[i]
+                if all(name != s.name for s in self.skipped):
+                    self.skipped.append(Skipped(name, str(error)))
+                    warnings.warn(f"skipped {error}", stacklevel=3)
+                continue
+            index.append(i)
+            pixels.append(picture)
+            labels.append(label)
+        side = (3, self.size, self.size)
+        stacked = torch.stack(pixels) if pixels else torch.empty((0, *side), dtype=torch.uint8)
+        return Batch(torch.tensor(index, dtype=torch.long), stacked, torch.tensor(labels, dtype=torch.long))
+
+    def in_memory(self, progress: bool = True) -> ImageSet:
+        """The same set decoded once and kept, without its unreadable pictures (they are in `skipped`)."""
+        shown = tqdm(
+            total=len(self), desc=f"reading {self.source}", unit="img", disable=not progress, leave=False
+        )
+        with shown:
+            batches = []
+            for batch in self.batches(256):
+                batches.append(batch)
+                shown.update(len(batch.indices))
+        if not batches:
+            first = self.skipped[0].reason if self.skipped else "the source is empty"
+            raise ImageError(f"none of the {len(self)} pictures of {self.source!r} can be read: {first}")
+        kept = torch.cat([b.indices for b in batches])
+        windows = Windows(*(w[kept] for w in self.windows)) if self.windows else None
+        names = [self._names[i] for i in kept.tolist()]
+        loaded = ImageSet(
+            self._read,
+            names,
+            size=self.size,
+            source=self.source,
+            classes=self.classes,
+            windows=windows,
+            skipped=self.skipped,
+        )
+        loaded._pixels = torch.cat([b.pixels for b in batches])
+        loaded._labels = torch.cat([b.label for b in batches])
+        return loaded
+
+    def fingerprint(self) -> str:
+        """16 hex digits that change with the set's names, order or size (not a hash of every pixel)."""
+        digest = hashlib.sha256(f"{self.size} {len(self)}".encode())
+        for i in range(len(self)):
+            digest.update(self._names[i].encode() + b"\0")
+        return digest.hexdigest()[:16]
+
+    def _place(self, i: int) -> int:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"picture {i} of {self.source!r} does not exist: it holds {len(self)}")
+        return i % len(self)
+
+    def _decode(self, i: int) -> tuple[Tensor, int]:
+        picture, label = self._read(i)
+        return to_tensor(square(picture, self.size)), label
+
+
+# ---------------------------------------------------------------------------------------------- decoding
+
+
+def decode(file: str | Path | IO[bytes] | bytes, name: str = "") -> Image.Image:
+    """Any picture file as an upright RGB `PIL.Image`: EXIF turned, alpha over white, 16 bit scaled to 8.
+
+    Of an animation, the first frame. Raises ImageError, naming the file, for what cannot be decoded.
+    """
+    name = name or (str(file) if isinstance(file, str | Path) else "picture")
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise ImageError(
+                    f"{name}: {opened.width} x {opened.height} pixels are more than {MAX_PIXELS:,}; "
+                    "make it smaller first"
+                )
+            opened.load()
+            return to_rgb(opened, name)
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(
+            f"{name}: not a picture in a format that Pillow reads; remove or convert it"
+        ) from None
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, MemoryError) as error:
+        raise ImageError(f"{name}: damaged or truncated picture ({error}); replace or remove it") from None
+
+
+def to_rgb(picture: Image.Image, name: str = "picture") -> Image.Image:
+    """Upright 8-bit RGB, as `decode` describes. Raises ImageError for pictures without a known range."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):
+        values = np.asarray(picture).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ImageError(
+                f"{name}: integers beyond 16 bits have no known range; convert it to 8 bits first"
+            )
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if picture.mode == "F":
+        raise ImageError(f"{name}: floating-point pixels have no known range; convert it to 8 bits first")
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        rgba = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return picture.convert("RGB")
+
+
+def square(picture: Image.Image, size: int) -> Image.Image:
+    """Centre square of the picture, resized to size x size px (bilinear, antialiased)."""
+    side = min(picture.size)
+    left, top = (picture.width - side) / 2, (picture.height - side) / 2
+    if picture.size == (size, size):
+        return picture
+    return picture.resize(
+        (size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side), reducing_gap=3
+    )
+
+
+def to_tensor(picture: Image.Image) -> Tensor:
+    """RGB picture -> uint8 (3, H, W)."""
+    return torch.from_numpy(np.array(picture, dtype=np.uint8)).permute(2, 0, 1).contiguous()
+
+
+def open_image(path: str | Path, size: int = 224) -> Tensor:
+    """One picture of your own as uint8 (3, size, size): smallest side resized, centre crop.
+
+    Raises ImageError where the file is missing or cannot be decoded.
+    """
+    if not Path(path).exists():
+        raise ImageError(f"there is no file {str(path)!r}; check the path")
+    return to_tensor(square(decode(path), size))
+
+
+# ----------------------------------------------------------------------------------------------- sources
+
+
+def load_images(
+    source: str = "photos",
+    *,
+    size: int = 224,
+    limit: int | None = None,
+    root: str | Path | None = None,
+    split: str = "val",
+    progress: bool = True,
+) -> ImageSet:
+    """Pictures by name: smallest side resized to `size`, centre crop, upright uint8 RGB.
+
+    Args:
+        source: ``"photos"`` (bundled: windows of 17 photographs at several scales),
+            ``"folder:PATH"`` (sub-folders are classes), ``"parquet:PATH"`` (a file, folder or glob in the
+            Hugging Face image layout) or ``"torchvision:NAME"`` (``"torchvision:CIFAR10"``).
+        size: side in pixels.
+        limit: only the first so many.
+        root: where torchvision keeps its data; default ``~/.cache/zfkit``.
+        split: ``"val"`` or ``"train"``, for torchvision data sets that are divided.
+        progress: show a bar while reading.
+
+    Sets up to 1 GiB are decoded at once; pictures that cannot be read are warned about by name, left out,
+    and listed in ``.skipped``. Larger sets are streamed, and leave such pictures out on the way.
+
+    Raises ImageError for a source that does not exist or holds no picture.
+
+    >>> photos = load_images("photos")
+    >>> pixels, label = photos[3]          # uint8 (3, 224, 224), -1
+    """
+    if size < 1:
+        raise ImageError(f"size must be at least 1 pixel, not {size}")
+    if limit is not None and limit < 1:
+        raise ImageError(f"limit must be at least 1 picture or None, not {limit}")
+    kind, _, rest = source.partition(":")
+    openers: dict[str, Callable[[], ImageSet]] = {
+        "photos": lambda: _photos(size),
+        "folder": lambda: _folder(rest, size),
+        "parquet": lambda: _parquet(rest, size),
+        "torchvision": lambda: _torchvision(rest, size, root, split),
+    }
+    if kind not in openers:
+        names = ["photos", "folder:PATH", "parquet:PATH", "torchvision:NAME"]
+        hint = f" For a folder of pictures say 'folder:{source}'." if Path(source).exists() else ""
+        raise ImageError(unknown("image source", source, names) + "." + hint)
+    if kind != "photos" and not rest:
+        raise ImageError(f"{source!r} lacks what comes after the colon, as in 'folder:my/pictures'")
+    images = openers[kind]()
+    images.source = source
+    if limit is not None and limit < len(images):
+        images._names = images._names[:limit]
+        if images.windows:
+            images.windows = Windows(*(w[:limit] for w in images.windows))
+    if len(images) * 3 * size * size <= IN_MEMORY_BYTES:
+        images = images.in_memory(progress)
+    return images
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A photograph inside an installed package, with what its package says of its licence."""
+
+    name: str
+    package: str
+    file: str
+    licence: str
+
+    @property
+    def path(self) -> Path | None:
+        """Its file, or None where this version of the package does not bring it."""
+        spec = importlib.util.find_spec(self.package)  # finds the package without running it
+        for folder in spec.submodule_search_locations or () if spec else ():
+            if (Path(folder) / self.file).is_file():
+                return Path(folder) / self.file
+        return None
+
+
+SKIMAGE, SKLEARN = ("skimage", "data/"), ("sklearn", "datasets/images/")
+# Natural colour photographs first, then scientific ones and textures. What their packages say: data/README.md.
+PHOTOGRAPHS = tuple(
+    Photograph(name, package, folder + file, licence)
+    for name, (package, folder), file, licence in (
+        ("astronaut", SKIMAGE, "astronaut.png", "public domain (NASA)"),
+        ("chelsea", SKIMAGE, "chelsea.png", "CC0 (Stefan van der Walt)"),
+        ("coffee", SKIMAGE, "coffee.png", "CC0 (Rachel Michetti)"),
+        ("rocket", SKIMAGE, "rocket.jpg", "public domain (SpaceX)"),
+        ("china", SKLEARN, "china.jpg", "CC BY 2.0 (danielbuechele)"),
+        ("flower", SKLEARN, "flower.jpg", "CC BY 2.0 (vultilion)"),
+        ("hubble", SKIMAGE, "hubble_deep_field.jpg", "public domain (NASA)"),
+        ("retina", SKIMAGE, "retina.jpg", "CC0"),
+        ("tissue", SKIMAGE, "ihc.png", "no known copyright restrictions"),
+        ("camera", SKIMAGE, "camera.png", "CC0 (Lav Varshney)"),
+        ("brick", SKIMAGE, "brick.png", "CC0"),
+        ("gravel", SKIMAGE, "gravel.png", "CC0"),
+        ("grass", SKIMAGE, "grass.png", "CC0"),
+        ("cell", SKIMAGE, "cell.png", "CC0"),
+        ("coins", SKIMAGE, "coins.png", "no known copyright restrictions"),
+        ("clock", SKIMAGE, "clock_motion.png", "public domain (Stefan van der Walt)"),
+        ("text", SKIMAGE, "text.png", "public domain"),
+    )
+)
+SCALES = (1.0, 1.4, 2.0, 2.8)  # smallest side of the photograph, in window sides
+
+
+def _photos(size: int) -> ImageSet:
+    """Windows of size x size px over the bundled photographs at several scales, half a window apart."""
+    plans: list[tuple[Photograph, tuple[int, int], tuple[int, int]]] = []  # photograph, scaled size, corner
+    names: list[str] = []
+    photograph: list[int] = []
+    boxes: list[tuple[float, float, float, float]] = []
+    missing = []
+    for p, photo in enumerate(PHOTOGRAPHS):
+        if photo.path is None:
+            missing.append(Skipped(photo.name, f"{photo.name}: not in the installed {photo.package}"))
+            continue
+        with Image.open(photo.path) as opened:
+            width, height = opened.size
+        for scale in SCALES:
+            factor = scale * size / min(width, height)
+            if factor > 1.15 and scale > 1:  # enlarging further would only show blur
+                break
+            scaled = (max(size, round(width * factor)), max(size, round(height * factor)))
+            for top in _starts(scaled[1], size):
+                for left in _starts(scaled[0], size):
+                    plans.append((photo, scaled, (left, top)))
+                    photograph.append(p)
+                    boxes.append((left / factor, top / factor, (left + size) / factor, (top + size) / factor))
+                    names.append(
+                        f"{photo.name} (scale {factor:.2f}, left {left / factor:.0f}, top {top / factor:.0f})"
+                    )
+    if not plans:
+        raise ImageError("no bundled photograph found: pip install scikit-image scikit-learn")
+    cache: dict[tuple[str, tuple[int, int]], Image.Image] = {}
+    lock = threading.Lock()
+
+    def read(i: int) -> tuple[Image.Image, int]:
+        photo, scaled, (left, top) = plans[i]
+        with lock:  # each photograph is decoded and scaled once, not once a window
+            if (photo.name, scaled) not in cache:
+                if len(cache) > 2 * len(SCALES):
+                    cache.clear()
+                whole = decode(photo.path or "", photo.name)
+                cache[photo.name, scaled] = whole.resize(scaled, Image.Resampling.BICUBIC)
+            resized = cache[photo.name, scaled]
+        return resized.crop((left, top, left + size, top + size)), UNLABELLED
+
+    windows = Windows(torch.tensor(photograph), torch.tensor(boxes, dtype=torch.float32))
+    return ImageSet(read, names, size=size, windows=windows, skipped=missing)
+
+
+def _starts(length: int, size: int) -> list[int]:
+    """Where windows of `size` begin along `length`: evenly, at most half a window apart, ends included."""
+    steps = -(-(length - size) // (size // 2 or 1))
+    return [round(i * (length - size) / steps) for i in range(steps + 1)] if steps else [0]
+
+
+def _folder(path: str, size: int) -> ImageSet:
+    """Every picture below a folder, in the order of their paths; first-level sub-folders are classes."""
+    top = Path(path).expanduser()
+    if not top.exists():
+        raise ImageError(f"there is no folder {path!r}; check the path (it is looked up from {Path.cwd()})")
+    if not top.is_dir():
+        raise ImageError(f"{path!r} is a file, and a folder was expected: say 'folder:{top.parent}'")
+    suffixes = Image.registered_extensions()
+    files, others = [], 0
+    for folder, below, here in os.walk(top):
+        below.sort()
+        for file in sorted(here):
+            if Path(file).suffix.lower() in suffixes:
+                files.append(Path(folder) / file)
+            else:
+                others += 1
+    if not files:
+        found = f"{others} files, none with the suffix of a picture" if others else "it is empty"
+        raise ImageError(f"no pictures in folder {path!r}: {found} (.jpg, .png, .webp, .tif, .bmp, ...)")
+    files.sort(key=lambda f: f.relative_to(top).parts)
+    names = [str(f.relative_to(top)) for f in files]
+    parts = [f.relative_to(top).parts for f in files]
+    classes = sorted({p[0] for p in parts if len(p) > 1})
+    labels = [classes.index(p[0]) if len(p) > 1 else UNLABELLED for p in parts]
+    return ImageSet(lambda i: (decode(files[i], names[i]), labels[i]), names, size=size, classes=classes)
+
+
+def _parquet(path: str, size: int) -> ImageSet:
+    """Rows of Parquet files in the Hugging Face image layout: image struct<bytes, path>, label int."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    place = Path(path).expanduser()
+    files = (
+        sorted(place.glob("*.parquet"))
+        if place.is_dir()
+        else [Path(f) for f in sorted(globbing.glob(str(place)))]
+    )
+    if not files:
+        raise ImageError(f"no Parquet file at {path!r}; check the path or glob (looked up from {Path.cwd()})")
+    opened, spans = [], []
+    names: list[str] = []
+    classes: list[str] = []
+    for f, file in enumerate(files):
+        try:
+            parquet = pq.ParquetFile(file)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ImageError(f"{file.name}: not a readable Parquet file ({error}); replace it") from None
+        schema = parquet.schema_arrow
+        column = schema.field("image").type if "image" in schema.names else None
+        if column is None or not pa.types.is_struct(column) or column.get_field_index("bytes") < 0:
+            raise ImageError(
+                f"{file.name}: no column 'image' of struct<bytes, path>, as Hugging Face lays images out; "
+                f"its columns are: {', '.join(schema.names)}"
+            )
+        classes = classes or _class_names(schema.metadata or {})
+        opened.append(parquet)
+        for group in range(parquet.num_row_groups):
+            rows = parquet.metadata.row_group(group).num_rows
+            spans.append((f, group, len(names), rows))
+            names += [f"{file.name} row {len(names) + r - _file_start(spans, f)}" for r in range(rows)]
+    starts = np.array([s[2] for s in spans])
+    groups: OrderedDict[int, tuple[list[bytes | None], list[int]]] = OrderedDict()
+    lock = threading.Lock()
+
+    def read(i: int) -> tuple[Image.Image, int]:
+        g = int(np.searchsorted(starts, i, side="right")) - 1
+        file, group, start, _ = spans[g]
+        with lock:
+            if g not in groups:
+                labelled = "label" in opened[file].schema_arrow.names
+                table = opened[file].read_row_group(
+                    group, columns=["image", "label"] if labelled else ["image"]
+                )
+                data = table["image"].combine_chunks().field("bytes").to_pylist()
+                labels = table["label"].to_pylist() if labelled else [UNLABELLED] * len(data)
+                groups[g] = (data, [UNLABELLED if v is None else int(v) for v in labels])
+                while len(groups) > 4:
+                    groups.popitem(last=False)
+            data, labels = groups[g]
+        encoded = data[i - start]
+        if not encoded:
+            raise ImageError(f"{names[i]}: the row holds no picture bytes; remove it")
+        return decode(encoded, names[i]), labels[i - start]
+
+    return ImageSet(read, names, size=size, classes=classes)
+
+
+def _file_start(spans: list[tuple[int, int, int, int]], file: int) -> int:
+    return next(start for f, _, start, _ in spans if f == file)
+
+
+def _class_names(metadata: dict[bytes, bytes]) -> list[str]:
+    """Class names that Hugging Face's `datasets` leaves in a Parquet schema, or none."""
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        return [str(n) for n in features["label"]["names"]]
+    except (KeyError, TypeError, ValueError):
+        return []
+
+
+def _torchvision(name: str, size: int, root: str | Path | None, split: str) -> ImageSet:
+    """A data set of torchvision by class name, downloaded on first use."""
+    import inspect
+
+    from torchvision import datasets
+
+    if split not in ("val", "train"):
+        raise ImageError(f"split must be 'val' or 'train', not {split!r}")
+    known = [n for n in datasets.__all__ if isinstance(getattr(datasets, n), type)]
+    if name not in known:
+        raise ImageError(unknown("torchvision data set", name, known))
+    accepted = inspect.signature(getattr(datasets, name)).parameters
+    folder = Path(root).expanduser() if root else Path.home() / ".cache" / "zfkit" / "torchvision"
+    options: list[dict[str, object]] = [{}]
+    if "train" in accepted:
+        options = [{"train": split == "train"}]
+    elif "split" in accepted:
+        wanted = ["train", "training"] if split == "train" else ["val", "valid", "test", "testing"]
+        options = [{"split": s} for s in wanted]
+    for option in options:
+        if "root" in accepted:
+            option["root"] = str(folder)
+        if "download" in accepted:
+            option["download"] = True
+    failure: Exception | None = None
+    for option in options:
+        try:
+            dataset = getattr(datasets, name)(**option)
+            break
+        except ValueError as error:  # this data set calls its splits otherwise
+            failure = failure or error
+        except Exception as error:
+            raise ImageError(
+                f"torchvision could not provide {name} ({type(error).__name__}: {error}); "
+                f"check the connection, or put the data into {folder}"
+            ) from None
+    else:
+        raise ImageError(f"torchvision's {name} has no {split} split that zfkit recognises ({failure})")
+
+    def read(i: int) -> tuple[Image.Image, int]:
+        sample = dataset[i]
+        picture, label = sample[0], sample[1] if len(sample) > 1 else UNLABELLED
+        if isinstance(picture, Tensor | np.ndarray):
+            picture = Image.fromarray(np.asarray(picture, dtype=np.uint8))
+        return to_rgb(picture, f"{name} {i}"), label if isinstance(label, int) else UNLABELLED
+
+    names = [f"{name} {split} {i}" for i in range(len(dataset))]
+    return ImageSet(read, names, size=size, classes=[str(c) for c in getattr(dataset, "classes", ())])

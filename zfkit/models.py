@@ -1,0 +1,439 @@
+"""The networks: `ZFNet` and `AlexNet` as the paper draws them, the zoo, and your own through `wrap_model`.
+
+A `VisionModel` is a network together with what it expects of a picture and what it calls its classes.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoints import Provenance, load_weights, read_provenance
+from .errors import ImageError, ModelError, unknown
+from .graph import LEAVES, Network, pair, trace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What distinguishes the presets; everything else they share (Zeiler & Fergus, Fig. 3).
+
+    Kernel, stride and padding are in units of the layer's own input.
+    """
+
+    family: str  # "zfnet" or "alexnet"
+    input_size: int  # pixels
+    conv1: tuple[int, int, int]  # kernel, stride, padding
+    conv2: tuple[int, int, int]
+    pool2: tuple[int, int, int] = (3, 2, 0)
+    widths: tuple[int, int, int, int, int] = (96, 256, 384, 384, 256)
+    hidden: int = 4096
+    classes: int = 1000
+
+
+# The paper gives 224 -> 110 -> 55 -> 26 -> 13 -> 13 -> 13 -> 13 -> 6 without saying how it pads; these
+# paddings and ceil-mode pooling are the ones that produce it.
+ARCHITECTURES = {
+    "zfnet224": Architecture("zfnet", 224, conv1=(7, 2, 1), conv2=(5, 2, 0)),
+    "alexnet224": Architecture("alexnet", 224, conv1=(11, 4, 2), conv2=(5, 1, 2)),
+    "zfnet64": Architecture("zfnet", 64, conv1=(7, 2, 1), conv2=(5, 1, 2), hidden=1024, classes=200),
+    "alexnet64": Architecture(
+        "alexnet", 64, conv1=(11, 4, 2), conv2=(5, 1, 2), pool2=(3, 1, 1), hidden=1024, classes=200
+    ),
+}
+
+
+class _PaperNetwork(nn.Sequential):
+    """Both networks of the paper in one chain: what differs is in `Architecture`."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        a = self.architecture = architecture
+        c1, c2, c3, c4, c5 = a.widths
+        pool = partial(nn.MaxPool2d, ceil_mode=True)
+        # Krizhevsky's k=2, n=5, alpha=1e-4, beta=.75. torch divides alpha by n, so it is given 5e-4.
+        norm = partial(nn.LocalResponseNorm, 5, alpha=5e-4, beta=0.75, k=2.0)
+        layers: OrderedDict[str, nn.Module] = OrderedDict(
+            conv1=nn.Conv2d(3, c1, *a.conv1), relu1=nn.ReLU(), pool1=pool(3, 2), norm1=norm(),
+            conv2=nn.Conv2d(c1, c2, *a.conv2), relu2=nn.ReLU(), pool2=pool(*a.pool2), norm2=norm(),
+            conv3=nn.Conv2d(c2, c3, 3, padding=1), relu3=nn.ReLU(),
+            conv4=nn.Conv2d(c3, c4, 3, padding=1), relu4=nn.ReLU(),
+            conv5=nn.Conv2d(c4, c5, 3, padding=1), relu5=nn.ReLU(), pool5=pool(3, 2),
+            flatten=nn.Flatten(),
+        )  # fmt: skip
+        side = _last_side(layers, a.input_size)
+        layers |= OrderedDict(
+            fc6=nn.Linear(c5 * side * side, a.hidden), relu6=nn.ReLU(), drop6=nn.Dropout(0.5),
+            fc7=nn.Linear(a.hidden, a.hidden), relu7=nn.ReLU(), drop7=nn.Dropout(0.5),
+            fc8=nn.Linear(a.hidden, a.classes),
+        )  # fmt: skip
+        super().__init__(layers)
+        for parameter in self.parameters():  # section 3: weights 10^-2, biases 0
+            nn.init.normal_(parameter, 0, 0.01) if parameter.dim() > 1 else nn.init.zeros_(parameter)
+
+
+class ZFNet(_PaperNetwork):
+    """The paper's network (section 3, Fig. 3), layers under the paper's names.
+
+    conv, ReLU, 3x3 max-pool, contrast normalisation across maps, twice; three more convolutions, a pool, two
+    hidden fully connected layers with dropout, the classes. Input (N, 3, S, S): RGB 0-255 minus the mean,
+    *not* divided by a standard deviation. Output (N, classes) logits. Weights start as N(0, 0.01^2).
+    """
+
+    def __init__(self, architecture: Architecture = ARCHITECTURES["zfnet224"]) -> None:
+        super().__init__(architecture)
+
+
+class AlexNet(_PaperNetwork):
+    """What the paper compares with: first layer 11x11 with stride 4 and second with stride 1, the rest equal.
+
+    Krizhevsky's network but for two simplifications that leave only the first layers to compare: no split
+    into groups, and normalisation after pooling as in `ZFNet`.
+    """
+
+    def __init__(self, architecture: Architecture = ARCHITECTURES["alexnet224"]) -> None:
+        super().__init__(architecture)
+
+
+def build(architecture: Architecture) -> ZFNet | AlexNet:
+    """An untrained network of this architecture."""
+    return ZFNet(architecture) if architecture.family == "zfnet" else AlexNet(architecture)
+
+
+def _last_side(layers: OrderedDict[str, nn.Module], side: int) -> int:
+    """Side of the last map, from the arithmetic of convolution and ceil-mode pooling."""
+    for layer in layers.values():
+        if isinstance(layer, nn.Conv2d):
+            side = (side + 2 * int(layer.padding[0]) - layer.kernel_size[0]) // layer.stride[0] + 1
+        elif isinstance(layer, nn.MaxPool2d):
+            kernel, stride, padding = (
+                v[0] for v in map(pair, (layer.kernel_size, layer.stride, layer.padding))
+            )
+            side = math.ceil((side + 2 * padding - kernel) / stride) + 1
+    return side
+
+
+@dataclass(frozen=True, eq=False)
+class VisionModel:
+    """A network, how pictures go into it, and what its outputs are called.
+
+    Attributes:
+        net: the `nn.Module`, in evaluation mode.
+        mean, scale: input = (rgb_0_255 - mean) * scale, one number per channel.
+        input_size: side in pixels of the pictures it was trained on. Convolutional layers take larger ones.
+        classes: names of its outputs, or empty.
+        name: what to call it in tables and captions.
+        provenance: data, recipe and accuracy, where known.
+    """
+
+    net: nn.Module
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+    input_size: int
+    classes: tuple[str, ...] = ()
+    name: str = "mine"
+    provenance: Provenance = field(default_factory=dict, repr=False)
+    _traced: dict[frozenset[type], Network] = field(default_factory=dict, repr=False)
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """uint8 RGB (N, 3, H, W) or (3, H, W) -> what the network takes, on its device, (N, C, H, W).
+
+        One-channel networks get the luma (ITU-R 601). Raises ImageError for another dtype or shape.
+        """
+        if images.dim() == 3:
+            images = images[None]
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
+            raise ImageError(
+                "expected uint8 RGB pictures (N, 3, H, W) with values 0-255, got "
+                f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
+            )
+        x = images.to(self.device).to(self.dtype)
+        if len(self.mean) == 1:
+            x = (x * x.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+        return (x - x.new_tensor(self.mean).view(-1, 1, 1)) * x.new_tensor(self.scale).view(-1, 1, 1)
+
+    @property
+    def network(self) -> Network:
+        """The traced network; traced again if rules for more kinds of module were registered since."""
+        key = frozenset(LEAVES)
+        if key not in self._traced:
+            self._traced[key] = trace(self.net)
+        return self._traced[key]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Dotted names of the layers in order of execution."""
+        return self.network.layers
+
+    @property
+    def conv_layers(self) -> tuple[str, ...]:
+        """Names of the convolutional layers in order of execution."""
+        steps = self.network.steps
+        return tuple(name for name in self.layers if isinstance(steps[name].module, nn.Conv2d))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.net.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the weights."""
+        return next(self.net.parameters()).dtype
+
+    def to(self, device: str | torch.device) -> VisionModel:
+        """Move the network to a device; returns the same model."""
+        self.net.to(device)
+        return self
+
+    def __repr__(self) -> str:
+        count = sum(p.numel() for p in self.net.parameters())
+        return f"VisionModel({self.name!r}: {count:,} parameters, {self.input_size} px, {len(self.classes)} classes)"
+
+
+def wrap_model(
+    net: nn.Module,
+    *,
+    mean: float | Sequence[float],
+    scale: float | Sequence[float],
+    input_size: int,
+    classes: Sequence[str] | None = None,
+    name: str = "mine",
+    provenance: Provenance | None = None,
+) -> VisionModel:
+    """Your own network, as zfkit uses them: any CNN that torch.fx can trace, for 1 or 3 channels.
+
+    Args:
+        net: takes (N, C, S, S) floats; it is put into evaluation mode.
+        mean, scale: input = (rgb_0_255 - mean) * scale; one number, or one per channel. For torchvision's
+            habit of dividing by 255 and normalising: ``mean=255 * mean, scale=1 / (255 * std)``.
+        input_size: S, in pixels.
+        classes: names of the outputs.
+
+    Raises ModelError where the numbers do not fit the network, or the network cannot be run or traced.
+
+    >>> model = wrap_model(net, mean=[123.7, 116.3, 103.5], scale=1 / 58, input_size=224)
+    """
+    if not isinstance(net, nn.Module):
+        raise ModelError(f"expected a torch.nn.Module, got {type(net).__name__}")
+    if not isinstance(input_size, int) or input_size < 1:
+        raise ModelError(f"input_size must be a positive whole number of pixels, not {input_size!r}")
+    first = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is None:
+        raise ModelError(f"{type(net).__name__} has no Conv2d layer, so it has no feature maps to look at")
+    channels = first.in_channels
+    if channels not in (1, 3):
+        raise ModelError(
+            f"{type(net).__name__} takes {channels} channels; zfkit shows networks that take 1 or 3"
+        )
+    numbers = []
+    for what, value in (("mean", mean), ("scale", scale)):
+        values = tuple(float(v) for v in value) if isinstance(value, Sequence) else (float(value),) * channels
+        if len(values) != channels or not all(math.isfinite(v) for v in values):
+            raise ModelError(
+                f"{what} must be one finite number or {channels}, one per channel, not {value!r}"
+            )
+        numbers.append(values)
+    if 0 in numbers[1]:
+        raise ModelError("scale must not be 0: every picture would look the same to the network")
+    model = VisionModel(
+        net.eval(), numbers[0], numbers[1], input_size, tuple(classes or ()), name, provenance or {}
+    )
+    try:
+        with torch.inference_mode():
+            shape = net(
+                torch.zeros(1, channels, input_size, input_size, device=model.device, dtype=model.dtype)
+            ).shape
+    except Exception as error:
+        raise ModelError(
+            f"{type(net).__name__} does not run on an input (1, {channels}, {input_size}, {input_size}): {error}"
+        ) from error
+    if classes and len(classes) != shape[-1]:
+        raise ModelError(f"{len(classes)} class names for a network with {shape[-1]} outputs")
+    _ = model.network  # trace now, so that a network zfkit cannot follow is refused here
+    return model
+
+
+# ------------------------------------------------------------------------------------------------ the zoo
+
+
+def _bundled() -> dict[str, Path]:
+    folder = Path(str(importlib.resources.files("zfkit"))) / "weights"
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"), reverse=True)}
+
+
+def list_models() -> pd.DataFrame:
+    """What `load_model` knows by name: data set, accuracy, size.
+
+    Columns: input (pixels), classes, parameters, data, top1 and top5 (validation accuracy in %), file
+    (MB); accuracy is missing for networks that come untrained.
+    """
+    import pandas as pd
+
+    rows = []
+    for name, path in _bundled().items():
+        known = read_provenance(path)
+        with torch.device("meta"):
+            count = sum(p.numel() for p in build(_architecture(known)).parameters())
+        rows.append(
+            {
+                "name": name, "input": known["input_size"], "classes": len(known["classes"]), "parameters": count,
+                "data": known["data"], "top1": known["top1"], "top5": known["top5"],
+                "file": round(path.stat().st_size / 1e6, 1),
+            }
+        )  # fmt: skip
+    for name in ("zfnet224", "alexnet224"):
+        a = ARCHITECTURES[name]
+        with torch.device("meta"):
+            count = sum(p.numel() for p in build(a).parameters())
+        rows.append(
+            {
+                "name": name,
+                "input": a.input_size,
+                "classes": a.classes,
+                "parameters": count,
+                "data": "untrained",
+            }
+        )
+    return pd.DataFrame(rows).set_index("name")
+
+
+def load_model(
+    name: str = "zfnet64",
+    *,
+    weights: str | None = "DEFAULT",
+    device: str | torch.device | None = None,
+    seed: int = 0,
+) -> VisionModel:
+    """A network by name or from a file, in evaluation mode.
+
+    Args:
+        name: ``"zfnet64"``, ``"alexnet64"`` (bundled, trained on Tiny ImageNet); ``"zfnet224"``,
+            ``"alexnet224"`` (the paper's geometry, untrained); ``"torchvision:alexnet"`` or any other of its
+            classifiers; a path that ends in ``.safetensors``, as zfkit writes them.
+        weights: for torchvision, the name of the weights, or None for random ones without a download.
+        device: default: the GPU if there is one.
+        seed: of random weights.
+
+    Raises ModelError for an unknown name, or a file that is missing, damaged, pickled or of another network.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    bundled = _bundled()
+    if name in bundled:
+        model = _from_file(bundled[name], name)
+    elif name in ARCHITECTURES:
+        a = ARCHITECTURES[name]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = build(a)
+        model = wrap_model(
+            net, mean=_MEAN, scale=1.0, input_size=a.input_size, name=name, provenance={"data": "untrained"}
+        )
+    elif name.startswith("torchvision:"):
+        model = _from_torchvision(name, weights, seed)
+    elif Path(name).suffix == ".safetensors" or Path(name).is_file():
+        model = _from_file(Path(name).expanduser(), Path(name).stem)
+    else:
+        names = [*bundled, "zfnet224", "alexnet224", "torchvision:NAME", "PATH.safetensors"]
+        raise ModelError(unknown("model", name, names))
+    return model.to(device)
+
+
+_MEAN = (122.5573, 114.3941, 101.4863)  # RGB 0-255, over Tiny ImageNet's training set
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's, of RGB 0-1
+
+
+def describe(architecture: Architecture) -> dict[str, Any]:
+    """The architecture as provenance keeps it."""
+    return asdict(architecture)
+
+
+def _architecture(provenance: Provenance) -> Architecture:
+    """The architecture that a file's provenance names. Raises ModelError where it names none."""
+    try:
+        told: dict[str, Any] = provenance["architecture"]
+        a = Architecture(**{k: tuple(v) if isinstance(v, list) else v for k, v in told.items()})
+        if a.family not in ("zfnet", "alexnet"):
+            raise KeyError(a.family)
+        return a
+    except (KeyError, TypeError, AttributeError):
+        raise ModelError(
+            "the file's provenance names no architecture that zfkit builds; was it edited?"
+        ) from None
+
+
+def _from_file(path: Path, name: str) -> VisionModel:
+    tensors, known = load_weights(path)
+    with torch.device("meta"):
+        net = build(_architecture(known))
+    expected = {k: tuple(v.shape) for k, v in net.state_dict().items()}
+    found = {k: tuple(v.shape) for k, v in tensors.items()}
+    if found != expected:
+        wrong = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
+        k = wrong[0]
+        raise ModelError(
+            f"{path.name} does not fit the {known['architecture']['family']} its provenance names: {len(wrong)} "
+            f"tensors differ, first {k}: expected {expected.get(k, 'none')}, found {found.get(k, 'none')}"
+        )
+    net.load_state_dict(tensors, assign=True)
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)
+    return wrap_model(
+        net,
+        mean=known.get("mean", _MEAN),
+        scale=known.get("scale", 1.0),
+        input_size=known["input_size"],
+        classes=known.get("classes"),
+        name=name,
+        provenance=known,
+    )
+
+
+def _from_torchvision(name: str, weights: str | None, seed: int) -> VisionModel:
+    from torchvision import models
+
+    short = name.removeprefix("torchvision:")
+    known = models.list_models(module=models)
+    if short not in known:
+        raise ModelError(unknown("torchvision model", short, known))
+    mean, std, size, classes, data = _IMAGENET_MEAN, _IMAGENET_STD, 224, None, "untrained"
+    if weights is None:
+        options = {"init_weights": True} if short in ("googlenet", "inception_v3") else {}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = models.get_model(short, weights=None, **options)
+        size = 299 if short == "inception_v3" else 224
+    else:
+        choices = models.get_model_weights(short)
+        if weights not in choices.__members__:
+            raise ModelError(unknown(f"set of weights of {short}", weights, ["None", *choices.__members__]))
+        chosen = choices[weights]
+        try:
+            net = models.get_model(short, weights=chosen)
+        except OSError as error:
+            raise ModelError(
+                f"the weights of {short} could not be downloaded ({error}); check the connection, or pass "
+                "weights=None for random ones"
+            ) from None
+        transform = chosen.transforms()
+        mean, std, size = tuple(transform.mean), tuple(transform.std), transform.crop_size[0]
+        classes, data = chosen.meta["categories"], f"ImageNet ({chosen})"
+    return wrap_model(
+        net,
+        mean=[255 * m for m in mean],
+        scale=[1 / (255 * s) for s in std],
+        input_size=size,
+        classes=classes,
+        name=name,
+        provenance={"data": data},
+    )
