@@ -6,7 +6,7 @@ top    = zfkit.mine(model, photos)
 zfkit.write_atlas(model, photos, "atlas", top=top)
 """
 
-from .atlas import Atlas, write_atlas
+from .atlas import Atlas, draw_layer, fits_inside, sample_maps, signed_to_rgb, write_atlas
 from .checkpoints import load_weights, read_provenance, save_weights
 from .deconv import Deconvnet, Options, project, register_rule
 from .errors import ImageError, LayerError, ModelError, ZfkitError
@@ -18,8 +18,38 @@ from .topk import Patches, TopK, mine, project_top
 __version__ = "0.1.0"
 
 __all__ = [
-    "AlexNet", "Architecture", "Atlas", "Box", "Deconvnet", "Field", "ImageError", "ImageSet", "LayerError",
-    "ModelError", "Options", "Patches", "TopK", "VisionModel", "ZFNet", "ZfkitError", "list_models",
-    "load_images", "load_model", "load_weights", "mine", "open_image", "project", "project_top",
-    "read_provenance", "receptive_field", "register_rule", "save_weights", "wrap_model", "write_atlas",
+    "AlexNet",
+    "Architecture",
+    "Atlas",
+    "Box",
+    "Deconvnet",
+    "Field",
+    "ImageError",
+    "ImageSet",
+    "LayerError",
+    "ModelError",
+    "Options",
+    "Patches",
+    "TopK",
+    "VisionModel",
+    "ZFNet",
+    "ZfkitError",
+    "draw_layer",
+    "fits_inside",
+    "list_models",
+    "load_images",
+    "load_model",
+    "load_weights",
+    "mine",
+    "open_image",
+    "project",
+    "project_top",
+    "read_provenance",
+    "receptive_field",
+    "register_rule",
+    "sample_maps",
+    "save_weights",
+    "signed_to_rgb",
+    "wrap_model",
+    "write_atlas",
 ]  # fmt: skip

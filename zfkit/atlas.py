@@ -9,6 +9,7 @@ import base64
 import html
 import io
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,11 @@ from torch import Tensor
 
 from .checkpoints import write_whole
 from .deconv import Options
-from .errors import ZfkitError
+from .errors import LayerError, ZfkitError
 from .images import PHOTOGRAPHS, ImageSet
 from .models import VisionModel
 from .receptive_field import receptive_field
-from .topk import Patches, TopK, mine, project_many
+from .topk import Patches, TopK, mine, project_many, units_inside
 
 TILE = 84  # side of one patch in the pictures, in px
 GAP = 2  # between the patches of one feature map, in px
@@ -114,53 +115,90 @@ def write_atlas(
         maps: how many feature maps of each layer, drawn at random by `seed` from those that are ever active;
             or "all"; or the channels themselves for each layer, as ``{"conv5": [17, 42]}``.
         k: pictures for each feature map.
-        top: the table of `mine`, if it is at hand.
+        top: the table of `mine`, if it is at hand. Otherwise pictures are mined here, and units that look
+            beyond a picture's border left out, where the pictures are large enough for that.
         options: how projections are made.
 
     Raises LayerError for unknown layers or channels, and ZfkitError where `out` cannot be written.
     """
-    if isinstance(maps, Mapping):
-        layers = list(maps) if layers is None else layers
-    names = list(layers) if layers is not None else list(model.conv_layers)
+    if isinstance(maps, Mapping) and layers is None:
+        layers = list(maps)
+    names = [layers] if isinstance(layers, str) else list(layers if layers is not None else model.conv_layers)
+    _check_maps(maps, names)
+    for name in names:
+        model.network.find(name)
     folder = _folder(out)
     if top is None:
-        top = mine(model, images, names, k, progress=progress)
-    generator = torch.Generator().manual_seed(seed)
-    chosen = {name: _choose(top, name, maps, generator) for name in names}
+        top = mine(model, images, names, k, inside=fits_inside(model, names, images.size), progress=progress)
+    chosen = (
+        {name: maps[name] for name in names}
+        if isinstance(maps, Mapping)
+        else sample_maps(top, names, maps, seed)
+    )
     found = project_many(model, images, top, chosen, k=min(k, top.k), options=options, progress=progress)
     pictures = {}
-    for name in names:
-        file = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.png"
-        sheet = draw_layer(found[name], top, _caption(model, images, top, found[name]))
-        write_whole(file, lambda part, sheet=sheet: sheet.save(part, "PNG"))  # type: ignore[misc]
-        pictures[name] = file
     page = _page(model, images, top, found)
-    write_whole(folder / "index.html", lambda part: part.write_text(page, encoding="utf-8"))
-    return Atlas(folder / "index.html", pictures, top.save(folder / "topk.parquet"))
+    try:
+        for name in names:
+            file = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.png"
+            sheet = draw_layer(found[name], top, _caption(model, images, top, found[name]))
+            write_whole(file, lambda part, sheet=sheet: sheet.save(part, "PNG"))  # type: ignore[misc]
+            pictures[name] = file
+        write_whole(folder / "index.html", lambda part: part.write_text(page, encoding="utf-8"))
+        return Atlas(folder / "index.html", pictures, top.save(folder / "topk.parquet"))
+    except OSError as error:
+        raise ZfkitError(
+            f"cannot write to {str(out)!r} ({error.strerror or error}); make room or choose another folder"
+        ) from error
+
+
+def _check_maps(maps: int | str | Mapping[str, Sequence[int]], layers: Sequence[str]) -> None:
+    if isinstance(maps, Mapping):
+        without = [name for name in layers if name not in maps]
+        if without:
+            raise LayerError(
+                f"maps says nothing of {', '.join(without)}; it has {', '.join(maps) or 'nothing'}"
+            )
+    elif maps != "all" and (isinstance(maps, bool) or not isinstance(maps, int) or maps < 1):
+        raise ZfkitError(f"maps must be a number of feature maps from 1 on, or 'all', not {maps!r}")
+
+
+def fits_inside(model: VisionModel, layers: Sequence[str], side: int) -> bool:
+    """Has each of these layers units that see nothing but the picture, in pictures of this side?"""
+    try:
+        for layer in layers:
+            units_inside(model, layer, side)
+    except LayerError:
+        return False
+    return True
 
 
 def _folder(out: str | Path) -> Path:
     folder = Path(out).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # better now than after all the work
+            pass
     except OSError as error:
         raise ZfkitError(f"cannot write to {str(out)!r} ({error.strerror}); choose another folder") from None
     return folder
 
 
-def _choose(
-    top: TopK, layer: str, maps: int | str | Mapping[str, Sequence[int]], generator: torch.Generator
-) -> list[int]:
-    """The channels to show, ascending."""
-    if isinstance(maps, Mapping):
-        return list(maps[layer])
-    live = torch.nonzero(top[layer].max > 0)[:, 0]
-    if maps == "all":
-        return list(range(len(top[layer].max)))
-    if not isinstance(maps, int) or maps < 1:
-        raise ZfkitError(f"maps must be a number of feature maps from 1 on, or 'all', not {maps!r}")
-    order = torch.randperm(len(live), generator=generator)
-    return sorted(live[order[:maps]].tolist())
+def sample_maps(
+    top: TopK, layers: Sequence[str] | None = None, maps: int | Literal["all"] = 24, seed: int = 0
+) -> dict[str, list[int]]:
+    """Channels by layer: so many of each, drawn at random from those that were ever active; ascending."""
+    _check_maps(maps, [])
+    generator = torch.Generator().manual_seed(seed)
+    chosen = {}
+    for layer in layers if layers is not None else top.layers:
+        live = torch.nonzero(top[layer].max > 0)[:, 0]
+        if maps == "all":
+            chosen[layer] = list(range(len(top[layer].max)))
+        else:
+            order = torch.randperm(len(live), generator=generator)
+            chosen[layer] = sorted(live[order[:maps]].tolist())
+    return chosen
 
 
 def _caption(model: VisionModel, images: ImageSet, top: TopK, patches: Patches) -> tuple[str, str]:
@@ -171,20 +209,31 @@ def _caption(model: VisionModel, images: ImageSet, top: TopK, patches: Patches) 
     return (
         f"{model.name}  {patches.layer}",
         f"{C} of {total} feature maps · the top {k} of {top.count:,} pictures ({images.source}) · left what the "
-        f"deconvnet reconstructs, each on its own symmetric scale around grey = 0; right the picture · receptive "
-        f"field {patches.projection.shape[-1]} px, stride {field.stride} px",
+        f"deconvnet reconstructs, each on its own symmetric scale around grey = 0; right the picture · "
+        + (
+            f"receptive field {patches.projection.shape[-1]} px, stride {field.stride} px"
+            if field.stride
+            else "each unit sees the whole picture"
+        ),
     )
 
 
-def draw_layer(patches: Patches, top: TopK, caption: tuple[str, str], columns: int = 4) -> Image.Image:
-    """One layer's feature maps as a sheet: 3x3 projections beside 3x3 patches, map number and maximum above."""
+def draw_layer(
+    patches: Patches, top: TopK, caption: tuple[str, str] | None = None, columns: int = 4, tile: int = TILE
+) -> Image.Image:
+    """One layer's feature maps as a sheet: 3x3 projections beside 3x3 patches, map number and maximum above.
+
+    Args:
+        caption: title and the line below it; default: layer, and how many of how many.
+        tile: side of one patch in px.
+    """
     margin, between, head = 28, 26, 24
-    blocks = [pair_of_montages(patches, i) for i in range(len(patches.channels))]
-    width, height = blocks[0][0].size if blocks else (TILE, TILE)
+    blocks = [pair_of_montages(patches, i, tile) for i in range(len(patches.channels))]
+    width, height = blocks[0][0].size if blocks else (tile, tile)
     block_width = 2 * width + 6
     columns = max(1, min(columns, len(blocks)))
     rows = -(-len(blocks) // columns)
-    title, line = caption
+    title, line = caption or (patches.layer, f"{len(blocks)} of {len(top[patches.layer].value)} feature maps")
     sheet_width = max(2 * margin + columns * (block_width + between) - between, 900)
     small, middle, large = (ImageFont.load_default(size) for size in (15, 17, 30))
     lines = _wrap(line, middle, sheet_width - 2 * margin)
@@ -232,29 +281,36 @@ _STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e8eaf0; --soft: #9aa2b1; --line: #333842; --paper: #14161a; --card: #1c1f25; } }
 * { box-sizing: border-box; }
-body { margin: 0; font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); }
-header, section, footer { max-width: 1500px; margin: 0 auto; padding: 1rem 1.5rem; }
+body { margin: 0; font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  overflow-wrap: anywhere; }
+header, section, footer { max-width: 1760px; margin: 0 auto; padding: 1rem 1.5rem; }
+section { scroll-margin-top: 2.6rem; }
 h1 { font-size: 1.7rem; margin: .6rem 0 .2rem; } h2 { font-size: 1.35rem; margin: 1rem 0 .2rem; }
 p { max-width: 75ch; margin: .4rem 0; } .soft { color: var(--soft); }
-nav { position: sticky; top: 0; background: var(--paper); border-bottom: 1px solid var(--line); z-index: 1; }
+nav { position: sticky; top: 0; background: var(--paper); border-bottom: 1px solid var(--line); z-index: 1;
+  max-height: 30vh; overflow-y: auto; }
 nav ul { display: flex; flex-wrap: wrap; gap: .4rem 1.2rem; list-style: none; margin: 0 auto; padding: .6rem 1.5rem;
-  max-width: 1500px; }
+  max-width: 1760px; }
 a { color: inherit; }
-.maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 1rem; margin-top: 1rem; }
+.maps { display: grid; grid-template-columns: repeat(auto-fill, min(100%, max(330px, var(--pair) + 2rem))); gap: 1rem;
+  margin-top: 1rem; align-items: start; }
 figure { margin: 0; padding: .7rem; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
-figcaption { display: flex; justify-content: space-between; gap: 1rem; margin-bottom: .4rem; font-size: .9rem; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: .5rem; }
-.grid { position: relative; } .grid img { display: block; width: 100%; height: auto; }
+figcaption { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 1rem; margin-bottom: .3rem;
+  font-size: .9rem; }
+.pair { display: grid; grid-template-columns: repeat(2, minmax(0, max-content)); gap: .5rem; font-size: .8rem; }
+.grid { position: relative; } .grid img { display: block; max-width: 100%; height: auto; }
 .grid ol { position: absolute; inset: 0; display: grid; margin: 0; padding: 0; list-style: none; }
-.crisp img { image-rendering: pixelated; }
+@media (min-width: 640px) { .crisp img { image-rendering: pixelated; } }
+details { margin-top: .4rem; font-size: .9rem; } details ol { margin: .3rem 0 0; padding-left: 1.8rem; }
 """
 
 
 def _page(model: VisionModel, images: ImageSet, top: TopK, found: Mapping[str, Patches]) -> str:
     """The whole atlas as one self-contained HTML file."""
     e = html.escape
-    accuracy = model.provenance.get("top1")
+    accuracy = e(str(model.provenance.get("top1") or ""))
     trained = str(model.provenance.get("data", "data unknown to zfkit"))
+    within = " Units that look beyond a picture's border are left out." if top.inside else ""
     links = "".join(f'<li><a href="#{e(layer)}">{e(layer)}</a></li>' for layer in found)
     sections = "".join(_section(model, images, top, patches) for patches in found.values())
     credits = "; ".join(f"{p.name}: {p.licence}" for p in PHOTOGRAPHS) if images.source == "photos" else ""
@@ -262,8 +318,8 @@ def _page(model: VisionModel, images: ImageSet, top: TopK, found: Mapping[str, P
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Atlas of {e(model.name)}</title><link rel="icon" href="data:,"><style>{_STYLE}</style></head><body>
 <header><h1>What do the layers of {e(model.name)} see?</h1>
-<p>For each feature map, the {found and next(iter(found.values())).value.shape[1]} pictures that excite it most, out of
-{top.count:,} ({e(images.source)}). On the right of each pair the part of the picture that the unit sees; on the
+<p>For each feature map, the {next(iter(found.values())).value.shape[1]} pictures that excite it most, out of
+{top.count:,} ({e(images.source)}).{within} On the right of each pair the part of the picture that the unit sees; on the
 left what the deconvnet reconstructs from that one activation, down to pixels.</p>
 <p class="soft">Network: {e(trained)}{f", {accuracy} % top-1 on validation" if accuracy else ""}. Projections are
 signed; grey is 0, and each is stretched to its own symmetric scale, so brightness does not compare between them.
@@ -287,18 +343,23 @@ def _section(model: VisionModel, images: ImageSet, top: TopK, patches: Patches) 
     field = receptive_field(model, patches.layer)
     dead = int((t.max <= 0).sum())
     told = (
-        f"{len(patches.channels)} of {len(t.value)} feature maps; each unit sees {patches.projection.shape[-1]} px "
-        f"of the picture, its neighbour {field.stride} px further on. "
+        f"{len(patches.channels)} of {len(t.value)} feature maps; each unit sees "
         + (
-            f"{dead} maps are never active on these pictures."
+            f"{patches.projection.shape[-1]} px of the picture, its neighbour {field.stride} px further on. "
+            if field.stride
+            else "the whole picture. "
+        )
+        + (
+            f"{dead} {'map is' if dead == 1 else 'maps are'} never active on these pictures."
             if dead
             else "Every map is active on some picture."
         )
     )
+    pair = 2 * int(np.ceil(np.sqrt(patches.value.shape[1]))) * (TILE + GAP)
     cards = "".join(_card(images, top, patches, i) for i in range(len(patches.channels)))
     return (
         f'<section id="{e(patches.layer)}"><h2>{e(patches.layer)}</h2><p class="soft">{told}</p>'
-        f'<div class="maps">{cards}</div></section>\n'
+        f'<div class="maps" style="--pair: {pair}px">{cards}</div></section>\n'
     )
 
 
@@ -307,9 +368,11 @@ def _card(images: ImageSet, top: TopK, patches: Patches, i: int) -> str:
     channel = int(patches.channels[i])
     t = top[patches.layer]
     crisp = patches.projection.shape[-1] <= TILE // 2
-    columns = int(np.ceil(np.sqrt(patches.value.shape[1])))
+    k = patches.value.shape[1]
+    columns = int(np.ceil(np.sqrt(k)))
+    shape = f"grid-template: repeat({-(-k // columns)}, 1fr) / repeat({columns}, 1fr)"
     names = [
-        f"{images.name(int(image))}, row {int(row)}, column {int(col)}: {number(value)}"
+        f"{_told(images, int(image))}: {number(value)} at row {int(row)}, column {int(col)}"
         for image, row, col, value in zip(
             patches.image[i], patches.row[i], patches.col[i], patches.value[i], strict=True
         )
@@ -318,15 +381,26 @@ def _card(images: ImageSet, top: TopK, patches: Patches, i: int) -> str:
     spots = "".join(f'<li title="{e(name)}"></li>' for name in names)
     listed = "".join(f"<li>{e(name)}</li>" for name in names)
     grids = "".join(
-        f'<div class="grid{" crisp" if crisp else ""}"><img loading="lazy" src="{_data_url(picture, crisp)}" '
+        f'<div><span class="soft">{head}</span>'
+        f'<div class="grid{" crisp" if crisp else ""}"><img decoding="async" src="{_data_url(picture, crisp)}" '
         f'width="{picture.width}" height="{picture.height}" alt="{e(what)} of {e(patches.layer)} map {channel}">'
-        f'<ol aria-hidden="true" style="grid-template-columns: repeat({columns}, 1fr)">{spots}</ol></div>'
-        for what, picture in zip(("projections", "patches"), pair_of_montages(patches, i), strict=True)
+        f'<ol aria-hidden="true" style="{shape}">{spots}</ol></div></div>'
+        for head, what, picture in zip(
+            ("deconvnet", "picture"), ("projections", "patches"), pair_of_montages(patches, i), strict=True
+        )
     )
     return (
         f"<figure><figcaption><b>map {channel}</b><span class='soft'>max {number(t.max[channel])} · active on "
         f"{float(t.active[channel]):.0%} of pictures</span></figcaption><div class='pair'>{grids}</div>"
         f"<details class='soft'><summary>which pictures</summary><ol>{listed}</ol></details></figure>"
+    )
+
+
+def _told(images: ImageSet, i: int) -> str:
+    """A picture's name, and its class where it has one."""
+    label = int(images.labels[i]) if images.labels is not None else -1
+    return (
+        f"{images.name(i)} ({images.classes[label]})" if 0 <= label < len(images.classes) else images.name(i)
     )
 
 

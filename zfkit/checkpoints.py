@@ -58,10 +58,11 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], Provenance]:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path.name} is damaged ({error}); download or copy it again") from None
+    tensors = {name: t.float() for name, t in tensors.items()}
     broken = [name for name, t in tensors.items() if not torch.isfinite(t).all()]
     if broken:
         raise ModelError(f"{path.name}: {', '.join(broken)} hold NaN or infinite values; train it again")
-    return {name: t.float() for name, t in tensors.items()}, provenance
+    return tensors, provenance
 
 
 def save_weights(
@@ -70,11 +71,20 @@ def save_weights(
     provenance: Provenance,
     dtype: torch.dtype = torch.float16,
 ) -> Path:
-    """Write tensors with their provenance, by default in half precision; the file appears whole or not at all."""
+    """Write tensors with their provenance, by default in half precision; the file appears whole or not at all.
+
+    Raises ModelError, and writes nothing, where a value is not finite in `dtype`.
+    """
     from safetensors.torch import save_file
 
     path = Path(path)
     kept = {name: t.detach().to("cpu", dtype).contiguous() for name, t in tensors.items()}
+    lost = [name for name, t in kept.items() if not torch.isfinite(t).all()]
+    if lost:
+        raise ModelError(
+            f"{', '.join(lost)} hold values that are not finite in {str(dtype).removeprefix('torch.')}: nothing was "
+            "written; check the weights, or save them with dtype=torch.float32"
+        )
     write_whole(path, lambda part: save_file(kept, part, {KEY: json.dumps(provenance)}))
     return path
 
@@ -103,11 +113,16 @@ def _check_is_safetensors(path: Path) -> None:
         raise ModelError(f"there is no file {str(path)!r}; check the path")
     with path.open("rb") as file:
         head = file.read(9)
+    # The format first: the header's length may happen to begin with a pickle's byte.
+    length = struct.unpack("<Q", head[:8])[0] if len(head) == 9 else -1
+    if head[8:] == b"{" and 0 < length <= path.stat().st_size - 8:
+        return
     if head[:2] == b"PK" or head[:1] == b"\x80":
         raise ModelError(
             f"{path.name} is a pickled checkpoint, and unpickling can run any code, so zfkit does not. Convert "
             "it where you trust it: safetensors.torch.save_file(torch.load(path, weights_only=True), ...)"
         )
-    length = struct.unpack("<Q", head[:8])[0] if len(head) == 9 else -1
-    if head[8:] != b"{" or not 0 < length <= path.stat().st_size - 8:
-        raise ModelError(f"{path.name} is no checkpoint: it is not in safetensors format, or it is cut short")
+    raise ModelError(
+        f"{path.name} is no checkpoint: it is not in safetensors format, or it is cut short; download or copy "
+        "it again"
+    )

@@ -116,7 +116,8 @@ def register_rule(
 
     The function gets R, (B, C, h, w), what came back to the operation's output; the module, or None for a
     function; and the `Context`. It returns what goes back to the first input, in that input's shape.
-    ``context.cut(tensor)`` cuts the recorded maps to R's windows.
+    ``context.cut(tensor)`` cuts the recorded maps to R's windows. R may be overwritten; of `input` and
+    `output`, `record` has to clone what it keeps as it is, since later steps may overwrite them.
 
     >>> @register_rule(torch.nn.SiLU, record=lambda module, x, y, options: x > 0)
     ... def silu(R, module, context):
@@ -154,6 +155,7 @@ def _entry(step: Step) -> _Entry | None:
 # ---------------------------------------------------------------------------------------------- the rules
 # Each gets R, what came back to the output of an operation, and returns what goes back to its input. Where
 # an operation slides a filter, R is a window of its output, and the rule returns all that the window reaches.
+# R belongs to the rule, which may overwrite it.
 
 
 def _relu_mask(module: Any, x: Tensor, y: Tensor, options: Options) -> Tensor | None:
@@ -169,8 +171,8 @@ def relu(R: Tensor, module: nn.Module, context: Context) -> Tensor:
     ReLU6 is treated as ReLU: on the way back nothing is capped at 6.
     """
     if context.options.rule != "gradient":
-        R = R.clamp(min=0)
-    return R if context.kept is None else R * context.cut(context.kept)
+        R = R.clamp_(min=0)
+    return R if context.kept is None else R.mul_(context.cut(context.kept))
 
 
 @_rule(nn.Conv2d)
@@ -178,15 +180,21 @@ def conv(R: Tensor, module: nn.Conv2d, context: Context) -> Tensor:
     """Filter with the transposed filters; biases have no part in it."""
     if module.padding_mode != "zeros":  # what was read at the border goes back to where it came from
         return adjoint(lambda x: module._conv_forward(x, module.weight, None), R, context.shapes[0])
-    if module.in_channels <= 4 and module.groups == 1 and pair(module.dilation) == (1, 1):
-        return _strided_transpose(R, module.weight, pair(module.stride))
-    return F.conv_transpose2d(
-        R, module.weight, stride=pair(module.stride), dilation=pair(module.dilation), groups=module.groups
-    )
+    weight, stride, dilation = module.weight, pair(module.stride), pair(module.dilation)
+    height, width = pair(module.kernel_size)
+    if module.groups == 1 and R.shape[2:] == (1, 1) and dilation == (1, 1):
+        return (R.flatten(1) @ weight.flatten(1)).view(len(R), -1, height, width)
+    if module.groups == 1 and stride == (1, 1):
+        reach = dilation[0] * (height - 1), dilation[1] * (width - 1)
+        flipped = weight.transpose(0, 1).flip(2, 3).contiguous(memory_format=torch.channels_last)
+        return F.conv2d(R, flipped, padding=reach, dilation=dilation)
+    if module.groups == 1 and dilation == (1, 1) and height >= stride[0] and width >= stride[1]:
+        return _strided_transpose(R, weight, stride)
+    return F.conv_transpose2d(R, weight, stride=stride, dilation=dilation, groups=module.groups)
 
 
 def _strided_transpose(R: Tensor, weight: Tensor, stride: tuple[int, int]) -> Tensor:
-    """`F.conv_transpose2d` for few output channels, several times faster.
+    """`F.conv_transpose2d`, several times faster where there are few output channels, as in the first layer.
 
     The output pixels of one phase (row mod stride, column mod stride) are a stride-1 convolution of R with
     every stride-th row and column of the filter. All phases together are one convolution with
@@ -205,12 +213,19 @@ def _strided_transpose(R: Tensor, weight: Tensor, stride: tuple[int, int]) -> Te
 
 
 def _switches(module: nn.MaxPool2d, x: Tensor, y: Tensor, options: Options) -> Tensor:
-    """Which place of its window each pooled value came from: 256 x row + column, int16 (N, C, h, w)."""
+    """Which place of its window each pooled value came from: 256 x row + column, int16 (N, C, h, w).
+
+    Windows too large for that get 65536 x row + column, int32.
+    """
     (h, w), width = y.shape[2:], x.shape[3]  # y: places in the input, counted along its rows
     place = y.int()
     row, column = place // width, place % width
     down, across = _pool_starts(module, h, w, x.device)
-    return (((row - down[:, None]) << 8) + column - across).short()
+    row, column = row - down[:, None], column - across
+    (kh, kw), (dh, dw) = pair(module.kernel_size), pair(module.dilation)
+    if dh * (kh - 1) < 128 and dw * (kw - 1) < 256:
+        return ((row << 8) + column).short()
+    return (row << 16) + column
 
 
 def _pool_starts(module: nn.MaxPool2d, h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -229,9 +244,11 @@ def max_unpool(R: Tensor, module: nn.MaxPool2d, context: Context) -> Tensor:
     (kh, kw), (sh, sw), (dh, dw) = pair(module.kernel_size), pair(module.stride), pair(module.dilation)
     B, C, h, w = R.shape
     height, width = (h - 1) * sh + dh * (kh - 1) + 1, (w - 1) * sw + dw * (kw - 1) + 1
+    bits = 8 if context.kept.dtype == torch.int16 else 16
     place = context.cut(context.kept).permute(0, 2, 3, 1).long()
     start = torch.arange(h, device=R.device)[:, None] * (sh * width) + torch.arange(w, device=R.device) * sw
-    place = (place >> 8).mul_(width - 256).add_(place).add_(start[..., None])  # row * width + column
+    place = (place >> bits).mul_(width - (1 << bits)).add_(place)  # row * width + column
+    place = place.add_(start[..., None])
     unpooled = R.new_zeros(B, height * width, C)
     unpooled.scatter_add_(1, place.reshape(B, h * w, C), R.permute(0, 2, 3, 1).reshape(B, h * w, C))
     return unpooled.view(B, height, width, C).permute(0, 3, 1, 2)
@@ -261,7 +278,7 @@ def adaptive_avg_unpool(R: Tensor, module: nn.AdaptiveAvgPool2d, context: Contex
     """As `avg_unpool`, for windows that follow from the output's size."""
     C, H, W = context.shapes[0]
     asked: Any = module.output_size
-    size = asked if isinstance(asked, tuple) else (asked, asked)
+    size = (asked, asked) if asked is None or isinstance(asked, int) else asked
     wanted = (size[0] or H, size[1] or W)
     return adjoint(lambda x: F.adaptive_avg_pool2d(x, wanted), R.reshape(len(R), C, *wanted), (C, H, W))
 
@@ -315,7 +332,7 @@ def linear(R: Tensor, module: nn.Linear, context: Context) -> Tensor:
 @_rule(graph.Add)
 def add(R: Tensor, module: nn.Module, context: Context) -> list[Tensor]:
     """Every term gets all of it."""
-    return [R] * len(context.shapes)
+    return [R, *(R.clone() for _ in context.shapes[1:])]
 
 
 @_rule(graph.Concat)
@@ -358,8 +375,9 @@ def identity(R: Tensor, module: nn.Module, context: Context) -> Tensor:
 
 def adjoint(linear_map: Callable[[Tensor], Tensor], R: Tensor, shape: Sequence[int]) -> Tensor:
     """The transpose of any linear map, applied to R; `shape` is that of its input without the first axis."""
-    _, pull_back = torch.func.vjp(linear_map, R.new_zeros(len(R), *shape))
-    return pull_back(R)[0]
+    pull_back = torch.func.vjp(linear_map, R.new_zeros(len(R), *shape))[1]
+    back: Tensor = pull_back(R)[0]
+    return back
 
 
 # ------------------------------------------------------------------------------------------- the way back
@@ -388,7 +406,9 @@ class Deconvnet:
         for step in reversed(self.network.upto([layer])):
             if step.name not in reached or not step.inputs:
                 continue
-            if _entry(step) is None:
+            entry = _entry(step)
+            inner_softmax = isinstance(step.module, nn.Softmax | nn.LogSoftmax) and step.name != layer
+            if entry is None or (inner_softmax and entry.reverse is identity):
                 raise LayerError(
                     f"no rule says what {step.operation!r} (at {step.name!r}, on the way from {layer!r} to the "
                     f"image) does on the way back. Give it one with zfkit.register_rule({step.operation})"
@@ -421,6 +441,7 @@ class Deconvnet:
         for step, inputs, y in self.network.walk(x, self.layers, evaluate):
             if not isinstance(y, Tensor):
                 continue
+            self._check_sum(step, inputs, y)
             shapes[step.name] = tuple(y.shape[1:])
             entry = _entry(step) if step.inputs else None
             if entry and entry.record:
@@ -430,6 +451,20 @@ class Deconvnet:
             if step.name in self.layers:
                 outputs[step.name] = y.clone()  # a ReLU may follow in place
         return Tape(shapes, kept, outputs)
+
+    def _check_sum(self, step: Step, inputs: tuple[Any, ...], y: Tensor) -> None:
+        """Raise LayerError for a sum of maps of different shapes: what goes back to the smaller is not R."""
+        steps = self.network.steps
+        terms = [  # without parameters, to which nothing goes back
+            x
+            for x, name in zip(inputs, step.inputs, strict=True)
+            if steps[name].inputs or name == self.network.input
+        ]
+        if isinstance(step.module, graph.Add) and any(x.shape != y.shape for x in terms):
+            found = " and ".join(str(tuple(x.shape[1:])) for x in terms)
+            raise LayerError(
+                f"{step.name!r} adds maps of different shapes, {found}: no rule says what that does on the way back"
+            )
 
     @torch.no_grad()
     def reverse(
@@ -464,7 +499,7 @@ class Deconvnet:
             back = entry.reverse(R, step.module, context)
             for name, part in zip(tensors, [back] if isinstance(back, Tensor) else back, strict=False):
                 part = plan.fit(part, step, name)
-                coming[name] = coming[name] + part if name in coming else part
+                coming[name] = coming[name].add_(part) if name in coming else part
         source = self.network.input
         window = plan.window(source)
         assert window is not None
@@ -501,8 +536,10 @@ class _Plan:
         self.extent, self.shapes, self.position, self.device = extent, shapes, position, device
         self.whole = {n for n in extent if n in shapes and self._covers(n)}
         for step in reversed(steps):
-            if step.name in self.whole:
-                self.whole.update(n for n in step.inputs if n in extent)
+            if step.name not in extent or step.name not in shapes or not step.inputs:
+                continue
+            if step.name in self.whole or filters(step) is None:  # such rules are given whole maps
+                self.whole.update(n for n in (step.name, *step.inputs) if n in extent and n in shapes)
         if position is not None:
             self.first, self.last = position.min(0).values.tolist(), position.max(0).values.tolist()
 
@@ -568,17 +605,22 @@ class _Plan:
         behind = [i.size - b - n for i, b, n in zip(planned, before, R.shape[2:], strict=True)]
         if any(before) or any(behind):
             R = F.pad(R, (before[1], behind[1], before[0], behind[0]))
-        return self._erase_outside(R, planned, (height, width))
+        if isinstance(step.module, nn.Conv2d | nn.AvgPool2d) or step.target in graph.ELEMENTWISE:
+            return self._erase_outside(R, planned, (height, width))
+        return R  # other rules leave zeros where they found zeros
 
     def _erase_outside(self, R: Tensor, planned: Extent, size: tuple[int, int]) -> Tensor:
+        """What padding sent beyond the map's border is lost."""
         assert self.position is not None
+        inside = None
         for axis, (i, length) in enumerate(zip(planned, size, strict=True)):
             first, last = i.stride * self.first[axis] + i.low, i.stride * self.last[axis] + i.high
             if first < 0 or last >= length:
                 place = self.position[:, axis, None] * i.stride + torch.arange(i.low, i.high + 1)
-                inside = ((place >= 0) & (place < length)).to(R.device)
-                R = R * (inside[:, None, :, None] if axis == 0 else inside[:, None, None, :])
-        return R
+                here = ((place >= 0) & (place < length)).to(R.device)
+                here = here[:, None, :, None] if axis == 0 else here[:, None, None, :]
+                inside = here if inside is None else inside & here
+        return R if inside is None else R.mul_(inside)
 
 
 def _gather(maps: Tensor, image: Tensor, window: Window) -> Tensor:
@@ -661,12 +703,12 @@ def project(
 
 def forward(model: VisionModel, deconvnet: Deconvnet, batch: Tensor) -> Tape:
     """`deconvnet.forward`, with errors in the user's terms."""
-    channels = len(model.mean)
-    if batch.dim() != 4 or not batch.is_floating_point() or batch.shape[1] != channels:
-        raise LayerError(
-            f"expected preprocessed images (N, {channels}, H, W), as model.preprocess(images) returns them, got "
-            f"{str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)}"
-        )
+    channels, dtype = len(model.mean), str(model.dtype).removeprefix("torch.")
+    expected = f"expected preprocessed images, {dtype} (N, {channels}, H, W), as model.preprocess(images) returns them"
+    if not isinstance(batch, Tensor):
+        raise LayerError(f"{expected}, got {type(batch).__name__}")
+    if batch.dim() != 4 or batch.dtype != model.dtype or batch.shape[1] != channels or not len(batch):
+        raise LayerError(f"{expected}, got {str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)}")
     try:
         return deconvnet.forward(batch.contiguous(memory_format=torch.channels_last))
     except RuntimeError as error:
@@ -686,12 +728,12 @@ def cannot_run(model: VisionModel, layers: Sequence[str], batch: Tensor, error: 
 def _channels(
     channel: int | Tensor | Sequence[int], N: int, count: int, layer: str, device: torch.device
 ) -> Tensor:
-    chosen = torch.as_tensor(channel, device=device)
-    if chosen.is_floating_point() or chosen.shape not in ((), (N,)):
+    chosen = _whole_numbers(channel)
+    if chosen is None or chosen.shape not in ((), (N,)):
         raise LayerError(
             f"channel must be one whole number, or one for each of the {N} images, not {channel!r}"
         )
-    chosen = chosen.long().expand(N)
+    chosen = chosen.to(device).expand(N)
     if N and not (int(chosen.min()) >= 0 and int(chosen.max()) < count):
         raise LayerError(f"channel {channel} is out of range: {layer!r} has {count}, 0 to {count - 1}")
     return chosen
@@ -700,10 +742,10 @@ def _channels(
 def _positions(
     position: Tensor | Sequence[Sequence[int]], N: int, size: tuple[int, ...], layer: str
 ) -> Tensor:
-    places = torch.as_tensor(position).cpu()
-    if places.shape == (2,):
+    places = _whole_numbers(position)
+    if places is not None and places.shape == (2,):
         places = places.expand(N, 2)
-    if places.is_floating_point() or places.shape != (N, 2):
+    if places is None or places.shape != (N, 2):
         raise LayerError(
             f"position must be (row, column) whole numbers for each of the {N} images, not {position!r}"
         )
@@ -711,7 +753,16 @@ def _positions(
         raise LayerError(
             f"position {places.tolist()} is out of range: maps of {layer!r} are {size[0]} x {size[1]} here"
         )
-    return places.long()
+    return places
+
+
+def _whole_numbers(value: Any) -> Tensor | None:
+    """As int64 on the CPU; None for anything else than whole numbers."""
+    try:
+        numbers = torch.as_tensor(value).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return None if numbers.is_floating_point() or numbers.is_complex() else numbers.long()
 
 
 def _strongest(maps: Tensor) -> Tensor:

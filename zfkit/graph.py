@@ -126,8 +126,9 @@ class Network:
     ) -> Iterator[tuple[Step, tuple[Any, ...], Any]]:
         """Run as far as these layers need; yield each step with its inputs and output.
 
-        Values are freed after their last use, and ReLUs overwrite an input that nobody needs any longer: look
-        at an output when it is yielded, not later. `evaluate` replaces ``step.run(*inputs)``.
+        Values are freed after their last use, and ReLUs overwrite what a convolution or the like gave if
+        nobody needs it any longer: look at an output when it is yielded, not later. `evaluate` replaces
+        ``step.run(*inputs)``.
         """
         steps = self.upto(layers)
         last_use = {name: i for i, step in enumerate(steps) for name in step.inputs}
@@ -139,7 +140,7 @@ class Network:
                 values[step.name] = x
             elif (
                 type(step.module) is nn.ReLU
-                and step.inputs[0] != self.input
+                and isinstance(self.steps[step.inputs[0]].module, _FRESH)
                 and last_use[step.inputs[0]] == i
             ):
                 values[step.name] = inputs[0].relu_()
@@ -149,6 +150,10 @@ class Network:
             for name in step.inputs:
                 if last_use[name] == i:
                     values.pop(name, None)
+
+
+# Their outputs are memory of their own; what an Identity or a view returns may be another step's.
+_FRESH = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, Add)
 
 
 def pair(value: int | Sequence[int]) -> tuple[int, int]:
@@ -204,6 +209,8 @@ def _step(net: nn.Module, node: fx.Node, name: str, names: dict[fx.Node, str]) -
     sources = node.all_input_nodes
     module = net.get_submodule(str(node.target)) if node.op == "call_module" else None
     call: Any = module if module is not None else node.target
+    if call == "view":
+        call = "reshape"  # the maps may be channels-last, where a view across channels does not exist
 
     def run(*values: Any) -> Any:
         bound = dict(zip(sources, values, strict=True))

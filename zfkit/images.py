@@ -6,6 +6,7 @@ labels and names. Small sets are decoded once and kept in memory, larger ones ar
 
 from __future__ import annotations
 
+import contextlib
 import glob as globbing
 import hashlib
 import importlib.util
@@ -240,7 +241,7 @@ def decode(file: str | Path | IO[bytes] | bytes, name: str = "") -> Image.Image:
         raise ImageError(
             f"{name}: not a picture in a format that Pillow reads; remove or convert it"
         ) from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, MemoryError) as error:
+    except Exception as error:  # Pillow's decoders raise all sorts on damaged files
         raise ImageError(f"{name}: damaged or truncated picture ({error}); replace or remove it") from None
 
 
@@ -324,6 +325,7 @@ def load_images(
         raise ImageError(f"size must be at least 1 pixel, not {size}")
     if limit is not None and limit < 1:
         raise ImageError(f"limit must be at least 1 picture or None, not {limit}")
+    source = str(source)  # a Path would be a mistake, and gets the hint below
     kind, _, rest = source.partition(":")
     openers: dict[str, Callable[[], ImageSet]] = {
         "photos": lambda: _photos(size),
@@ -412,14 +414,14 @@ def _photos(size: int) -> ImageSet:
             if factor > 1.15 and scale > 1:  # enlarging further would only show blur
                 break
             scaled = (max(size, round(width * factor)), max(size, round(height * factor)))
+            wide, high = scaled[0] / width, scaled[1] / height  # the factor, but for rounding to whole pixels
             for top in _starts(scaled[1], size):
                 for left in _starts(scaled[0], size):
                     plans.append((photo, scaled, (left, top)))
                     photograph.append(p)
-                    boxes.append((left / factor, top / factor, (left + size) / factor, (top + size) / factor))
-                    names.append(
-                        f"{photo.name} (scale {factor:.2f}, left {left / factor:.0f}, top {top / factor:.0f})"
-                    )
+                    box = (left / wide, top / high, (left + size) / wide, (top + size) / high)
+                    boxes.append(box)
+                    names.append(f"{photo.name} (scale {factor:.2f}, left {box[0]:.0f}, top {box[1]:.0f})")
     if not plans:
         raise ImageError("no bundled photograph found: pip install scikit-image scikit-learn")
     cache: dict[tuple[str, tuple[int, int]], Image.Image] = {}
@@ -486,6 +488,7 @@ def _parquet(path: str, size: int) -> ImageSet:
     )
     if not files:
         raise ImageError(f"no Parquet file at {path!r}; check the path or glob (looked up from {Path.cwd()})")
+    common = Path(os.path.commonpath([f.parent for f in files]))
     opened, spans = [], []
     names: list[str] = []
     classes: list[str] = []
@@ -493,7 +496,9 @@ def _parquet(path: str, size: int) -> ImageSet:
         try:
             parquet = pq.ParquetFile(file)
         except (pa.ArrowInvalid, OSError) as error:
-            raise ImageError(f"{file.name}: not a readable Parquet file ({error}); replace it") from None
+            raise ImageError(
+                f"{file.name}: not a readable Parquet file ({_one_line(error)}); replace it"
+            ) from None
         schema = parquet.schema_arrow
         column = schema.field("image").type if "image" in schema.names else None
         if column is None or not pa.types.is_struct(column) or column.get_field_index("bytes") < 0:
@@ -501,12 +506,19 @@ def _parquet(path: str, size: int) -> ImageSet:
                 f"{file.name}: no column 'image' of struct<bytes, path>, as Hugging Face lays images out; "
                 f"its columns are: {', '.join(schema.names)}"
             )
+        label = schema.field("label").type if "label" in schema.names else pa.null()
+        if not (pa.types.is_integer(label) or pa.types.is_boolean(label) or pa.types.is_null(label)):
+            raise ImageError(
+                f"{file.name}: its column 'label' is {label}, and integers were expected, places in a list of "
+                "class names; convert or drop it"
+            )
         classes = classes or _class_names(schema.metadata or {})
         opened.append(parquet)
         for group in range(parquet.num_row_groups):
             rows = parquet.metadata.row_group(group).num_rows
             spans.append((f, group, len(names), rows))
-            names += [f"{file.name} row {len(names) + r - _file_start(spans, f)}" for r in range(rows)]
+            first = len(names) - _file_start(spans, f)
+            names += [f"{file.relative_to(common)} row {first + r}" for r in range(rows)]
     starts = np.array([s[2] for s in spans])
     groups: OrderedDict[int, tuple[list[bytes | None], list[int]]] = OrderedDict()
     lock = threading.Lock()
@@ -517,9 +529,14 @@ def _parquet(path: str, size: int) -> ImageSet:
         with lock:
             if g not in groups:
                 labelled = "label" in opened[file].schema_arrow.names
-                table = opened[file].read_row_group(
-                    group, columns=["image", "label"] if labelled else ["image"]
-                )
+                try:
+                    table = opened[file].read_row_group(
+                        group, columns=["image", "label"] if labelled else ["image"]
+                    )
+                except (pa.ArrowException, OSError) as error:
+                    raise ImageError(
+                        f"{names[i]}: damaged Parquet row group ({_one_line(error)}); replace the file"
+                    ) from None
                 data = table["image"].combine_chunks().field("bytes").to_pylist()
                 labels = table["label"].to_pylist() if labelled else [UNLABELLED] * len(data)
                 groups[g] = (data, [UNLABELLED if v is None else int(v) for v in labels])
@@ -532,6 +549,10 @@ def _parquet(path: str, size: int) -> ImageSet:
         return decode(encoded, names[i]), labels[i - start]
 
     return ImageSet(read, names, size=size, classes=classes)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _file_start(spans: list[tuple[int, int, int, int]], file: int) -> int:
@@ -586,12 +607,21 @@ def _torchvision(name: str, size: int, root: str | Path | None, split: str) -> I
     else:
         raise ImageError(f"torchvision's {name} has no {split} split that zfkit recognises ({failure})")
 
+    # FakeData draws a picture by reseeding torch's global generator, which threads would do all at once.
+    alone = threading.Lock() if name == "FakeData" else contextlib.nullcontext()
+
     def read(i: int) -> tuple[Image.Image, int]:
-        sample = dataset[i]
+        try:
+            with alone:
+                sample = dataset[i]
+        except Exception as error:
+            raise ImageError(
+                f"{name} {split} {i}: torchvision could not read it ({_one_line(error)}); replace it in {folder}"
+            ) from None
         picture, label = sample[0], sample[1] if len(sample) > 1 else UNLABELLED
         if isinstance(picture, Tensor | np.ndarray):
             picture = Image.fromarray(np.asarray(picture, dtype=np.uint8))
-        return to_rgb(picture, f"{name} {i}"), label if isinstance(label, int) else UNLABELLED
+        return to_rgb(picture, f"{name} {split} {i}"), label if isinstance(label, int) else UNLABELLED
 
     names = [f"{name} {split} {i}" for i in range(len(dataset))]
     return ImageSet(read, names, size=size, classes=[str(c) for c in getattr(dataset, "classes", ())])

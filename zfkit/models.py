@@ -238,7 +238,11 @@ def wrap_model(
         )
     numbers = []
     for what, value in (("mean", mean), ("scale", scale)):
-        values = tuple(float(v) for v in value) if isinstance(value, Sequence) else (float(value),) * channels
+        try:
+            told = torch.as_tensor(value, dtype=torch.float64)  # also numpy's arrays
+        except (TypeError, ValueError, RuntimeError):
+            told = torch.tensor(math.nan)
+        values = tuple(told.flatten().tolist()) * (channels if told.dim() == 0 else 1)
         if len(values) != channels or not all(math.isfinite(v) for v in values):
             raise ModelError(
                 f"{what} must be one finite number or {channels}, one per channel, not {value!r}"
@@ -309,7 +313,7 @@ def list_models() -> pd.DataFrame:
 
 
 def load_model(
-    name: str = "zfnet64",
+    name: str | Path = "zfnet64",
     *,
     weights: str | None = "DEFAULT",
     device: str | torch.device | None = None,
@@ -327,6 +331,8 @@ def load_model(
 
     Raises ModelError for an unknown name, or a file that is missing, damaged, pickled or of another network.
     """
+    name = str(name)
+    weights = None if str(weights).lower() == "none" else weights
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     bundled = _bundled()
     if name in bundled:
@@ -362,7 +368,8 @@ def _architecture(provenance: Provenance) -> Architecture:
     """The architecture that a file's provenance names. Raises ModelError where it names none."""
     try:
         told: dict[str, Any] = provenance["architecture"]
-        a = Architecture(**{k: tuple(v) if isinstance(v, list) else v for k, v in told.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
+        a = Architecture(**fields)
         if a.family not in ("zfnet", "alexnet"):
             raise KeyError(a.family)
         return a
@@ -374,8 +381,14 @@ def _architecture(provenance: Provenance) -> Architecture:
 
 def _from_file(path: Path, name: str) -> VisionModel:
     tensors, known = load_weights(path)
-    with torch.device("meta"):
-        net = build(_architecture(known))
+    architecture = _architecture(known)
+    try:
+        with torch.device("meta"):
+            net = build(architecture)
+    except Exception as error:
+        raise ModelError(
+            f"{path.name}: the architecture in its provenance cannot be built ({error}); was it edited?"
+        ) from None
     expected = {k: tuple(v.shape) for k, v in net.state_dict().items()}
     found = {k: tuple(v.shape) for k, v in tensors.items()}
     if found != expected:
@@ -392,7 +405,7 @@ def _from_file(path: Path, name: str) -> VisionModel:
         net,
         mean=known.get("mean", _MEAN),
         scale=known.get("scale", 1.0),
-        input_size=known["input_size"],
+        input_size=known.get("input_size", architecture.input_size),
         classes=known.get("classes"),
         name=name,
         provenance=known,
@@ -420,7 +433,7 @@ def _from_torchvision(name: str, weights: str | None, seed: int) -> VisionModel:
         chosen = choices[weights]
         try:
             net = models.get_model(short, weights=chosen)
-        except OSError as error:
+        except Exception as error:  # no connection, a cut download, a wrong hash, a damaged file in the cache
             raise ModelError(
                 f"the weights of {short} could not be downloaded ({error}); check the connection, or pass "
                 "weights=None for random ones"

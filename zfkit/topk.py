@@ -50,6 +50,9 @@ class LayerTop:
     active: Tensor
 
 
+_FIELDS = tuple(LayerTop.__dataclass_fields__)
+
+
 @dataclass(frozen=True)
 class TopK:
     """For every feature map of every layer that was mined, the k pictures that excite it most.
@@ -61,6 +64,7 @@ class TopK:
         images: source of the pictures.
         fingerprint: of the image set, so that a table is not used with another one.
         count: number of pictures looked at.
+        inside: were units left out that look beyond the picture's border?
     """
 
     layers: dict[str, LayerTop]
@@ -69,6 +73,7 @@ class TopK:
     images: str
     fingerprint: str
     count: int
+    inside: bool = False
 
     def __repr__(self) -> str:
         maps = sum(len(t.value) for t in self.layers.values())
@@ -110,7 +115,7 @@ class TopK:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        head = {k: getattr(self, k) for k in ("k", "model", "images", "fingerprint", "count")} | {
+        head = {k: getattr(self, k) for k in ("k", "model", "images", "fingerprint", "count", "inside")} | {
             "format": FORMAT
         }
         rows: dict[str, list[Any]] = {}
@@ -118,7 +123,7 @@ class TopK:
             C = len(top.value)
             rows.setdefault("layer", []).extend([layer] * C)
             rows.setdefault("channel", []).extend(range(C))
-            for name in LayerTop.__dataclass_fields__:
+            for name in _FIELDS:
                 rows.setdefault(name, []).extend(getattr(top, name).tolist())
         single = {
             "value": pa.list_(pa.float32()),
@@ -141,20 +146,25 @@ class TopK:
 
         try:
             table = pq.read_table(path)
-            head = json.loads(table.schema.metadata[b"zfkit"])
-            if head.pop("format") != FORMAT:
-                raise KeyError("format")
+            head = json.loads((table.schema.metadata or {}).get(b"zfkit", "{}"))
+            if head.pop("format", None) != FORMAT:
+                raise ValueError("its header does not say so")
+            expected = cls.__dataclass_fields__.keys() - {"layers"}
+            lacking = expected ^ head.keys() or {"layer", "channel", *_FIELDS} ^ set(table.column_names)
+            if lacking:
+                raise ValueError(f"{', '.join(sorted(lacking))} missing or unknown")
         except FileNotFoundError:
             raise ZfkitError(f"there is no file {str(path)!r}; check the path") from None
-        except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
+        except (pa.ArrowInvalid, OSError, AttributeError, ValueError) as error:
+            reason = str(error).strip().rstrip(".").splitlines()[0]
             raise ZfkitError(
-                f"{Path(path).name} is not a table that this version of TopK.save wrote ({error})"
+                f"{Path(path).name} is not a table that this version of TopK.save wrote ({reason}); mine again"
             ) from None
         columns = table.to_pydict()
         layers: dict[str, LayerTop] = {}
         for layer in dict.fromkeys(columns["layer"]):
             here = [i for i, name in enumerate(columns["layer"]) if name == layer]
-            part = {name: [columns[name][i] for i in here] for name in LayerTop.__dataclass_fields__}
+            part = {name: [columns[name][i] for i in here] for name in _FIELDS}
             floats = {"value", "max", "mean", "active"}
             tensors = {
                 n: torch.tensor(v, dtype=torch.float32 if n in floats else torch.long)
@@ -184,6 +194,7 @@ def mine(
     k: int = 9,
     *,
     per_photograph: int | None = None,
+    inside: bool = False,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> TopK:
@@ -195,13 +206,15 @@ def mine(
         per_photograph: where pictures are windows of larger photographs, at most so many of a map's k come
             from one photograph, and of windows that overlap only the strongest counts; default k / 3,
             rounded up.
+        inside: leave out units that look beyond the picture's border, where they see padding. They are many
+            in deep layers, and the edge of a picture against its padding excites some of them strongly.
         batch_size: pictures at a time; default: what keeps the largest layer's activations under 64 MiB (1
             GiB on a GPU). Results do not depend on it.
         progress: show a bar.
 
     An activation is the layer's own output (before the ReLU that follows). Ties go to the lower image, then
-    row, then column. Raises LayerError for an unknown layer or pictures too small for it, and ZfkitError
-    where activations are not numbers.
+    row, then column. Raises LayerError for an unknown layer or pictures too small for it (with `inside`, for
+    the receptive field), and ZfkitError where activations are not numbers.
 
     >>> top = mine(model, photos)
     >>> top.table("conv5").head()
@@ -209,13 +222,19 @@ def mine(
     names = [layers] if isinstance(layers, str) else list(layers if layers is not None else model.conv_layers)
     for name in names:
         model.network.find(name)
-    if k < 1:
-        raise ZfkitError(f"k must be at least 1, not {k}")
+    if not names:
+        raise LayerError(f"no layer was named to look at. There are: {', '.join(model.conv_layers)}")
+    for what, value in (("k", k), ("per_photograph", per_photograph), ("batch_size", batch_size)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ZfkitError(f"{what} must be a whole number from 1 on, not {value!r}")
     if not len(images):
         raise ImageError("there are no pictures to look at")
     if batch_size is None:
         batch_size = _batch_size(model, images, names)
     best = {name: _Best(name, k, per_photograph or -(-k // 3), images.windows) for name in names}
+    if inside:
+        for name in names:
+            best[name].inside = units_inside(model, name, images.size)
     with tqdm(
         total=len(images), desc=f"mining {model.name}", unit="img", disable=not progress, leave=False
     ) as bar:
@@ -223,8 +242,11 @@ def mine(
             for name, output in activations(model, batch.pixels, names):
                 best[name].look(output, batch.indices)
             bar.update(len(batch.indices))
+    if not best[names[0]].count:
+        reason = f": {images.skipped[0].reason}" if images.skipped else ""
+        raise ImageError(f"none of the {len(images)} pictures of {images.source!r} can be read{reason}")
     found = {name: best[name].finish() for name in names}
-    return TopK(found, k, model.name, images.source, images.fingerprint(), best[names[0]].count)
+    return TopK(found, k, model.name, images.source, images.fingerprint(), best[names[0]].count, inside)
 
 
 @torch.inference_mode()
@@ -250,13 +272,32 @@ def _batch_size(model: VisionModel, images: ImageSet, layers: Sequence[str]) -> 
     return max(1, min(256, budget // largest))
 
 
+def units_inside(model: VisionModel, layer: str, side: int) -> tuple[slice, slice]:
+    """Rows and columns of the units whose receptive field lies within pictures of this side.
+
+    Raises LayerError where there is none.
+    """
+    spans = []
+    for i in _field(model, side, layer):
+        first = -(i.low // i.stride) if i.stride else 0  # the first n with n * stride + low >= 0
+        last = (side - 1 - i.high) // i.stride if i.stride else 0
+        if last < first:
+            raise LayerError(
+                f"units of {layer!r} see {i.size} px, so in pictures of {side} px none looks at the picture alone: "
+                "take larger pictures, or leave out inside"
+            )
+        spans.append(slice(first, last + 1))
+    return spans[0], spans[1]
+
+
 class _Best:
     """The k best pictures of each map of one layer so far."""
 
     def __init__(self, layer: str, k: int, per_photograph: int, windows: Windows | None) -> None:
         self.layer, self.k, self.per_photograph, self.windows = layer, k, per_photograph, windows
         self.count = 0
-        self.width = 1  # of the layer's maps, to tell row and column from a place
+        self.inside = slice(0, None), slice(0, None)  # the rows and columns that count
+        self.width = 1  # of the part of the maps that counts, to tell row and column from a place
         self.value: Tensor  # (C, k) descending
         self.image: Tensor  # (C, k)
         self.place: Tensor  # (C, k) row * width + column
@@ -273,6 +314,7 @@ class _Best:
             raise LayerError(
                 f"{self.layer!r} has outputs of shape {tuple(output.shape)}, so it has no feature maps"
             )
+        output = output[:, :, self.inside[0], self.inside[1]]
         strongest = output.amax((2, 3)).float()  # (N, C)
         if not torch.isfinite(strongest).all():
             first = int(index[(~torch.isfinite(strongest)).any(1).cpu()][0])
@@ -307,8 +349,8 @@ class _Best:
         return LayerTop(
             value=self.value.cpu(),
             image=image.cpu(),
-            row=(self.place // self.width).cpu(),
-            col=(self.place % self.width).cpu(),
+            row=(self.place // self.width).cpu() + self.inside[0].start,
+            col=(self.place % self.width).cpu() + self.inside[1].start,
             max=self.max.cpu(),
             mean=(self.sum / self.count).float().cpu(),
             active=(self.active / self.count).float().cpu(),
@@ -381,7 +423,7 @@ class Patches:
         layer: its name.
         channels: (C,) int64, the feature maps.
         projection: (C, k, 3, S, S) float32, signed (one channel for one-channel networks); S is the side of
-            the receptive field. 0 outside the picture.
+            the receptive field. 0 outside the picture. Of networks in double precision, float64.
         photo: (C, k, 3, S, S) uint8, the same window of the picture; mid-grey outside it.
         box: (C, k, 4) int64: left, top, right, bottom in pixels of the picture; it may stick out.
         image, row, col: (C, k) int64, where from; image -1 where there were fewer than k.
@@ -449,11 +491,14 @@ def project_many(
     units, results = {}, {}
     for layer, channels in wanted.items():
         t = top[layer]
-        chosen = (
-            torch.arange(len(t.value)) if channels is None else torch.as_tensor(channels, dtype=torch.long)
-        )
-        if chosen.dim() != 1 or (len(chosen) and not (chosen.min() >= 0 and chosen.max() < len(t.value))):
-            raise LayerError(f"channels {channels} are out of range: {layer!r} has {len(t.value)}, from 0 on")
+        C = len(t.value)
+        chosen = torch.arange(C) if channels is None else torch.as_tensor(channels).cpu()
+        whole = not (chosen.is_floating_point() or chosen.dtype == torch.bool) or not chosen.numel()
+        if chosen.dim() != 1 or not whole or not ((chosen >= 0) & (chosen < C)).all():
+            raise LayerError(
+                f"channels must be a list of feature maps, 0 to {C - 1} of {layer!r}, not {channels!r}"
+            )
+        chosen = chosen.long()
         image, row, col, value = (getattr(t, n)[chosen, :k] for n in ("image", "row", "col", "value"))
         field = _field(model, photos.size, layer)
         box = torch.stack(
@@ -468,7 +513,9 @@ def project_many(
         side = (field[0].size, field[1].size)
         results[layer] = Patches(
             layer, chosen,
-            projection=torch.zeros(len(chosen), k, len(model.mean), *side),
+            projection=torch.zeros(
+                len(chosen), k, len(model.mean), *side, dtype=torch.promote_types(model.dtype, torch.float32)
+            ),
             photo=torch.full((len(chosen), k, 3, *side), GREY, dtype=torch.uint8),
             box=box, image=image, row=row, col=col, value=value,
         )  # fmt: skip
@@ -477,7 +524,8 @@ def project_many(
         units[layer] = _Units(there.nonzero()[:, 0], image.flatten()[there], channel[there],
                               torch.stack([row.flatten()[there], col.flatten()[there]], 1))  # fmt: skip
     for layer, slots, pixels, photo in _windows(model, photos, units, options, progress):
-        results[layer].projection.flatten(0, 1)[slots] = pixels
+        projection = results[layer].projection
+        projection.flatten(0, 1)[slots] = pixels.to(projection.dtype)
         results[layer].photo.flatten(0, 1)[slots] = photo
     return results
 
@@ -516,6 +564,8 @@ def _windows(
     whole: dict[str, _Units] = {}
     crops: dict[str, tuple[_Units, _Crop]] = {}
     for layer, of_layer in units.items():
+        if not len(of_layer):
+            continue
         crop = _Crop.plan(model, layer, photos.size)
         pictures = len(of_layer.image.unique())
         if crop is not None and len(of_layer) * crop.size**2 < pictures * photos.size**2:
@@ -595,8 +645,9 @@ def _reverse(
             [place[:, 0] * rows.stride + rows.low, place[:, 1] * columns.stride + columns.low], 1
         )
         size = (rows.size, columns.size)
-        if window.size != size:  # it was the whole picture
-            R = paste(R, -origin.to(device), size)
+        offset = window.origin - origin.to(device)
+        if window.size != size or offset.any():  # it was the whole picture
+            R = paste(R, offset, size)
         yield layer, units.slot[part], R.cpu(), _cut_photo(pixels, image[part], origin, size)
 
 
@@ -608,7 +659,8 @@ def _cut_photo(pixels: Tensor, image: Tensor, origin: Tensor, size: tuple[int, i
     for patch, i, (top, left) in zip(patches, image.tolist(), origin.tolist(), strict=True):
         t, b = max(top, 0), min(top + h, H)
         lft, r = max(left, 0), min(left + w, W)
-        patch[:, t - top : b - top, lft - left : r - left] = pixels[i, :, t:b, lft:r]
+        if t < b and lft < r:  # a unit that sees nothing but padding sees no picture
+            patch[:, t - top : b - top, lft - left : r - left] = pixels[i, :, t:b, lft:r]
     return patches
 
 

@@ -1,0 +1,418 @@
+"""The atlas as files: pictures pixel by pixel against `project`, and the page in a parser and a browser."""
+
+import base64
+import io
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+import zfkit
+from zfkit.atlas import TILE, montage, signed_to_rgb, write_atlas
+from zfkit.images import ImageSet
+
+HOSTILE = '<script>alert("&amp;")</script><img src=http://example.org/x.png>\'"'
+
+
+def image_set(count=7, size=20, names=None, classes=(), source="made up"):
+    """Random pictures in memory."""
+    generator = torch.Generator().manual_seed(5)
+    pixels = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator).numpy()
+    names = names or [f"picture {i}" for i in range(count)]
+
+    def read(i):
+        return Image.fromarray(pixels[i]), i % len(classes) if classes else -1
+
+    return ImageSet(read, names, size=size, classes=classes, source=source).in_memory(progress=False)
+
+
+def small_model(name="small", provenance=None):
+    """Two convolutions with a pool between them, in double precision."""
+    torch.manual_seed(2)
+    net = nn.Sequential()
+    net.add_module("conv1", nn.Conv2d(3, 6, 3, padding=1))
+    net.add_module("relu1", nn.ReLU())
+    net.add_module("pool1", nn.MaxPool2d(2))
+    net.add_module("conv2", nn.Conv2d(6, 8, 3, padding=1))
+    return zfkit.wrap_model(
+        net.double(), mean=128, scale=1 / 64, input_size=20, name=name, provenance=provenance
+    )
+
+
+def written(folder, model=None, images=None, **options):
+    return write_atlas(model or small_model(), images or image_set(), folder, progress=False, **options)
+
+
+# ----------------------------------------------------------------------------------- tensors into pictures
+
+
+def test_zero_is_grey_and_signs_are_symmetric():
+    generator = torch.Generator().manual_seed(0)
+    signed = torch.randn(4, 3, 8, 8, generator=generator)
+    signed[:, :, 0, 0] = 0
+    rgb = signed_to_rgb(signed).int()
+    assert rgb.shape == (4, 3, 8, 8)
+    assert (rgb[:, :, 0, 0] == 128).all()
+    # 128 + x and 128 - x, up to rounding
+    assert ((signed_to_rgb(-signed).int() + rgb - 256).abs() <= 1).all()
+    assert (signed_to_rgb(torch.zeros(3, 5, 5)) == 128).all()
+
+
+def test_the_scale_is_the_values_percentile_picture_by_picture():
+    signed = torch.randn(2, 3, 20, 20, generator=torch.Generator().manual_seed(1))
+    signed[1] *= 1000  # a picture of its own scale
+    rgb = signed_to_rgb(signed)
+    for picture, shown in zip(signed.double().numpy(), rgb.numpy(), strict=True):
+        scale = np.percentile(np.abs(picture), 99.5)
+        expected = 128 + 127 * np.clip(picture / scale, -1, 1)
+        assert np.abs(shown - expected).max() <= 0.501
+
+
+def test_a_given_scale_compares_pictures():
+    signed = torch.tensor([0.5, 1.0, 2.0, 4.0, -2.0, -4.0]).view(6, 1, 1, 1).expand(6, 3, 1, 1)
+    assert signed_to_rgb(signed, scale=2.0)[:, 0, 0, 0].tolist() == [160, 192, 255, 255, 1, 1]
+    assert signed_to_rgb(signed, scale=torch.tensor(4.0))[:, 0, 0, 0].tolist() == [144, 160, 192, 255, 64, 1]
+
+
+def test_a_few_values_in_an_empty_picture_are_shown():
+    signed = torch.zeros(3, 50, 50)
+    signed[0, 3, 4], signed[1, 3, 4] = 1e-6, -1e-6
+    assert signed_to_rgb(signed)[:, 3, 4].tolist() == [255, 1, 128]
+
+
+def test_one_channel_becomes_three():
+    signed = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    rgb = signed_to_rgb(signed)
+    assert rgb.shape == (5, 3, 4, 4)
+    assert (rgb[:, :1] == rgb).all()
+
+
+def test_a_montage_enlarges_by_whole_factors_and_keeps_the_order():
+    pictures = torch.randint(0, 256, (5, 3, 7, 7), dtype=torch.uint8)
+    sheet = np.asarray(montage(pictures, columns=3, tile=30))  # 7 px four times
+    assert sheet.shape == (2 * 28 + 2, 3 * 28 + 4, 3)
+    for i, picture in enumerate(pictures.permute(0, 2, 3, 1).numpy()):
+        row, column = divmod(i, 3)
+        tile = sheet[row * 30 : row * 30 + 28, column * 30 : column * 30 + 28]
+        assert (tile == picture.repeat(4, 0).repeat(4, 1)).all()
+    assert (sheet[28:30] == 255).all() and (sheet[:, 28:30] == 255).all()  # gaps
+    assert (sheet[30:, 60:] == 255).all()  # no sixth picture
+
+
+def test_a_montage_brings_large_pictures_to_the_tile():
+    assert montage(torch.zeros(4, 3, 60, 60, dtype=torch.uint8), columns=2, tile=40).size == (82, 82)
+    assert montage(torch.zeros(1, 3, 60, 120, dtype=torch.uint8), columns=1, tile=40).size == (40, 20)
+
+
+# --------------------------------------------------------------------------------------- pictures of layers
+
+
+def places_of(tile, sheet):
+    """Top left corners (y, x) at which `tile` lies in `sheet`, both (H, W, 3)."""
+    h, w = tile.shape[:2]
+    corner = (sheet[: len(sheet) - h + 1, : sheet.shape[1] - w + 1] == tile[0, 0]).all(-1)
+    return [(y, x) for y, x in np.argwhere(corner) if (sheet[y : y + h, x : x + w] == tile).all()]
+
+
+def as_tile(picture):
+    """uint8 (3, S, S) as it should appear: pixels repeated so that they fit a tile."""
+    factor = TILE // picture.shape[-1]
+    assert factor >= 2
+    return picture.permute(1, 2, 0).numpy().repeat(factor, 0).repeat(factor, 1)
+
+
+def cut_out(picture, box, outside):
+    left, top, right, bottom = box
+    padded = F.pad(picture, (50,) * 4, value=outside)
+    return padded[:, top + 50 : bottom + 50, left + 50 : right + 50]
+
+
+def test_each_layers_png_shows_the_projections_beside_the_patches(tmp_path):
+    model, images = small_model(), image_set()
+    top = zfkit.mine(model, images, k=4, progress=False)
+    atlas = written(tmp_path, model, images, top=top, k=4, maps={"conv1": [1], "conv2": [3, 5]})
+    assert list(atlas.pictures) == ["conv1", "conv2"]
+    for layer, channels in (("conv1", [1]), ("conv2", [3, 5])):
+        with Image.open(atlas.pictures[layer]) as opened:
+            assert opened.format == "PNG" and opened.mode == "RGB"
+            sheet = np.asarray(opened)
+        field, found = zfkit.receptive_field(model, layer), []
+        for channel in channels:
+            rows = top.table(layer)
+            rows = rows[rows["channel"] == channel]
+            corners = []
+            for unit in rows.itertuples():
+                picture = images[unit.image][0]
+                pixels = zfkit.project(
+                    model, model.preprocess(picture), layer, channel, [[unit.row, unit.col]]
+                )[0]
+                box = field.box(unit.row, unit.col)
+                projection = places_of(as_tile(signed_to_rgb(cut_out(pixels, box, 0))), sheet)
+                patch = places_of(as_tile(cut_out(picture, box, 128)), sheet)
+                assert projection and patch
+                # On one line, the patch as far to the right of the projection for all ranks.
+                corners.append([(b[1] - a[1]) for a in projection for b in patch if a[0] == b[0]])
+                found += patch
+            assert set.intersection(*map(set, corners))
+        # Channels and ranks come in reading order: four to a map, in two rows.
+        first = found[:4]
+        assert first[0][0] == first[1][0] < first[2][0] == first[3][0]
+        assert first[0][1] == first[2][1] < first[1][1] == first[3][1]
+
+
+def test_all_maps_or_chosen_ones_or_so_many_are_shown(tmp_path):
+    pages = {
+        name: written(tmp_path / name, maps=maps, k=2).index.read_text()
+        for name, maps in (("all", "all"), ("few", {"conv2": [3, 5]}), ("two", 2), ("many", 99))
+    }
+    maps = {name: re.findall(r"<b>map (\d+)</b>", page) for name, page in pages.items()}
+    assert maps["all"] == [*map(str, range(6)), *map(str, range(8))]
+    assert maps["few"] == ["3", "5"]
+    assert len(maps["two"]) == 4 and maps["two"][:2] == sorted(set(maps["two"][:2]))
+    assert maps["many"] == maps["all"]  # all are active here
+    assert [f.name for f in sorted((tmp_path / "few").iterdir())] == [
+        "conv2.png", "index.html", "topk.parquet",
+    ]  # fmt: skip
+
+
+def test_a_layer_name_alone_will_do(tmp_path):
+    assert list(written(tmp_path, layers="conv2", maps=1).pictures) == ["conv2"]
+
+
+def test_a_layer_without_active_maps_is_said_to_have_none(tmp_path):
+    model = small_model()
+    model.net.conv2.weight.data.zero_()
+    model.net.conv2.bias.data.fill_(-1)
+    atlas = written(tmp_path, model, k=2)
+    page = atlas.index.read_text()
+    assert "8 maps are never active" in page and page.count("<b>map") == 6
+    with Image.open(atlas.pictures["conv2"]) as opened:
+        opened.load()
+
+
+def test_units_that_see_the_whole_picture_have_no_neighbour(tmp_path):
+    model = zfkit.wrap_model(
+        nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(2 * 18 * 18, 4)),
+        mean=128, scale=1 / 64, input_size=20,
+    )  # fmt: skip
+    page = written(tmp_path, model, layers=["2"], maps="all", k=2).index.read_text()
+    assert "each unit sees the whole picture" in page and "0 px further" not in page
+
+
+# ------------------------------------------------------------------------------------------------- the page
+
+
+class Page(HTMLParser):
+    """Elements, text and whether every element is closed."""
+
+    VOID = frozenset({"meta", "link", "img", "br", "hr", "input"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.text, self.open = [], "", []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def test_the_page_is_one_file_with_every_layer_and_picture(tmp_path):
+    model, images = small_model(), image_set()
+    page = Page(written(tmp_path, model, images, maps=2).index.read_text(encoding="utf-8"))
+    assert [s["id"] for s in page.all("section")] == ["conv1", "conv2"]
+    assert [a["href"] for a in page.all("a")] == ["#conv1", "#conv2"]
+    assert len(page.all("img")) == 2 * 2 * 2  # layers, maps, projections and patches
+    for image in page.all("img"):
+        head, data = image["src"].split(",", 1)
+        assert head == "data:image/webp;base64"
+        with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as decoded:
+            decoded.load()
+            assert decoded.size == (int(image["width"]), int(image["height"]))
+        assert re.fullmatch(r"(projections|patches) of conv[12] map \d", image["alt"])
+    for tag, attributes in page.elements:
+        assert tag not in ("script", "iframe", "object", "embed")
+        for name in ("src", "srcset", "href", "data", "poster"):
+            value = attributes.get(name) or "#"
+            assert value.startswith(("data:", "#")), (tag, name, value[:40])
+    style = "".join(re.findall(r"<style>(.*?)</style>", (tmp_path / "index.html").read_text(), re.S))
+    assert style and "url(" not in style and "@import" not in style
+
+
+def test_every_patch_is_named(tmp_path):
+    model, images = small_model(), image_set(classes=("cat", "dog"))
+    top = zfkit.mine(model, images, k=4, progress=False)
+    atlas = written(tmp_path, model, images, top=top, k=4, maps={"conv2": [6]})
+    page = Page(atlas.index.read_text(encoding="utf-8"))
+    rows = top.table("conv2")
+    for unit in rows[rows["channel"] == 6].itertuples():
+        named = f"picture {unit.image} ({('cat', 'dog')[unit.image % 2]})"
+        place = f"at row {unit.row}, column {unit.col}"
+        assert sum(named in item["title"] and place in item["title"] for item in page.all("li") if item) == 2
+        assert named in page.text
+
+
+@pytest.mark.parametrize("where", ["names", "classes", "source", "model", "data", "top1", "layer"])
+def test_names_cannot_add_markup(tmp_path, where):
+    names = [f"{HOSTILE} {i}" for i in range(7)] if where == "names" else None
+    images = image_set(
+        names=names,
+        classes=(HOSTILE, "dog") if where == "classes" else (),
+        source=HOSTILE if where == "source" else "made up",
+    )
+    model = small_model(
+        name=HOSTILE if where == "model" else "small",
+        provenance={
+            "data": HOSTILE if where == "data" else "made up",
+            "top1": HOSTILE if where == "top1" else 1,
+        },
+    )
+    if where == "layer":
+        net = nn.Sequential()
+        net.add_module("<script>x</script>", nn.Conv2d(3, 4, 3))
+        model = zfkit.wrap_model(net, mean=128, scale=1, input_size=20)
+    page = Page(written(tmp_path, model, images, maps=2, k=3).index.read_text(encoding="utf-8"))
+    assert not page.all("script")
+    assert all(image["src"].startswith("data:") for image in page.all("img"))
+    assert {name for _, attributes in page.elements for name in attributes} <= {
+        "alt", "aria-hidden", "aria-label", "charset", "class", "content", "decoding", "height", "href", "id",
+        "lang", "name", "rel", "src", "style", "title", "width",
+    }  # fmt: skip
+    assert "<script>" in page.text  # it is shown, as text
+
+
+def test_missing_ranks_leave_the_others_where_they_are(tmp_path):
+    page = Page(written(tmp_path, images=image_set(count=2), k=9, maps={"conv1": [0]}).index.read_text())
+    overlays = [o["style"] for o in page.all("ol") if o.get("aria-hidden")]
+    assert overlays == ["grid-template: repeat(3, 1fr) / repeat(3, 1fr)"] * 2
+    assert sum("title" in item for item in page.all("li")) == 2 * 2
+
+
+# ------------------------------------------------------------------------------------------------- writing
+
+
+def test_the_same_inputs_give_the_same_bytes(tmp_path):
+    model, images = small_model(), image_set()
+    contents = []
+    for name in ("a", "b"):
+        written(tmp_path / name, model, images, maps=3)
+        contents.append({f.name: f.read_bytes() for f in (tmp_path / name).iterdir()})
+    assert contents[0] == contents[1]
+    assert sorted(contents[0]) == ["conv1.png", "conv2.png", "index.html", "topk.parquet"]
+
+
+@pytest.mark.parametrize("fails", ["picture", "page"])
+def test_a_full_disk_leaves_the_old_files(tmp_path, monkeypatch, fails):
+    written(tmp_path, maps=1)
+    before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
+
+    def half(file):
+        Path(file).write_bytes(b"half a")
+        raise OSError(28, "No space left on device")
+
+    save = Image.Image.save
+
+    def save_half(picture, file, *args, **options):
+        in_memory = isinstance(file, io.BytesIO)  # as the page's pictures are: no disk to be full
+        return save(picture, file, *args, **options) if in_memory else half(file)
+
+    if fails == "picture":
+        monkeypatch.setattr(Image.Image, "save", save_half)
+    else:
+        monkeypatch.setattr(Path, "write_text", lambda file, *args, **options: half(file))
+    with pytest.raises(zfkit.ZfkitError, match=r"No space left on device.*choose another folder"):
+        written(tmp_path, maps=2)
+    after = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
+    assert sorted(after) == sorted(before)  # no temporary file is left
+    assert after["index.html"] == before["index.html"]
+    if fails == "picture":
+        assert after == before
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setattr(zfkit.atlas, "mine", lambda *a, **k: pytest.fail("mined first"))
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(zfkit.ZfkitError, match="choose another folder") as caught:
+            written(out)
+        assert str(out) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"maps": 0}, r"maps must be a number of feature maps from 1 on, or 'all', not 0"),
+        ({"maps": "some"}, r"maps must be .* not 'some'"),
+        ({"maps": True}, r"maps must be .* not True"),
+        ({"maps": {"conv2": [8]}}, r"channels must be a list of feature maps, 0 to 7 of 'conv2', not \[8\]"),
+        ({"maps": {"conv9": [8]}}, r"no layer 'conv9'"),
+        ({"maps": {"conv2": [1]}, "layers": ["conv1"]}, r"maps says nothing of conv1; it has conv2"),
+        ({"layers": ["conv9"]}, r"no layer 'conv9'.*conv1"),
+        ({"layers": []}, r"no layer was named"),
+        ({"k": 0}, r"k must be a whole number from 1 on, not 0"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(tmp_path, options, message):
+    with pytest.raises(zfkit.ZfkitError, match=message):
+        written(tmp_path / "out", **options)
+    assert not (tmp_path / "out" / "index.html").exists()
+
+
+# ------------------------------------------------------------------------------------------------ a browser
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+QUIET = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+def test_the_page_in_a_browser(tmp_path):
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    names = [f"a_very_long_name_without_any_space_{'x' * 120}_{i}.jpg" for i in range(7)]
+    atlas = written(tmp_path, images=image_set(names=names), maps=4)
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        try:
+            for width in (1280, 400):
+                page = browser.new_page(viewport={"width": width, "height": 900})
+                said, asked = [], []
+                page.on("console", lambda message, said=said: said.append(message.text))
+                page.on("pageerror", lambda error, said=said: said.append(str(error)))
+                page.on("request", lambda request, asked=asked: asked.append(request.url))
+                page.goto(atlas.index.as_uri())
+                page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+                page.evaluate("Promise.all([...document.images].map(i => i.decode()))")
+                widths = page.evaluate("[...document.images].map(i => i.naturalWidth)")
+                assert len(widths) == 2 * 4 * 2 and min(widths) > 0
+                assert page.evaluate("document.documentElement.scrollWidth") <= width
+                # The heading that a link leads to is not under the bar.
+                page.click("nav a[href='#conv2']")
+                bar = page.evaluate("document.querySelector('nav').getBoundingClientRect().bottom")
+                heading = page.evaluate("document.querySelector('#conv2 h2').getBoundingClientRect().top")
+                assert heading >= bar - 1
+                assert said == []
+                assert [url for url in asked if not url.startswith("data:")] == [atlas.index.as_uri()]
+                page.close()
+        finally:
+            browser.close()

@@ -1,0 +1,94 @@
+"""What holds the project together: layout, dependencies, imports, packaging."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+# In reading order: a module imports only those above it.
+ORDER = [
+    "errors", "images", "graph", "checkpoints", "models", "receptive_field", "deconv", "topk", "atlas", "cli",
+    "__init__", "__main__",
+]  # fmt: skip
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+
+
+def imports_of(file: Path) -> set[str]:
+    """Modules of the package that a file imports, at its top or inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            found |= {node.module} if node.module else {alias.name for alias in node.names}
+    return found - {"__version__"}
+
+
+def test_imports_go_one_way():
+    modules = {f.stem for f in (ROOT / "zfkit").glob("*.py")}
+    assert modules == set(ORDER), "a new module needs its place in the reading order"
+    for i, name in enumerate(ORDER):
+        above = set(ORDER[:i])
+        assert imports_of(ROOT / "zfkit" / f"{name}.py") <= above, f"{name} imports a module below it"
+
+
+def test_importing_zfkit_brings_in_nothing_that_a_server_lacks():
+    code = (
+        "import sys, zfkit; heavy = {'matplotlib', 'pandas', 'IPython', 'ipywidgets', 'jupyter_core', 'pyarrow', "
+        "'torchvision', 'skimage', 'sklearn', 'papermill', 'captum'}; print(sorted(heavy & set(sys.modules)))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.strip() == "[]"
+
+
+def test_conda_environment_has_the_same_dependencies():
+    dependencies = (ROOT / "environment.yml").read_text().split("dependencies:")[1]
+    listed = re.findall(r"^  - ([a-z0-9-]+)(>=[0-9.]+)?$", dependencies, re.M)
+    conda = dict(listed)
+    project = PYPROJECT["project"]
+    wanted = {"python": project["requires-python"], "pip": ""}
+    for requirement in project["dependencies"] + project["optional-dependencies"]["notebooks"]:
+        name, lowest = re.fullmatch(r"([a-z0-9-]+)(>=[0-9.]+)", requirement).groups()
+        wanted[CONDA_NAMES.get(name, name)] = lowest
+    assert conda == wanted
+
+
+def test_every_dependency_has_a_reason():
+    lines = (ROOT / "pyproject.toml").read_text().splitlines()
+    requirements = [line for line in lines if re.match(r'    "[a-z0-9-]+>=', line)]
+    assert len(requirements) > 20
+    assert [line for line in requirements if "  # " not in line] == []
+
+
+def test_readme_links_lead_somewhere():
+    for page in [ROOT / "README.md", ROOT / "data" / "README.md", ROOT / "CHANGELOG.md"]:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text()) + re.findall(
+            r'src="([^"]+)"', page.read_text()
+        ):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_wheel_holds_weights_and_no_stray_files(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"zfkit/weights/zfnet64.safetensors", "zfkit/weights/alexnet64.safetensors"} <= names
+    inside = {n.split("/")[0] for n in names}
+    assert inside == {"zfkit", next(n for n in inside if n.endswith(".dist-info"))}

@@ -1,0 +1,193 @@
+"""`receptive_field` against what really changes a unit, and against the numbers of the paper."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import zfkit
+from zfkit import LayerError
+from zfkit.receptive_field import Box
+
+# Receptive field and stride in pixels that follow from Fig. 3 of the paper, and from Krizhevsky's network.
+ZFNET = {
+    "conv1": (7, 2), "pool1": (11, 4), "conv2": (27, 8), "pool2": (43, 16), "conv3": (75, 16),
+    "conv4": (107, 16), "conv5": (139, 16), "pool5": (171, 32),
+}  # fmt: skip
+ALEXNET = {
+    "conv1": (11, 4), "pool1": (19, 8), "conv2": (51, 8), "pool2": (67, 16), "conv3": (99, 16),
+    "conv4": (131, 16), "conv5": (163, 16), "pool5": (195, 32),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, numbers", [("zfnet224", ZFNET), ("alexnet224", ALEXNET)])
+def test_sizes_and_strides_are_those_of_the_paper(name, numbers):
+    model = zfkit.load_model(name, device="cpu")
+    found = {layer: zfkit.receptive_field(model, layer) for layer in numbers}
+    assert {layer: (field.size, field.stride) for layer, field in found.items()} == numbers
+    # ReLU and contrast normalisation work on single positions.
+    for layer, before in [("relu1", "conv1"), ("norm1", "pool1"), ("relu2", "conv2"), ("relu5", "conv5")]:
+        assert zfkit.receptive_field(model, layer) == found[before]
+
+
+def test_offsets_come_from_the_paddings():
+    model = zfkit.load_model("zfnet224", device="cpu")
+    # conv1 pads 1 px; conv3, conv4 and conv5 pad 1 position of 16 px each; pools and conv2 do not pad.
+    offsets = {"conv1": -1, "pool1": -1, "conv2": -1, "pool2": -1, "conv3": -17, "conv4": -33, "conv5": -49}
+    assert {layer: zfkit.receptive_field(model, layer).offset for layer in offsets} == offsets
+
+
+def test_a_box_counts_pixels_and_may_stick_out():
+    model = zfkit.load_model("zfnet224", device="cpu")
+    assert zfkit.receptive_field(model, "conv1").box(0, 1) == Box(left=1, top=-1, right=8, bottom=6)
+    left, top, right, bottom = zfkit.receptive_field(model, "conv5").box(row=12, col=0)
+    assert (left, top) == (-49, 12 * 16 - 49)
+    assert (right - left, bottom - top) == (139, 139)
+
+
+# ------------------------------------------------------------------------------- what really changes a unit
+
+
+def seen(net, height, width):
+    """Which pixels change each unit of a one-channel net: bool (units' rows, units' columns, H, W).
+
+    One pixel at a time is raised from 0. With positive weights and no biases nothing cancels, and a raised
+    value is every pool's maximum: a unit that looks there changes, and no other.
+    """
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.uniform_(0.5, 1)
+        pixels = torch.eye(height * width, dtype=torch.float64).view(-1, 1, height, width)
+        changed = net(pixels)[:, 0] > 0
+    return changed.permute(1, 2, 0).unflatten(2, (height, width)).numpy()
+
+
+def bounds(mask):
+    """The smallest box around the pixels that are set."""
+    rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+    return Box(columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+
+
+def is_inside(box, height, width):
+    return box.left >= 0 and box.top >= 0 and box.right <= width and box.bottom <= height
+
+
+def assert_boxes_are_what_units_see(net, layer, height, width):
+    """Every unit sees nothing outside its box; where the box lies in the image, up to all four edges."""
+    model = zfkit.wrap_model(net, mean=0.0, scale=1.0, input_size=32)
+    field, inside = zfkit.receptive_field(model, layer), 0
+    everything = seen(net, height, width)
+    for row in range(everything.shape[0]):
+        for column in range(everything.shape[1]):
+            box, mask = field.box(row, column), everything[row, column]
+            if is_inside(box, height, width):
+                inside += 1
+                assert bounds(mask) == box
+            elif mask.any():  # dilated filters may jump over the image's edge: the box is only a limit
+                left, top, right, bottom = bounds(mask)
+                assert box.left <= left and box.top <= top and right <= box.right and bottom <= box.bottom
+    return inside
+
+
+@st.composite
+def sliding_layers(draw):
+    """One to three convolutions and pools with one channel, float64, small enough for an image of 16 px."""
+    kernels, strides = st.tuples(st.integers(1, 4), st.integers(1, 4)), st.integers(1, 3)
+    layers = []
+    for _ in range(draw(st.integers(1, 3))):
+        kernel, stride = draw(kernels), (draw(strides), draw(strides))
+        dilation = draw(st.integers(1, 2))
+        if draw(st.booleans()):
+            padding = (draw(st.integers(0, 2)), draw(st.integers(0, 2)))
+            layers.append(nn.Conv2d(1, 1, kernel, stride, padding, dilation, bias=False))
+        else:
+            padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
+            layers.append(nn.MaxPool2d(kernel, stride, padding, dilation, ceil_mode=draw(st.booleans())))
+    layers.insert(0, nn.Conv2d(1, 1, 1, bias=False))  # wrap_model asks for a convolution
+    return nn.Sequential(*layers).double()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(sliding_layers(), st.integers(15, 18), st.integers(15, 18))
+def test_a_box_is_what_a_unit_sees(net, height, width):
+    size = torch.zeros(1, 1, height, width, dtype=torch.float64)
+    try:
+        net(size)
+    except RuntimeError:  # strides have left nothing for a later filter
+        return
+    assert_boxes_are_what_units_see(net, str(len(net) - 1), height, width)
+
+
+def test_a_box_is_what_a_unit_sees_where_filters_differ_along_rows_and_columns():
+    net = nn.Sequential(
+        nn.Conv2d(1, 1, (3, 2), (2, 1), (1, 0), bias=False),
+        nn.MaxPool2d((1, 3), (1, 2)),
+        nn.Conv2d(1, 1, (2, 1), dilation=(2, 1), bias=False),
+    ).double()
+    assert assert_boxes_are_what_units_see(net, "2", 20, 24) > 20
+    field = zfkit.receptive_field(zfkit.wrap_model(net, mean=0, scale=1, input_size=32), "2")
+    # rows: 3, stride 2, then 2 of them 2 apart: 3 + 2 * 2; columns: 2, pooled by 3: 2 + 2
+    assert (field.size, field.stride, field.offset) == (7, 2, -1)
+    assert (field.columns.size, field.columns.stride, field.columns.low) == (4, 2, 0)
+
+
+class Branches(nn.Module):
+    """A wide and a narrow way over the image, added or put side by side."""
+
+    def __init__(self, join):
+        super().__init__()
+        self.wide = nn.Conv2d(1, 1, 5, 2, 1, bias=False)
+        self.narrow = nn.Conv2d(1, 1, 3, 2, 0, bias=False)
+        self.last = nn.Conv2d(2 if join == "cat" else 1, 1, 3, bias=False)
+        self.join = join
+
+    def forward(self, x):
+        a, b = self.wide(x), self.narrow(x)
+        return self.last(torch.cat([a, b], 1) if self.join == "cat" else a + b)
+
+
+@pytest.mark.parametrize("join", ["add", "cat"])
+def test_branches_see_what_any_of_them_sees(join):
+    assert assert_boxes_are_what_units_see(Branches(join).double(), "last", 21, 23) > 20
+
+
+class Mixed(nn.Module):
+    """The sum of two ways over the image with different strides: unit for unit they drift apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.fine = nn.Conv2d(1, 1, 4, padding=1, bias=False)
+        self.coarse = nn.Conv2d(1, 1, 2, stride=2, bias=False)
+        self.spread = nn.MaxPool2d(2, 1, 1)
+        self.last = nn.Conv2d(1, 1, 1, bias=False)
+
+    def forward(self, x):
+        return self.last(self.fine(x)[:, :, :9, :9] + self.spread(self.coarse(x)))
+
+
+def test_where_branches_drift_apart_the_field_is_the_whole_image():
+    field = zfkit.receptive_field(zfkit.wrap_model(Mixed(), mean=0.0, scale=1.0, input_size=16), "last")
+    assert field.box(0, 0) == field.box(8, 8) == Box(0, 0, 16, 16)
+
+
+# ------------------------------------------------------------------------- fields that are the whole image
+
+
+@pytest.mark.parametrize("layer", ["fc6", "relu7", "fc8"])
+def test_connected_layers_see_the_whole_image(layer):
+    field = zfkit.receptive_field(zfkit.load_model("zfnet64", device="cpu"), layer)
+    assert (field.size, field.stride, field.offset) == (64, 0, 0)
+    assert field.box(0, 0) == Box(0, 0, 64, 64)
+
+
+def test_averages_over_the_whole_map_see_the_whole_image():
+    net = nn.Sequential(nn.Conv2d(1, 1, 3), nn.AdaptiveAvgPool2d(1))
+    model = zfkit.wrap_model(net, mean=0.0, scale=1.0, input_size=20)
+    assert zfkit.receptive_field(model, "1").box(0, 0) == Box(0, 0, 20, 20)
+
+
+def test_an_unknown_layer_is_named_and_the_nearest_offered():
+    model = zfkit.load_model("zfnet64", device="cpu")
+    with pytest.raises(LayerError, match=r"no layer 'convl'\. Did you mean 'conv"):
+        zfkit.receptive_field(model, "convl")
