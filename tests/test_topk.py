@@ -19,7 +19,7 @@ from zfkit.images import ImageSet, Windows
 from zfkit.topk import LayerTop, TopK
 
 QUICK = settings(
-    max_examples=30,
+    max_examples=25,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
