@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 import zfkit
+import zfkit.patches as patches_module
 import zfkit.topk as topk
 from zfkit.images import ImageSet, Windows
 from zfkit.topk import LayerTop, TopK
@@ -465,14 +466,14 @@ def ways(monkeypatch):
     taken = set()
 
     def spied(name, way):
-        inner = getattr(topk, name)
+        inner = getattr(patches_module, name)
 
         def outer(model, photos, what, *rest):
             if what:
                 taken.add(way)
             return inner(model, photos, what, *rest)
 
-        monkeypatch.setattr(topk, name, outer)
+        monkeypatch.setattr(patches_module, name, outer)
 
     spied("_from_crops", "crops")
     spied("_from_pictures", "pictures")
@@ -530,7 +531,7 @@ def test_layers_projected_together_are_as_one_by_one(zfnet64, ways):
         {layer: [[(0, 1, 2), (2, 3, 3)], [(1, 0, 4), (0, 4, 1)]] for layer in ("conv1", "conv3", "conv5")},
     )  # fmt: skip
     wanted = {"conv5": [1], "conv1": None, "conv3": [1, 0]}
-    together = topk.project_many(zfnet64, images, top, wanted)
+    together = patches_module.project_many(zfnet64, images, top, wanted)
     assert ways == {"crops", "pictures"}
     assert list(together) == ["conv5", "conv1", "conv3"]
     for layer, patches in together.items():
@@ -549,8 +550,8 @@ def test_options_reach_the_projection(zfnet64, options):
 
 @pytest.mark.parametrize("cuts", ["one by one", "many at once"])
 def test_the_size_of_a_batch_changes_nothing(zfnet64, monkeypatch, cuts):
-    monkeypatch.setattr(topk, "FORWARD_PIXELS", 1 if cuts == "one by one" else 2**40)
-    monkeypatch.setattr(topk, "REVERSE_BYTES", 1 if cuts == "one by one" else 2**40)
+    monkeypatch.setattr(patches_module, "FORWARD_PIXELS", 1 if cuts == "one by one" else 2**40)
+    monkeypatch.setattr(patches_module, "REVERSE_BYTES", 1 if cuts == "one by one" else 2**40)
     images = image_set(random_pixels(3, 68), in_memory=False)
     top = table_of(zfnet64, images, {"conv1": [(2, 0, 5), (0, 9, 9)], "conv2": [(1, 3, 0), (0, 7, 7)]})
     for layer in ("conv1", "conv2"):
@@ -683,7 +684,7 @@ def test_projecting_refuses_what_it_cannot_do(options, message):
 @given(data=st.data())
 def test_a_crop_holds_what_the_unit_sees_and_keeps_the_grid(data):
     model, size, side = data.draw(nets())
-    crop = topk._Crop.plan(model, "3", size)
+    crop = patches_module._Crop.plan(model, "3", size)
     row, col = data.draw(st.integers(0, side - 1)), data.draw(st.integers(0, side - 1))
     (corner,) = crop.corners(torch.tensor([[row, col]])).tolist()
     field = zfkit.receptive_field(model, "3")
@@ -699,10 +700,10 @@ def test_a_crop_holds_what_the_unit_sees_and_keeps_the_grid(data):
 
 
 def test_there_is_no_crop_where_a_unit_sees_everything_or_strides_differ():
-    assert topk._Crop.plan(zfkit.load_model("zfnet64", device="cpu"), "fc6", 64) is None
+    assert patches_module._Crop.plan(zfkit.load_model("zfnet64", device="cpu"), "fc6", 64) is None
     net = nn.Sequential(nn.Conv2d(3, 2, 3, stride=(1, 2)))
     model = zfkit.wrap_model(net.double(), mean=128, scale=1 / 64, input_size=12)
-    assert topk._Crop.plan(model, "0", 12) is None
+    assert patches_module._Crop.plan(model, "0", 12) is None
     images = image_set(random_pixels(1, 12))
     top = table_of(model, images, {"0": [(0, 9, 0), (0, 2, 4)]})
     assert_windows_equal_whole_pictures(model, images, top, "0")

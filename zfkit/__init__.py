@@ -12,8 +12,9 @@ from .deconv import Deconvnet, Options, project, register_rule
 from .errors import ImageError, LayerError, ModelError, ZfkitError
 from .images import ImageSet, load_images, open_image
 from .models import AlexNet, Architecture, VisionModel, ZFNet, list_models, load_model, wrap_model
+from .patches import Patches, project_top
 from .receptive_field import Box, Field, receptive_field
-from .topk import Patches, TopK, mine, project_top
+from .topk import TopK, mine
 
 __version__ = "0.1.0"
 

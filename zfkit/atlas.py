@@ -25,8 +25,9 @@ from .deconv import Options
 from .errors import LayerError, ZfkitError
 from .images import PHOTOGRAPHS, ImageSet
 from .models import VisionModel
+from .patches import Patches, project_many
 from .receptive_field import receptive_field
-from .topk import Patches, TopK, mine, project_many, units_inside
+from .topk import TopK, mine, units_inside
 
 TILE = 84  # side of one patch in the pictures, in px
 GAP = 2  # between the patches of one feature map, in px

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
 
 from . import __version__
 from .atlas import write_atlas
@@ -21,8 +25,9 @@ ATLAS_EXAMPLE = """examples:
   zfkit atlas --images folder:my/pictures --out mine --maps all
   zfkit atlas --model torchvision:vgg11 --layers features.8 features.18 --maps 12
 """
-MINE_EXAMPLE = """example:
+MINE_EXAMPLE = """examples:
   zfkit mine --images "parquet:shards/*.parquet" --size 64 --out topk.parquet
+  torchrun --nproc-per-node 2 -m zfkit mine --images folder:my/pictures      in two processes, the same table
   python -c 'import zfkit; print(zfkit.TopK.load("topk.parquet").table("conv5"))'
 """
 
@@ -74,6 +79,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_inputs(mining)
     mining.add_argument("--out", default="topk.parquet", help="Parquet file to write (default: %(default)s)")
+    mining.add_argument(
+        "--batch-size", type=int, help="pictures at a time (default: by the size of the activations)"
+    )
+    mining.add_argument("--precision", default="float32", help="float32 or bf16 (default: %(default)s)")
+    mining.add_argument(
+        "--inside", action="store_true", help="leave out units that look beyond the picture's border"
+    )
+    mining.add_argument(
+        "--checkpoint-every", default=10_000, type=int, metavar="N",
+        help="keep the state in OUT.part every N pictures; the same command goes on from there (default: %(default)s)",
+    )  # fmt: skip
     mining.set_defaults(run=_mine)
 
     models = _command(
@@ -129,9 +145,9 @@ def _maps(text: str) -> int | Literal["all"]:
     return int(text)
 
 
-def _inputs(args: argparse.Namespace) -> tuple[VisionModel, ImageSet]:
+def _inputs(args: argparse.Namespace, progress: bool = True) -> tuple[VisionModel, ImageSet]:
     model = load_model(args.model, weights=args.weights, device=args.device)
-    return model, load_images(args.images, size=args.size, limit=args.limit)
+    return model, load_images(args.images, size=args.size, limit=args.limit, progress=progress)
 
 
 def _atlas(args: argparse.Namespace) -> int:
@@ -214,9 +230,29 @@ def _tell(args: argparse.Namespace, top: TopK) -> None:
 
 
 def _mine(args: argparse.Namespace) -> int:
-    model, images = _inputs(args)
-    top = mine(model, images, args.layers, args.k)
-    print(f"{top!r}\n  table  {top.save(args.out)}")
+    together = int(os.environ.get("WORLD_SIZE", "1")) > 1  # set by torchrun
+    if together:
+        dist.init_process_group("gloo")  # it carries small tables only
+        if args.device is None and torch.cuda.is_available():
+            args.device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+    first = not together or dist.get_rank() == 0
+    out = Path(args.out)
+    try:
+        model, images = _inputs(args, progress=first)
+        top = mine(
+            model, images, args.layers, args.k, inside=args.inside, batch_size=args.batch_size,
+            precision=args.precision, checkpoint=out.with_name(f"{out.name}.part"),
+            checkpoint_every=args.checkpoint_every,
+        )  # fmt: skip
+        if first:
+            print(f"{top!r}\n  table  {top.save(out)}")
+            for part in out.parent.glob(f"{out.name}.part*"):
+                part.unlink()
+        if together:
+            dist.barrier()
+    finally:
+        if together:
+            dist.destroy_process_group()
     return 0
 
 

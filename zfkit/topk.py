@@ -1,4 +1,4 @@
-"""The strongest activations of every feature map, and what the deconvnet makes of them: `mine`, `project_top`.
+"""The strongest activations of every feature map: `mine`, and the table `TopK` that it makes.
 
 `mine` looks at every picture once. What it keeps does not grow with their number: for each feature map its
 k best pictures, with the place of the maximum, and three statistics.
@@ -7,18 +7,20 @@ k best pictures, with the place of the maximum, and three statistics.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .checkpoints import write_whole
-from .deconv import Deconvnet, Norm, Options, Rule, Seed, Tape, cannot_run, forward, paste
-from .errors import ImageError, LayerError, ZfkitError
+from .deconv import cannot_run
+from .errors import ImageError, LayerError, ZfkitError, unknown
+from .graph import Step
 from .images import ImageSet, Windows
 from .models import VisionModel
 from .receptive_field import Extent, Interval, extents
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = 1  # of saved tables
+
+Precision = Literal["float32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class TopK:
         fingerprint: of the image set, so that a table is not used with another one.
         count: number of pictures looked at.
         inside: were units left out that look beyond the picture's border?
+        weights: fingerprint of the network's weights, so that a table is not used with others.
     """
 
     layers: dict[str, LayerTop]
@@ -74,6 +79,7 @@ class TopK:
     fingerprint: str
     count: int
     inside: bool = False
+    weights: str = ""
 
     def __repr__(self) -> str:
         maps = sum(len(t.value) for t in self.layers.values())
@@ -115,9 +121,9 @@ class TopK:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        head = {k: getattr(self, k) for k in ("k", "model", "images", "fingerprint", "count", "inside")} | {
-            "format": FORMAT
-        }
+        head = {
+            k: getattr(self, k) for k in ("k", "model", "images", "fingerprint", "count", "inside", "weights")
+        } | {"format": FORMAT}
         rows: dict[str, list[Any]] = {}
         for layer, top in self.layers.items():
             C = len(top.value)
@@ -182,6 +188,10 @@ class TopK:
             )
         if model.name != self.model:
             raise ZfkitError(f"this table was mined with {self.model!r}, not with {model.name!r}: mine again")
+        if self.weights and model.fingerprint() != self.weights:
+            raise ZfkitError(
+                f"the weights of {model.name!r} have changed since this table was mined: mine again"
+            )
 
 
 # --------------------------------------------------------------------------------------------------- mine
@@ -196,6 +206,9 @@ def mine(
     per_photograph: int | None = None,
     inside: bool = False,
     batch_size: int | None = None,
+    precision: Precision = "float32",
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 10_000,
     progress: bool = True,
 ) -> TopK:
     """The k pictures that excite each feature map most, from one pass over the pictures.
@@ -209,12 +222,20 @@ def mine(
         inside: leave out units that look beyond the picture's border, where they see padding. They are many
             in deep layers, and the edge of a picture against its padding excites some of them strongly.
         batch_size: pictures at a time; default: what keeps the largest layer's activations under 64 MiB (1
-            GiB on a GPU). Results do not depend on it.
+            GiB on a GPU). Results do not depend on it, but for the last bit of a convolution that a library
+            computes another way for another number of pictures.
+        precision: "float32", or "bf16" for autocast to bfloat16: faster on a GPU, and close, not equal.
+        checkpoint: file to keep the state in every `checkpoint_every` pictures. If it is there, mining goes on
+            where it stopped, to the identical table. Delete it once the table is saved.
         progress: show a bar.
+
+    Under ``torchrun``, with `torch.distributed` initialised, each process looks at its share of the pictures,
+    and all return the identical table.
 
     An activation is the layer's own output (before the ReLU that follows). Ties go to the lower image, then
     row, then column. Raises LayerError for an unknown layer or pictures too small for it (with `inside`, for
-    the receptive field), and ZfkitError where activations are not numbers.
+    the receptive field), and ZfkitError where activations are not numbers or the checkpoint belongs to
+    another run.
 
     >>> top = mine(model, photos)
     >>> top.table("conv5").head()
@@ -231,37 +252,145 @@ def mine(
         raise ImageError("there are no pictures to look at")
     if batch_size is None:
         batch_size = _batch_size(model, images, names)
-    best = {name: _Best(name, k, per_photograph or -(-k // 3), images.windows) for name in names}
-    if inside:
-        for name in names:
+    rank, world = _process()
+    start, stop = (batch_size * (-(-len(images) // batch_size) * r // world) for r in (rank, rank + 1))
+    stop = min(stop, len(images))
+    per_photograph = per_photograph or -(-k // 3)
+    best = {name: _Best(name, k, per_photograph, images.windows, start) for name in names}
+    for name in names:
+        best[name].device = model.device
+        if inside:
             best[name].inside = units_inside(model, name, images.size)
+    fingerprints = {"weights": model.fingerprint(), "fingerprint": images.fingerprint()}
+    saved = None
+    if checkpoint is not None:
+        run = fingerprints | {"layers": names, "k": k, "per_photograph": per_photograph, "inside": inside}
+        run |= {"precision": precision, "batch_size": batch_size, "from": start, "to": stop}
+        saved = _Checkpoint(Path(checkpoint), run, rank, world)
+    done = saved.resume(best) if saved else start
     with tqdm(
-        total=len(images), desc=f"mining {model.name}", unit="img", disable=not progress, leave=False
-    ) as bar:
-        for batch in images.batches(batch_size):
-            for name, output in activations(model, batch.pixels, names):
+        total=stop - start, initial=done - start, desc=f"mining {model.name}", unit="img",
+        disable=not progress or rank > 0, leave=False,
+    ) as bar:  # fmt: skip
+        for batch in images.batches(batch_size, done, stop):
+            for name, output in activations(model, batch.pixels, names, precision):
                 best[name].look(output, batch.indices)
             bar.update(len(batch.indices))
+            seen = min(stop, batch_size * (int(batch.indices[-1]) // batch_size + 1))
+            if saved and (seen - done >= checkpoint_every or seen == stop):
+                saved.save(best, seen)
+                done = seen
+    if world > 1:
+        best = _together(best)
     if not best[names[0]].count:
         reason = f": {images.skipped[0].reason}" if images.skipped else ""
         raise ImageError(f"none of the {len(images)} pictures of {images.source!r} can be read{reason}")
     found = {name: best[name].finish() for name in names}
-    return TopK(found, k, model.name, images.source, images.fingerprint(), best[names[0]].count, inside)
+    count = best[names[0]].count
+    return TopK(
+        found,
+        k,
+        model.name,
+        images.source,
+        fingerprints["fingerprint"],
+        count,
+        inside,
+        fingerprints["weights"],
+    )
+
+
+def _process() -> tuple[int, int]:
+    """Number of this process, and how many there are."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def _together(best: dict[str, _Best]) -> dict[str, _Best]:
+    """What all processes found, in the order of their shares; the same in each of them."""
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, {name: b.state() for name, b in best.items()})
+    merged = {}
+    for name, b in best.items():
+        parts = [b.like(state[name]) for state in everyone]
+        merged[name] = parts[0]
+        for part in parts[1:]:
+            merged[name].join(part)
+    return merged
+
+
+class _Checkpoint:
+    """The state of a mining run in a file, so that it can go on after being stopped at any moment."""
+
+    def __init__(self, path: Path, run: dict[str, Any], rank: int, world: int) -> None:
+        self.path = path if world == 1 else path.with_name(f"{path.name}.{rank}of{world}")
+        self.run = run
+
+    def resume(self, best: dict[str, _Best]) -> int:
+        """Put back the state, if there is one; returns the picture to go on with.
+
+        Raises ZfkitError for a file that is damaged, or that another run made.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not self.path.exists():
+            return int(self.run["from"])
+        try:
+            with safe_open(self.path, "pt") as file:
+                head = json.loads((file.metadata() or {})["zfkit mining"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise ZfkitError(
+                f"{self.path} is no checkpoint of mine ({error}); delete it to start again"
+            ) from None
+        other = [name for name, value in self.run.items() if head["run"].get(name) != value]
+        if other:
+            raise ZfkitError(
+                f"{self.path} belongs to another run: {', '.join(other)} differ. Delete it to start again, or name "
+                "another checkpoint"
+            )
+        for layer, b in best.items():
+            prefix = f"{layer}|"
+            b.load({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+        return int(head["next"])
+
+    def save(self, best: dict[str, _Best], upto: int) -> None:
+        """Replace the file, whole or not at all."""
+        from safetensors.torch import save_file
+
+        tensors = {
+            f"{layer}|{n}": t.clone(memory_format=torch.contiguous_format)
+            for layer, b in best.items()
+            for n, t in b.state().items()
+        }
+        head = json.dumps({"run": self.run, "next": upto})
+        write_whole(self.path, lambda part: save_file(tensors, part, {"zfkit mining": head}))
 
 
 @torch.inference_mode()
-def activations(model: VisionModel, pixels: Tensor, layers: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+def activations(
+    model: VisionModel, pixels: Tensor, layers: Sequence[str], precision: Precision = "float32"
+) -> Iterator[tuple[str, Tensor]]:
     """Outputs of these layers for uint8 pictures (N, 3, H, W); each is to be looked at before the next.
 
     Raises LayerError for pictures that the network cannot take as far as that.
     """
+    if precision not in get_args(Precision):
+        raise ZfkitError(unknown("precision", precision, get_args(Precision)))
+    evaluate = _in_bfloat16 if precision == "bf16" else None
     x = model.preprocess(pixels).contiguous(memory_format=torch.channels_last)
     try:
-        for step, _, output in model.network.walk(x, layers):
+        for step, _, output in model.network.walk(x, layers, evaluate):
             if step.name in layers:
                 yield step.name, output
     except RuntimeError as error:
         raise cannot_run(model, layers, x, error) from error
+
+
+def _in_bfloat16(step: Step, inputs: tuple[Any, ...]) -> Any:
+    device = next((x.device.type for x in inputs if isinstance(x, Tensor)), "cpu")
+    with torch.autocast(device, torch.bfloat16):
+        return step.run(*inputs)
 
 
 def _batch_size(model: VisionModel, images: ImageSet, layers: Sequence[str]) -> int:
@@ -278,7 +407,7 @@ def units_inside(model: VisionModel, layer: str, side: int) -> tuple[slice, slic
     Raises LayerError where there is none.
     """
     spans = []
-    for i in _field(model, side, layer):
+    for i in field_in(model, side, layer):
         first = -(i.low // i.stride) if i.stride else 0  # the first n with n * stride + low >= 0
         last = (side - 1 - i.high) // i.stride if i.stride else 0
         if last < first:
@@ -290,11 +419,27 @@ def units_inside(model: VisionModel, layer: str, side: int) -> tuple[slice, slic
     return spans[0], spans[1]
 
 
+_Candidates = tuple[Tensor, Tensor, Tensor]  # value (n, C), image (n,), place (n, C)
+
+
+def _stack(a: _Candidates, b: _Candidates) -> _Candidates:
+    return torch.cat([a[0], b[0]]), torch.cat([a[1], b[1]]), torch.cat([a[2], b[2]])
+
+
 class _Best:
     """The k best pictures of each map of one layer so far."""
 
-    def __init__(self, layer: str, k: int, per_photograph: int, windows: Windows | None) -> None:
-        self.layer, self.k, self.per_photograph, self.windows = layer, k, per_photograph, windows
+    def __init__(
+        self, layer: str, k: int, per_photograph: int, windows: Windows | None, start: int = 0
+    ) -> None:
+        self.layer, self.k, self.per_photograph, self.windows, self.start = (
+            layer,
+            k,
+            per_photograph,
+            windows,
+            start,
+        )
+        self.device = torch.device("cpu")
         self.count = 0
         self.inside = slice(0, None), slice(0, None)  # the rows and columns that count
         self.width = 1  # of the part of the maps that counts, to tell row and column from a place
@@ -304,7 +449,9 @@ class _Best:
         self.max: Tensor  # (C,)
         self.sum: Tensor  # (C,) float64
         self.active: Tensor  # (C,) pictures
-        self.pending: list[tuple[Tensor, Tensor, Tensor]] = []  # windows of the photograph being looked at
+        # Candidates (n, C) of the photograph being looked at, and of one that began in the share before.
+        self.pending: _Candidates | None = None
+        self.head: _Candidates | None = None
 
     def look(self, output: Tensor, index: Tensor) -> None:
         """Take in a batch: output (N, C, H, W) or (N, F), and the pictures' places in the set."""
@@ -322,7 +469,7 @@ class _Best:
                 f"activations of {self.layer!r} on picture {first} are not finite: check the weights"
             )
         if not self.count:
-            self._start(output)
+            self._clear(output.shape[1], output.shape[3], output.device)
         self.count += len(index)
         self.max = torch.maximum(self.max, strongest.amax(0))
         self.sum += strongest.sum(0, dtype=torch.float64)
@@ -338,9 +485,13 @@ class _Best:
             self._merge(strongest, index[:, None].expand_as(strongest), place)
         else:
             for group in _runs(self.windows.photograph[index.cpu()]):
-                if self.pending and self._photograph(self.pending[0][1]) != self._photograph(index[group]):
-                    self._finish_photograph()
-                self.pending.append((strongest[group], index[group], place[group]))
+                self._take((strongest[group], index[group], place[group]))
+
+    def _take(self, more: _Candidates) -> None:
+        """Candidates of one photograph: more of the one being looked at, or the first of the next."""
+        if self.pending and self._photograph(self.pending) != self._photograph(more):
+            self._finish_photograph()
+        self.pending = _stack(self.pending, more) if self.pending else more
 
     def finish(self) -> LayerTop:
         """The result."""
@@ -356,15 +507,14 @@ class _Best:
             active=(self.active / self.count).float().cpu(),
         )
 
-    def _start(self, output: Tensor) -> None:
-        C, self.width = output.shape[1], output.shape[3]
-        device = output.device
-        self.value = torch.full((C, self.k), -torch.inf, device=device)
-        self.image = torch.full((C, self.k), -1, device=device)
-        self.place = torch.zeros((C, self.k), dtype=torch.long, device=device)
-        self.max = torch.full((C,), -torch.inf, device=device)
-        self.sum = torch.zeros(C, dtype=torch.float64, device=device)
-        self.active = torch.zeros(C, dtype=torch.long, device=device)
+    def _clear(self, maps: int, width: int, device: torch.device) -> None:
+        self.width = width
+        self.value = torch.full((maps, self.k), -torch.inf, device=device)
+        self.image = torch.full((maps, self.k), -1, device=device)
+        self.place = torch.zeros((maps, self.k), dtype=torch.long, device=device)
+        self.max = torch.full((maps,), -torch.inf, device=device)
+        self.sum = torch.zeros(maps, dtype=torch.float64, device=device)
+        self.active = torch.zeros(maps, dtype=torch.long, device=device)
 
     def _merge(self, value: Tensor, image: Tensor, place: Tensor) -> None:
         """Candidates (n, C), in the order of their pictures, into the k best; of equals the earlier stays."""
@@ -378,16 +528,19 @@ class _Best:
         order = parts[0].sort(dim=1, descending=True, stable=True).indices[:, : self.k]
         self.value[changed], self.image[changed], self.place[changed] = (p.gather(1, order) for p in parts)
 
-    def _photograph(self, index: Tensor) -> int:
+    def _photograph(self, candidates: _Candidates) -> int:
         assert self.windows is not None
-        return int(self.windows.photograph[int(index[0])])
+        return int(self.windows.photograph[int(candidates[1][0])])
 
     def _finish_photograph(self) -> None:
         """Of the photograph's windows keep, for each map, the strongest that do not overlap."""
         if not self.pending or self.windows is None:
             return
-        value, index, place = (torch.cat(parts) for parts in zip(*self.pending, strict=True))
-        self.pending = []
+        ended, self.pending = self.pending, None
+        if self.start and self._photograph(ended) == int(self.windows.photograph[self.start - 1]):
+            self.head = ended  # its first windows are in the share before
+            return
+        value, index, place = ended
         overlap = self.windows.overlap(index.cpu()).to(value.device)
         chosen = []
         for _ in range(min(self.per_photograph, len(value))):
@@ -395,6 +548,60 @@ class _Best:
             chosen.append([t.gather(0, pick) for t in (value, index[:, None].expand_as(value), place)])
             value = value.masked_fill(overlap[pick[0]].T, -torch.inf)
         self._merge(*(torch.cat(parts) for parts in zip(*chosen, strict=True)))
+
+    def join(self, later: _Best) -> None:
+        """Take in what was found in the share that follows this one."""
+        if not later.count:
+            return
+        if not self.count:
+            self._clear(len(later.value), later.width, later.value.device)
+        if later.head:
+            self._take(later.head)
+        if (
+            later.pending
+            and self.pending
+            and self._photograph(later.pending) != self._photograph(self.pending)
+        ):
+            self._finish_photograph()
+        if (later.value > -torch.inf).any():
+            self._finish_photograph()
+            self._merge(later.value.T, later.image.T, later.place.T)
+        if later.pending:
+            self._take(later.pending)
+        self.count += later.count
+        self.max = torch.maximum(self.max, later.max)
+        self.sum += later.sum
+        self.active += later.active
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything as tensors on the CPU."""
+        if not self.count:
+            return {}
+        tensors = {
+            name: getattr(self, name).cpu() for name in ("value", "image", "place", "max", "sum", "active")
+        }
+        for name in ("pending", "head"):
+            for i, t in enumerate(getattr(self, name) or ()):
+                tensors[f"{name}{i}"] = t.cpu()
+        return tensors | {"numbers": torch.tensor([self.count, self.width, self.start])}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Put back what `state` gave."""
+        if not state:
+            return
+        self.count, self.width, self.start = state["numbers"].tolist()
+        for name in ("value", "image", "place", "max", "sum", "active"):
+            setattr(self, name, state[name].to(self.device))
+        for name in ("pending", "head"):
+            if f"{name}0" in state:
+                setattr(self, name, tuple(state[f"{name}{i}"].to(self.device) for i in range(3)))
+
+    def like(self, state: dict[str, Tensor]) -> _Best:
+        """Another of the same kind, with this state."""
+        other = _Best(self.layer, self.k, self.per_photograph, self.windows)
+        other.inside = self.inside
+        other.load(state)
+        return other
 
 
 def _first_maximum(output: Tensor, strongest: Tensor, n: Tensor, c: Tensor) -> Tensor:
@@ -412,289 +619,7 @@ def _runs(values: Tensor) -> list[slice]:
     return [slice(a, b) for a, b in zip([0, *ends], [*ends, len(values)], strict=True) if b > a]
 
 
-# -------------------------------------------------------------------------------------------- project_top
-
-
-@dataclass(frozen=True)
-class Patches:
-    """The top k of C feature maps: what the deconvnet reconstructs, beside what was in the picture.
-
-    Attributes:
-        layer: its name.
-        channels: (C,) int64, the feature maps.
-        projection: (C, k, 3, S, S) float32, signed (one channel for one-channel networks); S is the side of
-            the receptive field. 0 outside the picture. Of networks in double precision, float64.
-        photo: (C, k, 3, S, S) uint8, the same window of the picture; mid-grey outside it.
-        box: (C, k, 4) int64: left, top, right, bottom in pixels of the picture; it may stick out.
-        image, row, col: (C, k) int64, where from; image -1 where there were fewer than k.
-        value: (C, k) float32, the activations.
-    """
-
-    layer: str
-    channels: Tensor
-    projection: Tensor
-    photo: Tensor
-    box: Tensor
-    image: Tensor
-    row: Tensor
-    col: Tensor
-    value: Tensor
-
-
-GREY = 128  # outside the picture
-
-
-def project_top(
-    model: VisionModel,
-    photos: ImageSet,
-    top: TopK,
-    layer: str,
-    channels: Sequence[int] | Tensor | None = None,
-    *,
-    k: int | None = None,
-    rule: Rule = "deconvnet",
-    seed: Seed = "one",
-    lrn: Norm = "skip",
-    progress: bool = False,
-) -> Patches:
-    """Projections and patches of feature maps' strongest activations, as in Fig. 2 of the paper.
-
-    Args:
-        top: from `mine`, of the same network and pictures.
-        channels: feature maps; None for all.
-        k: how many of each; None for as many as were mined.
-        rule, seed, lrn: as for `project`.
-
-    Raises LayerError for an unknown layer or channel, and ZfkitError for a table of other pictures.
-    """
-    found = project_many(
-        model, photos, top, {layer: channels}, k=k, options=Options(rule, seed, lrn), progress=progress
-    )
-    return found[layer]
-
-
-def project_many(
-    model: VisionModel,
-    photos: ImageSet,
-    top: TopK,
-    wanted: Mapping[str, Sequence[int] | Tensor | None],
-    *,
-    k: int | None = None,
-    options: Options = Options(),
-    progress: bool = False,
-) -> dict[str, Patches]:
-    """`project_top` for several layers at once, which then share the forward passes."""
-    top.check(model, photos)
-    k = top.k if k is None else k
-    if not 1 <= k <= top.k:
-        raise ZfkitError(f"k must be 1 to {top.k}, as many as were mined, not {k}")
-    units, results = {}, {}
-    for layer, channels in wanted.items():
-        t = top[layer]
-        C = len(t.value)
-        chosen = torch.arange(C) if channels is None else torch.as_tensor(channels).cpu()
-        whole = not (chosen.is_floating_point() or chosen.dtype == torch.bool) or not chosen.numel()
-        if chosen.dim() != 1 or not whole or not ((chosen >= 0) & (chosen < C)).all():
-            raise LayerError(
-                f"channels must be a list of feature maps, 0 to {C - 1} of {layer!r}, not {channels!r}"
-            )
-        chosen = chosen.long()
-        image, row, col, value = (getattr(t, n)[chosen, :k] for n in ("image", "row", "col", "value"))
-        field = _field(model, photos.size, layer)
-        box = torch.stack(
-            [
-                col * field[1].stride + field[1].low,
-                row * field[0].stride + field[0].low,
-                col * field[1].stride + field[1].high + 1,
-                row * field[0].stride + field[0].high + 1,
-            ],
-            -1,
-        )
-        side = (field[0].size, field[1].size)
-        results[layer] = Patches(
-            layer, chosen,
-            projection=torch.zeros(
-                len(chosen), k, len(model.mean), *side, dtype=torch.promote_types(model.dtype, torch.float32)
-            ),
-            photo=torch.full((len(chosen), k, 3, *side), GREY, dtype=torch.uint8),
-            box=box, image=image, row=row, col=col, value=value,
-        )  # fmt: skip
-        there = (image >= 0).flatten()
-        channel = chosen[:, None].expand_as(image).flatten()
-        units[layer] = _Units(there.nonzero()[:, 0], image.flatten()[there], channel[there],
-                              torch.stack([row.flatten()[there], col.flatten()[there]], 1))  # fmt: skip
-    for layer, slots, pixels, photo in _windows(model, photos, units, options, progress):
-        projection = results[layer].projection
-        projection.flatten(0, 1)[slots] = pixels.to(projection.dtype)
-        results[layer].photo.flatten(0, 1)[slots] = photo
-    return results
-
-
-FORWARD_PIXELS = 16 * 224 * 224  # of pictures or crops in one forward pass
-REVERSE_BYTES = 2**28  # for the windows of one reverse pass, roughly
-
-
-@dataclass(frozen=True)
-class _Units:
-    """Units to project, and the slot of the result that each belongs to."""
-
-    slot: Tensor  # (B,)
-    image: Tensor  # (B,)
-    channel: Tensor  # (B,)
-    position: Tensor  # (B, 2)
-
-    def __len__(self) -> int:
-        return len(self.slot)
-
-    def pick(self, index: Tensor) -> _Units:
-        return _Units(self.slot[index], self.image[index], self.channel[index], self.position[index])
-
-
-Projected = tuple[str, Tensor, Tensor, Tensor]  # layer, slots, projections, photo patches
-
-
-def _windows(
-    model: VisionModel, photos: ImageSet, units: Mapping[str, _Units], options: Options, progress: bool
-) -> Iterator[Projected]:
-    """Project all units; each layer by the cheaper of two ways.
-
-    A unit depends on its receptive field only. So few units are projected from crops around them, many from
-    the whole picture, which its units share, with those of other layers.
-    """
-    whole: dict[str, _Units] = {}
-    crops: dict[str, tuple[_Units, _Crop]] = {}
-    for layer, of_layer in units.items():
-        if not len(of_layer):
-            continue
-        crop = _Crop.plan(model, layer, photos.size)
-        pictures = len(of_layer.image.unique())
-        if crop is not None and len(of_layer) * crop.size**2 < pictures * photos.size**2:
-            crops[layer] = of_layer, crop
-        else:
-            whole[layer] = of_layer
-    total = sum(len(u) for u in units.values())
-    with tqdm(total=total, desc="projecting", unit="unit", disable=not progress, leave=False) as bar:
-        for part in _from_pictures(model, photos, whole, options):
-            yield part
-            bar.update(len(part[1]))
-        for layer, (of_layer, crop) in crops.items():
-            for part in _from_crops(model, photos, layer, of_layer, crop, options):
-                yield part
-                bar.update(len(part[1]))
-
-
-def _from_pictures(
-    model: VisionModel, photos: ImageSet, units: Mapping[str, _Units], options: Options
-) -> Iterator[Projected]:
-    if not units:
-        return
-    deconvnet = Deconvnet(model.network, list(units), options)
-    used = torch.cat([u.image for u in units.values()]).unique()  # sorted
-    for batch in used.split(max(1, FORWARD_PIXELS // photos.size**2)):
-        pixels = photos.take(batch)
-        tape = forward(model, deconvnet, model.preprocess(pixels))
-        for layer, of_layer in units.items():
-            here = of_layer.pick(torch.isin(of_layer.image, batch).nonzero()[:, 0])
-            local = torch.searchsorted(batch, here.image)
-            yield from _reverse(model, deconvnet, tape, layer, here, local, here.position, pixels)
-
-
-def _from_crops(
-    model: VisionModel, photos: ImageSet, layer: str, units: _Units, crop: _Crop, options: Options
-) -> Iterator[Projected]:
-    deconvnet = Deconvnet(model.network, [layer], options)
-    order = units.image.argsort(stable=True)
-    for part in order.split(max(1, FORWARD_PIXELS // crop.size**2)):
-        here = units.pick(part)
-        pictures, local = here.image.unique(return_inverse=True)
-        pixels = photos.take(pictures)
-        corner = crop.corners(here.position)  # (B, 2)
-        cut = torch.stack(
-            [
-                pixels[i, :, top : top + crop.size, left : left + crop.size]
-                for i, (top, left) in zip(local.tolist(), corner.tolist(), strict=True)
-            ]
-        )
-        tape = forward(model, deconvnet, model.preprocess(cut))
-        position = here.position - corner // crop.stride
-        yield from _reverse(model, deconvnet, tape, layer, here, torch.arange(len(here)), position, cut)
-
-
-def _reverse(
-    model: VisionModel,
-    deconvnet: Deconvnet,
-    tape: Tape,
-    layer: str,
-    units: _Units,
-    image: Tensor,
-    position: Tensor,
-    pixels: Tensor,
-) -> Iterator[Projected]:
-    """Units of one tape, so many at a time as memory allows: their receptive fields, and the photo there."""
-    if not len(units):
-        return
-    rows, columns = _field(model, pixels.shape[-1], layer)
-    flat = tape.outputs[layer].dim() == 2
-    device = model.device
-    for part in torch.arange(len(units)).split(max(1, REVERSE_BYTES // deconvnet.unit_bytes(layer, tape))):
-        place = position[part]
-        R, window = deconvnet.reverse(
-            tape, layer, image[part].to(device), units.channel[part].to(device), None if flat else place
-        )
-        origin = torch.stack(
-            [place[:, 0] * rows.stride + rows.low, place[:, 1] * columns.stride + columns.low], 1
-        )
-        size = (rows.size, columns.size)
-        offset = window.origin - origin.to(device)
-        if window.size != size or offset.any():  # it was the whole picture
-            R = paste(R, offset, size)
-        yield layer, units.slot[part], R.cpu(), _cut_photo(pixels, image[part], origin, size)
-
-
-def _cut_photo(pixels: Tensor, image: Tensor, origin: Tensor, size: tuple[int, int]) -> Tensor:
-    """Windows of uint8 pictures (N, 3, H, W), mid-grey outside -> (B, 3, h, w)."""
-    h, w = size
-    patches = pixels.new_full((len(image), 3, h, w), GREY)
-    H, W = pixels.shape[2:]
-    for patch, i, (top, left) in zip(patches, image.tolist(), origin.tolist(), strict=True):
-        t, b = max(top, 0), min(top + h, H)
-        lft, r = max(left, 0), min(left + w, W)
-        if t < b and lft < r:  # a unit that sees nothing but padding sees no picture
-            patch[:, t - top : b - top, lft - left : r - left] = pixels[i, :, t:b, lft:r]
-    return patches
-
-
-def _field(model: VisionModel, side: int, layer: str) -> Extent:
+def field_in(model: VisionModel, side: int, layer: str) -> Extent:
     """Receptive field of a layer's units in pictures of this side; those of fully connected layers see all."""
     extent = extents(model.network, layer).get(model.network.input)
     return extent if extent is not None else (Interval(0, 0, side - 1), Interval(0, 0, side - 1))
-
-
-@dataclass(frozen=True)
-class _Crop:
-    """Squares of a picture that hold a unit's receptive field and change nothing about it.
-
-    Their corners are multiples of the layer's stride, so that every map before it keeps its grid; where the
-    receptive field meets the picture's border, so does the crop.
-    """
-
-    size: int
-    stride: int
-    low: tuple[int, int]  # of the receptive field of unit (0, 0)
-    picture: int
-
-    @classmethod
-    def plan(cls, model: VisionModel, layer: str, picture: int) -> _Crop | None:
-        """The crop for a layer; None where units see everything, or strides of rows and columns differ."""
-        extent = extents(model.network, layer).get(model.network.input)
-        if extent is None or extent[0].stride != extent[1].stride:
-            return None
-        stride = extent[0].stride
-        need = max(i.size for i in extent) + stride - 1
-        size = picture - max(0, picture - need) // stride * stride  # so that the last corner is one, too
-        return cls(size, stride, (extent[0].low, extent[1].low), picture)
-
-    def corners(self, position: Tensor) -> Tensor:
-        """Top and left (B, 2) of the crops for units at these positions (B, 2)."""
-        start = position * self.stride + torch.tensor(self.low)
-        return (start // self.stride * self.stride).clamp(0, self.picture - self.size)
