@@ -21,8 +21,8 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 # In reading order: a module imports only those above it.
 ORDER = [
-    "errors", "images", "graph", "checkpoints", "models", "receptive_field", "deconv", "topk", "atlas", "cli",
-    "__init__", "__main__",
+    "errors", "images", "graph", "checkpoints", "onnx_import", "models", "receptive_field", "deconv", "topk", "patches",
+    "atlas", "cli", "__init__", "__main__",
 ]  # fmt: skip
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
 
@@ -47,7 +47,7 @@ def test_imports_go_one_way():
 def test_importing_zfkit_brings_in_nothing_that_a_server_lacks():
     code = (
         "import sys, zfkit; heavy = {'matplotlib', 'pandas', 'IPython', 'ipywidgets', 'jupyter_core', 'pyarrow', "
-        "'torchvision', 'skimage', 'sklearn', 'papermill', 'captum'}; print(sorted(heavy & set(sys.modules)))"
+        "'torchvision', 'onnx', 'skimage', 'sklearn', 'papermill', 'captum'}; print(sorted(heavy & set(sys.modules)))"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.strip() == "[]"

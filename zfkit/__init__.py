@@ -12,6 +12,7 @@ from .deconv import Deconvnet, Options, project, register_rule
 from .errors import ImageError, LayerError, ModelError, ZfkitError
 from .images import ImageSet, load_images, open_image
 from .models import AlexNet, Architecture, VisionModel, ZFNet, list_models, load_model, wrap_model
+from .onnx_import import load_onnx
 from .patches import Patches, project_top
 from .receptive_field import Box, Field, receptive_field
 from .topk import TopK, mine
@@ -40,6 +41,7 @@ __all__ = [
     "list_models",
     "load_images",
     "load_model",
+    "load_onnx",
     "load_weights",
     "mine",
     "open_image",
@@ -53,4 +55,4 @@ __all__ = [
     "signed_to_rgb",
     "wrap_model",
     "write_atlas",
-]  # fmt: skip
+]

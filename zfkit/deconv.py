@@ -710,7 +710,8 @@ def forward(model: VisionModel, deconvnet: Deconvnet, batch: Tensor) -> Tape:
     if batch.dim() != 4 or batch.dtype != model.dtype or batch.shape[1] != channels or not len(batch):
         raise LayerError(f"{expected}, got {str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)}")
     try:
-        return deconvnet.forward(batch.contiguous(memory_format=torch.channels_last))
+        # A copy: the network's first operation may work in place.
+        return deconvnet.forward(batch.clone(memory_format=torch.channels_last))
     except RuntimeError as error:
         raise cannot_run(model, deconvnet.layers, batch, error) from error
 

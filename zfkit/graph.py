@@ -161,7 +161,26 @@ def pair(value: int | Sequence[int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
+class _Proxy(fx.Proxy):
+    """Stands for a value while tracing. `fx` itself would take ``x += y`` for ``x = x + y``."""
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+
+
 class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return type(m) in LEAVES or super().is_leaf_module(m, module_qualified_name)
 
@@ -169,7 +188,8 @@ class _Tracer(fx.Tracer):
 def trace(net: nn.Module) -> Network:
     """The operations of `net` in evaluation mode.
 
-    Raises ModelError where `torch.fx` cannot follow the network (control flow that depends on data).
+    Raises ModelError where `torch.fx` cannot follow the network (control flow that depends on data), and where
+    an operation in place changes a tensor that is read again through a view of it.
     """
     training = {m: m.training for m in net.modules()}
     net.eval()
@@ -183,20 +203,102 @@ def trace(net: nn.Module) -> Network:
     finally:
         for module, mode in training.items():
             module.training = mode
+    _read_what_was_written(graph, net)
+    _keep_channel_axes(graph)
     steps: dict[str, Step] = {}
     names: dict[fx.Node, str] = {}
     uses: dict[str, int] = {}
+    taken = {name for name, _ in net.named_modules()}
     for node in graph.nodes:
         if node.op == "output" or (node.op == "placeholder" and names):
             continue  # further arguments of forward keep their defaults
         name = node.name
         if node.op == "call_module":
-            target = str(node.target)
-            name = f"{target}_{uses[target]}" if target in uses else target
-            uses[target] = uses.get(target, 0) + 1
+            target = name = str(node.target)
+            while name in steps or (name in taken and name != target):
+                uses[target] = uses.get(target, 0) + 1
+                name = f"{target}_{uses[target]}"
+        else:
+            while name in steps or name in taken:
+                name += "_"
         names[node] = name
         steps[name] = _step(net, node, name, names)
     return Network(steps)
+
+
+def _read_what_was_written(graph: fx.Graph, net: nn.Module) -> None:
+    """Let what reads a tensor after an operation in place (``y.relu_()``) read that operation's result."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    memory: dict[fx.Node, fx.Node] = {}  # the first node whose numbers lie where this node's may lie, too
+    for node in graph.nodes:
+        sources = node.all_input_nodes
+        overwrites = bool(sources) and _is_in_place(net, node)
+        shares = bool(sources) and (overwrites or _may_be_a_view(net, node))
+        memory[node] = memory[sources[0]] if shares else node
+        if not overwrites:
+            continue
+        for other in [n for n, first in memory.items() if first is memory[node] and n is not node]:
+            for reader in [n for n in other.users if order[n] > order[node] and n.op != "output"]:
+                if other is not sources[0]:
+                    raise ModelError(
+                        f"{_called(node)} changes, in place, numbers that {_called(reader)} reads as "
+                        f"{_called(other)}; let it make a tensor of its own (without inplace=True or a trailing _)"
+                    )
+                reader.replace_input_with(other, node)
+
+
+def _called(node: fx.Node) -> str:
+    return repr(str(node.target) if node.op == "call_module" else node.name)
+
+
+_IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
+
+
+def _is_in_place(net: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        module = net.get_submodule(str(node.target))
+        return bool(getattr(module, "inplace", False)) and not isinstance(module, _DROPOUTS)
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    if node.op != "call_function" or node.target in _RESTING:
+        return False
+    if node.target in _IN_PLACE or getattr(node.target, "__name__", "").endswith("_"):
+        return True
+    try:
+        arguments = inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # a built-in function, which has no such argument
+        return False
+    return arguments.get("inplace") is True
+
+
+# Dropout in evaluation mode: gives back what it was given, in place or not.
+_RESTING = {F.dropout, F.dropout2d, F.alpha_dropout, torch.dropout}
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+def _may_be_a_view(net: nn.Module, node: fx.Node) -> bool:
+    """Can the result share memory with the first input?"""
+    if node.op == "call_module":
+        return isinstance(net.get_submodule(str(node.target)), (*_DROPOUTS, nn.Identity, nn.Flatten))
+    if node.target in _RESTING or node.target in ("contiguous", "detach"):
+        return True
+    known = _describe(node)
+    return known is None or isinstance(known, Reshape | Rearrange | ChannelSlice)
+
+
+def _keep_channel_axes(graph: fx.Graph) -> None:
+    """Write ``x[:, i].unsqueeze(1)`` as ``x[:, i : i + 1]``, which is known to leave rows and columns alone."""
+    for node in graph.nodes:
+        if node.target not in (torch.unsqueeze, "unsqueeze") or node.args[1:] != (1,):
+            continue
+        picked = node.args[0]
+        if not isinstance(picked, fx.Node) or picked.target is not operator.getitem:
+            continue
+        index: Any = picked.args[1]
+        if isinstance(index, tuple) and len(index) == 2 and index[0] == slice(None) and type(index[1]) is int:
+            i = index[1]
+            node.op, node.target, node.kwargs = "call_function", operator.getitem, {}
+            node.args = (picked.args[0], (slice(None), slice(i, i + 1 or None)))
 
 
 def _step(net: nn.Module, node: fx.Node, name: str, names: dict[fx.Node, str]) -> Step:
@@ -211,6 +313,8 @@ def _step(net: nn.Module, node: fx.Node, name: str, names: dict[fx.Node, str]) -
     call: Any = module if module is not None else node.target
     if call == "view":
         call = "reshape"  # the maps may be channels-last, where a view across channels does not exist
+    if call in ("squeeze", torch.squeeze) and len(node.args) + len(node.kwargs) == 1:
+        call = _squeeze  # also for one image
 
     def run(*values: Any) -> Any:
         bound = dict(zip(sources, values, strict=True))
@@ -221,6 +325,10 @@ def _step(net: nn.Module, node: fx.Node, name: str, names: dict[fx.Node, str]) -
     if module is not None:
         return Step(name, type(module), module, inputs, module if len(inputs) == 1 else run, listed=True)
     return Step(name, node.target, _describe(node), inputs, run)
+
+
+def _squeeze(input: Tensor) -> Tensor:
+    return input.reshape(len(input), *(n for n in input.shape[1:] if n != 1))
 
 
 # ------------------------------------------------- functions and tensor methods in the normal form of modules

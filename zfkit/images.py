@@ -97,6 +97,7 @@ class ImageSet:
         self._names = names
         self._pixels: Tensor | None = None  # (N, 3, S, S) uint8 once in memory
         self._labels: Tensor | None = None  # (N,) int64
+        self._fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(self._names)
@@ -202,10 +203,12 @@ class ImageSet:
 
     def fingerprint(self) -> str:
         """16 hex digits that change with the set's names, order or size (not a hash of every pixel)."""
-        digest = hashlib.sha256(f"{self.size} {len(self)}".encode())
-        for i in range(len(self)):
-            digest.update(self._names[i].encode() + b"\0")
-        return digest.hexdigest()[:16]
+        if self._fingerprint is None:
+            digest = hashlib.sha256(f"{self.size} {len(self)}".encode())
+            for name in self._names:
+                digest.update(name.encode() + b"\0")
+            self._fingerprint = digest.hexdigest()[:16]
+        return self._fingerprint
 
     def _place(self, i: int) -> int:
         if not -len(self) <= i < len(self):

@@ -5,6 +5,7 @@ A `VisionModel` is a network together with what it expects of a picture and what
 
 from __future__ import annotations
 
+import hashlib
 import importlib.resources
 import math
 from collections import OrderedDict
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from .checkpoints import Provenance, load_weights, read_provenance
 from .errors import ImageError, ModelError, unknown
 from .graph import LEAVES, Network, pair, trace
+from .onnx_import import OnnxNetwork, load_onnx
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,6 +146,7 @@ class VisionModel:
     name: str = "mine"
     provenance: Provenance = field(default_factory=dict, repr=False)
     _traced: dict[frozenset[type], Network] = field(default_factory=dict, repr=False)
+    _hashed: dict[Any, str] = field(default_factory=dict, repr=False)
 
     def preprocess(self, images: Tensor) -> Tensor:
         """uint8 RGB (N, 3, H, W) or (3, H, W) -> what the network takes, on its device, (N, C, H, W).
@@ -190,6 +193,21 @@ class VisionModel:
     def dtype(self) -> torch.dtype:
         """Floating-point type of the weights."""
         return next(self.net.parameters()).dtype
+
+    def fingerprint(self) -> str:
+        """16 hex digits that change with any parameter or buffer of the network."""
+        state = self.net.state_dict()
+        # torch counts the changes of a tensor; weights that nobody touched are not read again.
+        counted = not any(t.is_inference() for t in state.values())
+        version = tuple((name, t.data_ptr(), t._version) for name, t in state.items()) if counted else None
+        if version is None or version not in self._hashed:
+            digest = hashlib.sha256()
+            for name, tensor in state.items():
+                numbers = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+                digest.update(name.encode() + b"\0" + numbers.tobytes())
+            self._hashed.clear()
+            self._hashed[version] = digest.hexdigest()[:16]
+        return self._hashed[version]
 
     def to(self, device: str | torch.device) -> VisionModel:
         """Move the network to a device; returns the same model."""
@@ -324,10 +342,17 @@ def load_model(
     Args:
         name: ``"zfnet64"``, ``"alexnet64"`` (bundled, trained on Tiny ImageNet); ``"zfnet224"``,
             ``"alexnet224"`` (the paper's geometry, untrained); ``"torchvision:alexnet"`` or any other of its
-            classifiers; a path that ends in ``.safetensors``, as zfkit writes them.
+            classifiers; a path that ends in ``.safetensors``, as zfkit writes them; the ONNX model zoo's
+            zfnet512, as a path that ends in ``.onnx`` (outputs are probabilities: its last layer is "softmax").
         weights: for torchvision, the name of the weights, or None for random ones without a download.
         device: default: the GPU if there is one.
         seed: of random weights.
+
+    What zfnet512 expects of a picture its publishers do not say (its page in the zoo leaves it empty). *Assumed*
+    is what Caffe's networks of the time take: 0-255, minus ImageNet's mean, blue first. The filters of its conv1
+    are turned round on loading, so
+    that here it takes RGB like every other network. For any other ONNX file nothing is assumed:
+    `zfkit.load_onnx`, then `wrap_model`.
 
     Raises ModelError for an unknown name, or a file that is missing, damaged, pickled or of another network.
     """
@@ -347,15 +372,18 @@ def load_model(
         )
     elif name.startswith("torchvision:"):
         model = _from_torchvision(name, weights, seed)
+    elif Path(name).suffix == ".onnx":
+        model = _from_onnx(Path(name).expanduser())
     elif Path(name).suffix == ".safetensors" or Path(name).is_file():
         model = _from_file(Path(name).expanduser(), Path(name).stem)
     else:
-        names = [*bundled, "zfnet224", "alexnet224", "torchvision:NAME", "PATH.safetensors"]
+        names = [*bundled, "zfnet224", "alexnet224", "torchvision:NAME", "PATH.safetensors", "PATH.onnx"]
         raise ModelError(unknown("model", name, names))
     return model.to(device)
 
 
 _MEAN = (122.5573, 114.3941, 101.4863)  # RGB 0-255, over Tiny ImageNet's training set
+_CAFFE_MEAN = (123.68, 116.779, 103.939)  # RGB 0-255, over ImageNet's training set
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's, of RGB 0-1
 
 
@@ -410,6 +438,34 @@ def _from_file(path: Path, name: str) -> VisionModel:
         name=name,
         provenance=known,
     )
+
+
+def _from_onnx(path: Path) -> VisionModel:
+    net = load_onnx(path)
+    if not _is_zfnet512(net):
+        size = net.input_shape[-1]
+        raise ModelError(
+            f"{path.name} is not the ONNX zoo's zfnet512, and an ONNX file does not say how pictures go in: use net "
+            f"= zfkit.load_onnx(path), then zfkit.wrap_model(net, mean=..., scale=..., input_size={size})"
+        )
+    net.swap_red_and_blue()
+    assumed = "input assumed to be BGR 0-255 minus ImageNet's mean, as its publishers do not say"
+    return wrap_model(
+        net,
+        mean=_CAFFE_MEAN,
+        scale=1.0,
+        input_size=224,
+        name=path.stem,
+        provenance={"data": f"ILSVRC 2013 (ONNX model zoo, zfnet512; {assumed})"},
+    )
+
+
+def _is_zfnet512(net: OnnxNetwork) -> bool:
+    """Recognised by what Caffe2 called its input and by its weights' shapes; the zoo's archives call it model.onnx."""
+    shapes = [tuple(p.shape) for p in net.parameters() if p.dim() > 1]
+    convolutions = [(96, 3, 7, 7), (256, 96, 5, 5), (512, 256, 3, 3), (512, 512, 3, 3), (512, 512, 3, 3)]
+    connected = [(4096, 18432), (1024, 4096), (1000, 1024)]
+    return net.input_name == "gpu_0/data_0" and shapes == [*convolutions, *connected]
 
 
 def _from_torchvision(name: str, weights: str | None, seed: int) -> VisionModel:

@@ -137,7 +137,7 @@ def project_many(
 
 
 FORWARD_PIXELS = 16 * 224 * 224  # of pictures or crops in one forward pass
-REVERSE_BYTES = 2**28  # for the windows of one reverse pass, roughly
+REVERSE_BYTES = 2**26  # for the windows of one reverse pass, roughly
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,94 @@
+"""How time and memory grow with the number of pictures, of feature maps, and with the pictures' side.
+
+    .venv/bin/python benchmarks/bench_growth.py
+
+zfnet64 on noise pictures. Each line is a process of its own; memory is its peak above what it held when the
+network and the pictures were loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import numpy as np
+from common import machine, table
+from PIL import Image
+
+import zfkit
+from zfkit.images import ImageSet
+from zfkit.patches import project_many
+
+CASES = (
+    [(n, 64, 224) for n in (100, 300, 1000)]
+    + [(100, m, 224) for m in (256, 1376)]
+    + [(100, 64, s) for s in (64, 448)]
+)
+
+
+def peak() -> float:
+    """MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def one(count: int, maps: int, side: int) -> dict[str, float]:
+    """Mine all layers, then project the top 9 of so many maps spread over them."""
+    model = zfkit.load_model("zfnet64", device="cpu")
+    pixels = np.random.default_rng(0).integers(0, 256, (16, side, side, 3), dtype=np.uint8)
+    pictures = ImageSet(
+        lambda i: (Image.fromarray(pixels[i % 16] ^ (i % 251)), -1), [str(i) for i in range(count)], size=side
+    )
+    before = peak()
+    start = time.perf_counter()
+    top = zfkit.mine(model, pictures, progress=False)
+    mined, memory = time.perf_counter() - start, peak() - before
+    share = {layer: range(maps * len(top[layer].value) // 1376) for layer in model.conv_layers}
+    start = time.perf_counter()
+    found = project_many(model, pictures, top, share)
+    projected = time.perf_counter() - start
+    result = sum(p.projection.nbytes + p.photo.nbytes for p in found.values()) / 2**20
+    return {
+        "mine": mined,
+        "mine memory": memory,
+        "project": projected,
+        "project memory": peak() - before,
+        "result": result,
+    }
+
+
+def main() -> None:
+    """Run the cases, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    case = parser.parse_args().case
+    if case:
+        print(json.dumps(one(*json.loads(case))))
+        return
+    rows = []
+    for count, maps, side in CASES:
+        command = [sys.executable, __file__, "--case", json.dumps([count, maps, side])]
+        r = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        rows.append([str(count), str(maps), str(side), f"{r['mine']:.1f}", f"{r['mine memory']:.0f}", f"{r['project']:.1f}",
+                     f"{r['project memory']:.0f}", f"{r['result']:.0f}"])  # fmt: skip
+    print(f"{machine()}\n")
+    table(
+        [
+            "pictures",
+            "maps",
+            "side, px",
+            "mine, s",
+            "peak, MiB",
+            "project, s",
+            "peak, MiB",
+            "of which result",
+        ],
+        rows,
+    )
+
+
+if __name__ == "__main__":
+    main()
