@@ -7,6 +7,7 @@ PYTHON   ?= python3
 PIP_ARGS ?=
 OUT      ?= demo
 BIN      := .venv/bin
+SOURCES  := zfkit tests benchmarks data notebooks
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 FIRST    := notebooks/01_what_do_the_layers_see.ipynb
 INSTALL  := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
@@ -44,13 +45,13 @@ test: .venv/dev lint
 	$(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg $(NOTEBOOKS)
 
 lint: .venv/dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 
 format: .venv/dev
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
 
 # Runs every notebook again at its default parameters and keeps the new outputs.
 notebooks: .venv/dev

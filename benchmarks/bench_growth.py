@@ -72,8 +72,11 @@ def main() -> None:
     for count, maps, side in CASES:
         command = [sys.executable, __file__, "--case", json.dumps([count, maps, side])]
         r = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-        rows.append([str(count), str(maps), str(side), f"{r['mine']:.1f}", f"{r['mine memory']:.0f}", f"{r['project']:.1f}",
-                     f"{r['project memory']:.0f}", f"{r['result']:.0f}"])  # fmt: skip
+        inputs = [str(count), str(maps), str(side)]
+        mining = [f"{r['mine']:.1f}", f"{r['mine memory']:.0f}"]
+        rows.append(
+            [*inputs, *mining, f"{r['project']:.1f}", f"{r['project memory']:.0f}", f"{r['result']:.0f}"]
+        )
     print(f"{machine()}\n")
     table(
         [

@@ -438,3 +438,13 @@ def test_wrapping_a_network_leaves_its_weights_and_hooks_alone():
 
 def test_errors_are_value_errors_that_zfkit_names():
     assert issubclass(ModelError, zfkit.ZfkitError) and issubclass(zfkit.ZfkitError, ValueError)
+
+
+def test_a_slice_of_the_network_is_a_chain_of_its_own_layers():
+    net = load_model("zfnet64", device="cpu").net
+    cut = net[:5]
+    assert [name for name, _ in cut.named_children()] == ["conv1", "relu1", "pool1", "norm1", "conv2"]
+    assert cut[4] is net.conv2
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    step_by_step = net.conv2(net.norm1(net.pool1(net.relu1(net.conv1(x)))))
+    assert torch.equal(cut(x), step_by_step)

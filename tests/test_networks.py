@@ -21,11 +21,10 @@ LAYERS = {
         "features.0", "features.1", "features.2", "features.6", "features.10", "features.12", "avgpool",
         "classifier.1", "classifier.2", "classifier.6",
     ],
-    "vgg11": ["features.0", "features.2", "features.8", "features.18", "features.20", "classifier.0", "classifier.6"],
-    "vgg16": ["features.0", "features.4", "features.12", "features.21", "features.28", "classifier.4", "classifier.6"],
+    "vgg11": ["features.0", "features.2", "features.8", "features.18", "features.20", "classifier.6"],
+    "vgg16": ["features.0", "features.4", "features.12", "features.28", "classifier.4"],
     "vgg16_bn": [
-        "features.0", "features.1", "features.6", "features.15", "features.25", "features.40", "features.43",
-        "classifier.6",
+        "features.0", "features.1", "features.6", "features.25", "features.40", "classifier.6",
     ],
     "squeezenet1_1": [
         "features.0", "features.2", "features.3.expand3x3", "features.7.squeeze", "features.9.expand1x1_activation",
@@ -80,7 +79,7 @@ def load(name):
         x = torch.randn(2, 1, 32, 32, dtype=torch.float64)
     else:
         model = zfkit.load_model(f"torchvision:{name}", weights=None, device="cpu")
-        x = torch.randn(2, 3, 71, 80, dtype=torch.float64)
+        x = torch.randn(2, 3, 64, 72, dtype=torch.float64)
     if name == "googlenet":  # its trained weights come with this: the net changes the images' normalisation
         model.net.transform_input = True
         model = zfkit.wrap_model(model.net, mean=model.mean, scale=model.scale, input_size=224)
@@ -104,6 +103,15 @@ def give_norms_a_past(net, x):
             norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.5, 2)
             norm.weight.uniform_(0.5, 1.5)
             norm.bias.normal_(0, 0.3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The tensors are small: on a busy machine threads that wait for each other take many times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=LAYERS)
@@ -245,12 +253,12 @@ def test_layers_are_named_in_order_of_execution(network):
 
 CAPTUM = {"deconvnet": NeuronDeconvolution, "guided": NeuronGuidedBackprop, "gradient": NeuronGradient}
 
-# A shallow or middle one, one deep inside, and the classes.
+# A shallow or middle one; one deep inside or the classes, or both.
 CAPTUM_LAYERS = {
     "alexnet": ["features.3", "features.8", "classifier.6"],
-    "vgg11": ["features.6", "features.16", "classifier.6"],
-    "vgg16": ["features.7", "features.24", "classifier.6"],
-    "vgg16_bn": ["features.7", "features.30", "classifier.6"],
+    "vgg11": ["features.6", "classifier.6"],
+    "vgg16": ["features.7", "features.24"],
+    "vgg16_bn": ["features.7", "features.30"],
     "squeezenet1_1": ["features.4.expand3x3", "features.10.expand1x1", "classifier.3"],
     "googlenet": ["inception3a.branch2.1.conv", "inception4d.branch3.1.conv", "fc"],
     "resnet18": ["layer2.0.downsample.0", "layer3.1.conv2", "fc"],
@@ -308,7 +316,7 @@ def test_equals_captum_where_captum_sees_the_relus(network, rule):
     net = for_captum(model.net)
     with torch.no_grad():
         _, outputs = run(net, x)
-    for layer in CAPTUM_LAYERS[name]:
+    for layer in CAPTUM_LAYERS[name][: 1 if rule == "gradient" else None]:  # it is autograd's, as above
         channels, positions = units(outputs[layer])
         found = zfkit.project(model, x, layer, channels, positions, rule=rule, lrn="gradient")
         assert_close(found, from_captum(net, x, layer, channels, positions, rule))
@@ -376,7 +384,7 @@ def test_a_units_field_is_where_pixels_change_it(name):
         column = row + 1
         left, top, right, bottom = field.box(row, column)
         assert left > 0 and top > 0
-        height, width = bottom + field.stride, right + field.stride
+        height, width = max(64, bottom + field.stride), max(64, right + field.stride)
 
         # All pixels around the box; then only its first row, last row, first column and last column.
         images = torch.zeros(5, 3, height, width)
@@ -447,7 +455,7 @@ def read_twice(n, x):
 def read_before_and_after(n, x):
     y = n.a(x)
     before = y * 2
-    y.relu_().mul_(3)
+    y.mul_(3).relu_()
     return before + y
 
 

@@ -168,7 +168,7 @@ def _relu_mask(module: Any, x: Tensor, y: Tensor, options: Options) -> Tensor | 
 def relu(R: Tensor, module: nn.Module, context: Context) -> Tensor:
     """Rectify what comes back; the gradient masks it by what went forward; guided backpropagation does both.
 
-    ReLU6 is treated as ReLU: on the way back nothing is capped at 6.
+    The deconvnet treats ReLU6 as ReLU (nothing is capped on the way back); the masks of the other two know the 6.
     """
     if context.options.rule != "gradient":
         R = R.clamp_(min=0)

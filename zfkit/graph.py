@@ -405,7 +405,7 @@ _NORMAL_FORMS: dict[Any, Callable[..., nn.Module | None]] = {
     **dict.fromkeys([torch.squeeze, torch.unsqueeze, "squeeze", "unsqueeze"], _always(Rearrange)),
     **dict.fromkeys([operator.add, operator.iadd, torch.add, "add", "add_"], _sum),
     **dict.fromkeys([operator.mul, operator.imul, torch.mul, "mul", "mul_"], _product),
-    **dict.fromkeys([operator.truediv, torch.div, "div", "div_"], _quotient),
+    **dict.fromkeys([operator.truediv, operator.itruediv, torch.div, "div", "div_"], _quotient),
     **dict.fromkeys([torch.mean, "mean"], _mean),
     **dict.fromkeys([torch.cat, torch.concat], _concat),
     operator.getitem: _getitem,

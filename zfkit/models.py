@@ -83,6 +83,12 @@ class _PaperNetwork(nn.Sequential):
         for parameter in self.parameters():  # section 3: weights 10^-2, biases 0
             nn.init.normal_(parameter, 0, 0.01) if parameter.dim() > 1 else nn.init.zeros_(parameter)
 
+    def __getitem__(self, index: int | slice) -> Any:
+        """A layer, or, for a slice, these layers as a plain `nn.Sequential`."""
+        if isinstance(index, slice):
+            return nn.Sequential(OrderedDict(list(self.named_children())[index]))
+        return super().__getitem__(index)
+
 
 class ZFNet(_PaperNetwork):
     """The paper's network (section 3, Fig. 3), layers under the paper's names.
