@@ -117,6 +117,10 @@ class ImageSet:
             return self._pixels[i], int(self._labels[i])
         return self._decode(i)
 
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        """All pictures with their labels, in order. Raises as indexing does."""
+        return (self[i] for i in range(len(self)))
+
     def name(self, i: int) -> str:
         """File name, row, or photograph with scale and place, of picture i."""
         return self._names[self._place(i)]

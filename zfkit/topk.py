@@ -476,16 +476,35 @@ class _Best:
         self.active += (strongest > 0).sum(0)
         # Where the maximum is matters only to pictures that can still get in.
         candidate = strongest > self.value[:, -1]
-        place = torch.zeros_like(strongest, dtype=torch.long)
-        n, c = torch.nonzero(candidate, as_tuple=True)
-        place[n, c] = _first_maximum(output, strongest, n, c)
+        if self.windows is None:
+            among = torch.cat([self.value, strongest.T], 1)
+            candidate &= strongest >= among.topk(self.k).values[:, -1]
         strongest = strongest.masked_fill(~candidate, -torch.inf)
         index = index.to(output.device)
         if self.windows is None:
+            place = _locate(output, candidate)
             self._merge(strongest, index[:, None].expand_as(strongest), place)
-        else:
-            for group in _runs(self.windows.photograph[index.cpu()]):
-                self._take((strongest[group], index[group], place[group]))
+            return
+        *ended, last = _runs(self.windows.photograph[index.cpu()])
+        for group in ended:  # photographs that end in this batch: locate what is chosen of them
+            if self._began_before(index[group]):
+                self._take((strongest[group], index[group], _locate(output[group], candidate[group])))
+            else:
+                self._take(
+                    (
+                        strongest[group],
+                        index[group],
+                        torch.full_like(candidate[group], UNKNOWN, dtype=torch.long),
+                    )
+                )
+                self._finish_photograph(output[group])
+        self._take((strongest[last], index[last], _locate(output[last], candidate[last])))
+
+    def _began_before(self, index: Tensor) -> bool:
+        """Is this the photograph whose first windows are in another process's share?"""
+        assert self.windows is not None
+        photograph = self.windows.photograph
+        return self.start > 0 and bool(photograph[int(index[0])] == photograph[self.start - 1])
 
     def _take(self, more: _Candidates) -> None:
         """Candidates of one photograph: more of the one being looked at, or the first of the next."""
@@ -496,12 +515,13 @@ class _Best:
     def finish(self) -> LayerTop:
         """The result."""
         self._finish_photograph()
-        image = self.image.masked_fill(self.value == -torch.inf, -1)
+        missing = self.value == -torch.inf
+        place = self.place.masked_fill(missing, 0)
         return LayerTop(
             value=self.value.cpu(),
-            image=image.cpu(),
-            row=(self.place // self.width).cpu() + self.inside[0].start,
-            col=(self.place % self.width).cpu() + self.inside[1].start,
+            image=self.image.masked_fill(missing, -1).cpu(),
+            row=(place // self.width).cpu() + self.inside[0].start,
+            col=(place % self.width).cpu() + self.inside[1].start,
             max=self.max.cpu(),
             mean=(self.sum / self.count).float().cpu(),
             active=(self.active / self.count).float().cpu(),
@@ -532,22 +552,31 @@ class _Best:
         assert self.windows is not None
         return int(self.windows.photograph[int(candidates[1][0])])
 
-    def _finish_photograph(self) -> None:
-        """Of the photograph's windows keep, for each map, the strongest that do not overlap."""
+    def _finish_photograph(self, output: Tensor | None = None) -> None:
+        """Of the photograph's windows keep, for each map, the strongest that do not overlap.
+
+        `output` holds the maps of its last windows, those that were not located yet.
+        """
         if not self.pending or self.windows is None:
             return
         ended, self.pending = self.pending, None
-        if self.start and self._photograph(ended) == int(self.windows.photograph[self.start - 1]):
-            self.head = ended  # its first windows are in the share before
-            return
         value, index, place = ended
+        if self._began_before(index):
+            self.head = ended
+            return
         overlap = self.windows.overlap(index.cpu()).to(value.device)
         chosen = []
         for _ in range(min(self.per_photograph, len(value))):
             pick = value.argmax(0, keepdim=True)  # the first of equals
-            chosen.append([t.gather(0, pick) for t in (value, index[:, None].expand_as(value), place)])
+            chosen.append(
+                [t.gather(0, pick) for t in (value, index[:, None].expand_as(value), place, _rows(value))]
+            )
             value = value.masked_fill(overlap[pick[0]].T, -torch.inf)
-        self._merge(*(torch.cat(parts) for parts in zip(*chosen, strict=True)))
+        value, image, place, row = (torch.cat(parts) for parts in zip(*chosen, strict=True))
+        if output is not None:
+            i, c = torch.nonzero((place == UNKNOWN) & (value > -torch.inf), as_tuple=True)
+            place[i, c] = _first_maximum(output, row[i, c] - (len(index) - len(output)), c)
+        self._merge(value, image, place)
 
     def join(self, later: _Best) -> None:
         """Take in what was found in the share that follows this one."""
@@ -604,12 +633,27 @@ class _Best:
         return other
 
 
-def _first_maximum(output: Tensor, strongest: Tensor, n: Tensor, c: Tensor) -> Tensor:
+UNKNOWN = -1  # place of a maximum that is looked for only if it is needed
+
+
+def _locate(output: Tensor, candidate: Tensor) -> Tensor:
+    """(N, C) places of the maxima of those maps that are candidates; UNKNOWN for the others."""
+    place = torch.full_like(candidate, UNKNOWN, dtype=torch.long)
+    n, c = torch.nonzero(candidate, as_tuple=True)
+    place[n, c] = _first_maximum(output, n, c)
+    return place
+
+
+def _rows(value: Tensor) -> Tensor:
+    return torch.arange(len(value), device=value.device)[:, None].expand_as(value)
+
+
+def _first_maximum(output: Tensor, n: Tensor, c: Tensor) -> Tensor:
     """Place (row * width + column) of the maximum of maps output[n, c]; of equals, the first."""
-    places = []
-    for part in torch.arange(len(n), device=n.device).split(4096):  # a bounded copy
-        maps = output[n[part], c[part]].flatten(1)
-        places.append((maps == maps.amax(1, keepdim=True)).int().argmax(1))
+    parts = torch.arange(len(n), device=n.device).split(4096)  # a bounded copy
+    places = [
+        output[n[part], c[part]].flatten(1).argmax(1) for part in parts
+    ]  # of equals, torch takes the first
     return torch.cat(places) if places else n
 
 
