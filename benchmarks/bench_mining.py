@@ -1,6 +1,6 @@
 """What mining costs over the bare forward pass: every convolutional layer, top 9, pictures of 224 px.
 
-    .venv/bin/python benchmarks/bench_mining.py [--rounds 5]
+    .venv/bin/python benchmarks/bench_mining.py [--rounds 5] [--models NAME ...]
 
 The floor is the same network cut after the same layer, run on the same batches from the same uint8 pictures:
 preprocessing and forward pass, outputs thrown away. Rounds are interleaved. The album is 355 windows of 17
@@ -35,11 +35,13 @@ def main() -> None:
     """Time, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--models", nargs="+", default=["torchvision:alexnet", "zfnet64"])
+    args = parser.parse_args()
+    rounds = args.rounds
     album = zfkit.load_images("photos", progress=False)
     sets = {"album": album, "separate": separate(album)}
     rows = []
-    for name, what in [(n, w) for n in ("torchvision:alexnet", "zfnet64") for w in sets]:
+    for name, what in [(n, w) for n in args.models for w in sets]:
         photos = sets[what]
         model = zfkit.load_model(name, weights=None)
         net = getattr(model.net, "features", model.net)
