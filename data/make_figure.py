@@ -25,14 +25,14 @@ for layer, channels in CHOSEN.items():
     patches = zfkit.project_top(model, photos, top, layer, channels)
     sheets.append(zfkit.draw_layer(patches, top, (f"Layer {layer[-1]}", "")))
 width = max(sheet.width for sheet in sheets)
-figure = Image.new("RGB", (width, sum(sheet.height - 50 for sheet in sheets)), "white")
+figure = Image.new("RGB", (width, sum(sheet.height - 38 for sheet in sheets)), "white")
 y = 0
 for sheet in sheets:
     title = sheet.crop((0, 0, sheet.width, 62))
     maps = sheet.crop((0, 92, sheet.width, sheet.height - 16))
     figure.paste(title, (0, y))
-    figure.paste(maps, (0, y + 50))
-    y += sheet.height - 50
+    figure.paste(maps, (0, y + 62))
+    y += sheet.height - 38
 figure = figure.resize((1700, round(figure.height * 1700 / figure.width)), Image.Resampling.LANCZOS)
 figure.save(Path(__file__).with_name("figure.jpg"), quality=82, optimize=True)
 print(figure.size)
