@@ -6,6 +6,7 @@
 PYTHON   ?= python3
 PIP_ARGS ?=
 OUT      ?= demo
+LAB_ARGS ?=
 BIN      := .venv/bin
 SOURCES  := zfkit tests benchmarks data notebooks
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
@@ -37,8 +38,9 @@ help:
 demo: .venv/notebooks
 	$(BIN)/python -m zfkit atlas --model zfnet64 --images photos --out $(OUT) --notebook $(FIRST)
 
+# JupyterLab refuses to run as root, as in a container, unless it is told to. LAB_ARGS=--no-browser and the like.
 lab: .venv/notebooks
-	$(BIN)/python -m jupyter lab $(FIRST)
+	$(BIN)/python -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) $(FIRST)
 
 test: .venv/dev lint
 	$(BIN)/python -m pytest tests
