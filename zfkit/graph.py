@@ -54,7 +54,7 @@ class Reshape(nn.Module):
 
 
 class Rearrange(nn.Module):
-    """Describes numbers picked out or put in another order (indexing, permute ...)."""
+    """Describes numbers picked out of others, or given further axes (indexing, squeeze, unsqueeze)."""
 
 
 @dataclass(frozen=True)
