@@ -28,7 +28,10 @@ def captum_unit(
 ) -> Tensor:
     """Captum's projection of one map's nine units, one in each image: (9, 3, 224, 224)."""
     place = torch.arange(len(images))
-    pick = lambda output: output[place, channel, row, col]  # noqa: E731
+
+    def pick(output: Tensor) -> Tensor:
+        return output[place, channel, row, col]
+
     result: Tensor = NeuronDeconvolution(cut, layer).attribute(images.clone().requires_grad_(), pick)
     return result
 

@@ -813,3 +813,14 @@ def test_an_unknown_option_lists_the_known_ones(option, value, known, zfnet):
     with pytest.raises(LayerError) as caught:
         zfkit.project(zfnet, IMAGES, "conv1", 0, **{option: value})
     assert f"no {option} {value!r}" in str(caught.value) and known in str(caught.value)
+
+
+def test_memory_of_a_unit_counts_whole_maps_where_a_rule_needs_them():
+    # Circular padding carries whole maps back: 8 maps of 40 x 40 for each unit, not 8 windows of 3 x 3.
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, padding_mode="circular"), nn.Conv2d(8, 4, 3, padding=1)
+    ).double()
+    model = zfkit.wrap_model(net, mean=0, scale=1, input_size=40)
+    deconvnet = zfkit.Deconvnet(model.network, ["1"])
+    tape = deconvnet.forward(torch.zeros(1, 3, 40, 40, dtype=torch.float64))
+    assert deconvnet.unit_bytes("1", tape) == 4 * 8 * (8 * 40 * 40)

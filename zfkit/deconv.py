@@ -507,9 +507,9 @@ class Deconvnet:
 
     def unit_bytes(self, layer: str, tape: Tape) -> int:
         """Memory that one unit of `layer` needs on the way back, roughly: four copies of its largest window."""
-        plan = _Plan(
-            self._extents[layer], tape.shapes, [], torch.zeros(1, 2, dtype=torch.long), torch.device("cpu")
-        )
+        anywhere = torch.zeros(1, 2, dtype=torch.long)
+        steps = self.network.upto([layer])
+        plan = _Plan(self._extents[layer], tape.shapes, steps, anywhere, anywhere.device)
         sizes = (
             tape.shapes[name][0] * plan.size(name)[0] * plan.size(name)[1]
             for name in self._extents[layer]
