@@ -22,6 +22,10 @@ class LayerError(ZfkitError):
     """A layer, feature map or position does not exist, or has no projection."""
 
 
+class TrainingError(ZfkitError):
+    """A training that cannot start, cannot go on, or would lead nowhere."""
+
+
 def unknown(what: str, name: object, names: Iterable[str], limit: int = 8) -> str:
     """Sentence for a name that does not exist: quotes it and lists those that do, nearest first."""
     names = list(names)

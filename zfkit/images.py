@@ -1,4 +1,4 @@
-"""Where pictures come from: bundled photographs, a folder, Parquet or a torchvision data set.
+"""Where pictures come from: bundled photographs, drawn textures, a folder, Parquet or torchvision.
 
 Whatever the source, an `ImageSet` hands over upright uint8 RGB pictures of one size, (3, S, S), with
 labels and names. Small sets are decoded once and kept in memory, larger ones are streamed.
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,10 +28,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from . import textures
 from .errors import ImageError, unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 IN_MEMORY_BYTES = 2**30  # sets up to this size are decoded once and kept
 MAX_PIXELS = 100_000_000  # a 300 MB picture; beyond that a file is taken for a decompression bomb
+BLOCKS_KEPT = 16  # row groups of Parquet that are held while their pictures are read in mixed order
 UNLABELLED = -1
 
 
@@ -76,7 +81,10 @@ class ImageSet:
         size: S, the side in pixels.
         classes: class names; a label is a place in them.
         windows: for sets cut out of larger photographs, where each picture comes from; else None.
+        blocks: (B,) first places of the runs of pictures that are stored, and read, together (row groups of
+            Parquet); None where any picture is as quickly read as the next.
         skipped: what could not be read so far, as (name, reason).
+        truth: for drawn sets, a table of what is known about each picture; else None.
     """
 
     def __init__(
@@ -89,14 +97,20 @@ class ImageSet:
         classes: Sequence[str] = (),
         windows: Windows | None = None,
         skipped: Sequence[Skipped] = (),
+        blocks: Tensor | None = None,
+        read_labels: Callable[[], Sequence[int] | np.ndarray] | None = None,
+        truth: Callable[[int], tuple[Any, ...]] | None = None,
     ) -> None:
         self.source, self.size, self.classes = source, size, tuple(classes)
-        self.windows = windows
+        self.windows, self.blocks = windows, blocks
+        self._read_labels = read_labels
         self.skipped = list(skipped)
         self._read = read
+        self._truth = truth  # place -> a row of `truth`
         self._names = names
         self._pixels: Tensor | None = None  # (N, 3, S, S) uint8 once in memory
         self._labels: Tensor | None = None  # (N,) int64
+        self._labels_read: Tensor | None = None  # the same, of a set that streams
         self._fingerprint: str | None = None
 
     def __len__(self) -> int:
@@ -129,6 +143,28 @@ class ImageSet:
     def labels(self) -> Tensor | None:
         """(N,) int64 labels of a set in memory, -1 where there is none; None while streaming."""
         return self._labels
+
+    def known_labels(self) -> Tensor | None:
+        """(N,) int64 labels without decoding a picture, also while streaming; None where the source cannot tell."""
+        if self._labels is None and self._read_labels is not None:
+            labels = torch.as_tensor(np.asarray(self._read_labels(), dtype=np.int64))
+            self._labels_read = labels[: len(self)]
+            self._read_labels = None
+        return self._labels if self._labels is not None else self._labels_read
+
+    @property
+    def truth(self) -> pd.DataFrame | None:
+        """What is known about each picture of a drawn set, by place; None for pictures that were taken.
+
+        Columns: class; frequency in cycles/pixel; orientation in radians, that of the wave vector, 0 being
+        vertical stripes; phase in radians. NaN where a picture has none or several, see `textures.Truth`.
+        """
+        if self._truth is None:
+            return None
+        import pandas as pd
+
+        rows = [self._truth(i) for i in range(len(self))]
+        return pd.DataFrame(rows, columns=["class", "frequency", "orientation", "phase"])
 
     def take(self, index: Sequence[int] | Tensor) -> Tensor:
         """Pictures at these places, uint8 (n, 3, S, S). Raises as indexing does."""
@@ -191,7 +227,8 @@ class ImageSet:
             raise ImageError(f"none of the {len(self)} pictures of {self.source!r} can be read: {first}")
         kept = torch.cat([b.indices for b in batches])
         windows = Windows(*(w[kept] for w in self.windows)) if self.windows else None
-        names = [self._names[i] for i in kept.tolist()]
+        places, truth = kept.tolist(), self._truth
+        names = [self._names[i] for i in places]
         loaded = ImageSet(
             self._read,
             names,
@@ -200,6 +237,7 @@ class ImageSet:
             classes=self.classes,
             windows=windows,
             skipped=self.skipped,
+            truth=truth and (lambda i: truth(places[i])),
         )
         loaded._pixels = torch.cat([b.pixels for b in batches])
         loaded._labels = torch.cat([b.label for b in batches])
@@ -302,7 +340,7 @@ def open_image(path: str | Path, size: int = 224) -> Tensor:
 def load_images(
     source: str = "photos",
     *,
-    size: int = 224,
+    size: int | None = None,
     limit: int | None = None,
     root: str | Path | None = None,
     split: str = "val",
@@ -311,13 +349,15 @@ def load_images(
     """Pictures by name: smallest side resized to `size`, centre crop, upright uint8 RGB.
 
     Args:
-        source: ``"photos"`` (bundled: windows of 17 photographs at several scales),
+        source: ``"photos"`` (bundled: windows of 17 photographs at several scales), ``"textures"`` (drawn:
+            16 labelled classes with their `truth`; ``"textures:no-middle"`` leaves out the band from 1/12 to
+            1/3 cycles/pixel, ``"textures:seed=3"`` draws others, a comma joins the two),
             ``"folder:PATH"`` (sub-folders are classes), ``"parquet:PATH"`` (a file, folder or glob in the
             Hugging Face image layout) or ``"torchvision:NAME"`` (``"torchvision:CIFAR10"``).
-        size: side in pixels.
+        size: side in pixels; default 224, for textures 64.
         limit: only the first so many.
         root: where torchvision keeps its data; default ``~/.cache/zfkit``.
-        split: ``"val"`` or ``"train"``, for torchvision data sets that are divided.
+        split: ``"val"`` or ``"train"``, for textures and for torchvision data sets that are divided.
         progress: show a bar while reading.
 
     Sets up to 1 GiB are decoded at once; pictures that cannot be read are warned about by name, left out,
@@ -328,23 +368,25 @@ def load_images(
     >>> photos = load_images("photos")
     >>> pixels, label = photos[3]          # uint8 (3, 224, 224), -1
     """
-    if size < 1:
+    if size is not None and size < 1:
         raise ImageError(f"size must be at least 1 pixel, not {size}")
     if limit is not None and limit < 1:
         raise ImageError(f"limit must be at least 1 picture or None, not {limit}")
     source = str(source)  # a Path would be a mistake, and gets the hint below
     kind, _, rest = source.partition(":")
+    size = size or (64 if kind == "textures" else 224)
     openers: dict[str, Callable[[], ImageSet]] = {
         "photos": lambda: _photos(size),
+        "textures": lambda: _textures(rest, size, split),
         "folder": lambda: _folder(rest, size),
         "parquet": lambda: _parquet(rest, size),
         "torchvision": lambda: _torchvision(rest, size, root, split),
     }
     if kind not in openers:
-        names = ["photos", "folder:PATH", "parquet:PATH", "torchvision:NAME"]
+        names = ["photos", "textures", "folder:PATH", "parquet:PATH", "torchvision:NAME"]
         hint = f" For a folder of pictures say 'folder:{source}'." if Path(source).exists() else ""
         raise ImageError(unknown("image source", source, names) + "." + hint)
-    if kind != "photos" and not rest:
+    if kind not in ("photos", "textures") and not rest:
         raise ImageError(f"{source!r} lacks what comes after the colon, as in 'folder:my/pictures'")
     images = openers[kind]()
     images.source = source
@@ -449,10 +491,77 @@ def _photos(size: int) -> ImageSet:
     return ImageSet(read, names, size=size, windows=windows, skipped=missing)
 
 
+def _textures(spec: str, size: int, split: str) -> ImageSet:
+    """A split of the drawn textures; the classes follow one another in turn."""
+    options = textures.Options.parse(spec)
+    seed, middle, classes = options.seed, options.middle, textures.CLASSES
+    textures.truth(0, split, size=size)  # says at once that a split or size will not do
+
+    def read(i: int) -> tuple[Image.Image, int]:
+        picture, label, _ = textures.draw(i, split, size=size, seed=seed, middle=middle)
+        return Image.fromarray(picture), label
+
+    def truth(i: int) -> tuple[Any, ...]:
+        return (
+            classes[i % len(classes)],
+            *textures.truth(i, split, size=size, seed=seed, middle=middle),
+        )
+
+    count = textures.SPLITS[split]
+    labels = np.arange(count) % len(classes)
+    names = [f"{options} {split} {i}: {classes[i % len(classes)]}" for i in range(count)]
+    return ImageSet(read, names, size=size, classes=classes, read_labels=lambda: labels, truth=truth)
+
+
 def _starts(length: int, size: int) -> list[int]:
     """Where windows of `size` begin along `length`: evenly, at most half a window apart, ends included."""
     steps = -(-(length - size) // (size // 2 or 1))
     return [round(i * (length - size) / steps) for i in range(steps + 1)] if steps else [0]
+
+
+class Names(Sequence[str]):
+    """Names as one run of bytes: 1.28 million paths take some 60 MB, and processes that fork share them."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        self._ends = np.cumsum([len(e) for e in encoded], dtype=np.int64)
+        self._bytes = b"".join(encoded)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, i: int | slice) -> Any:
+        if isinstance(i, slice):
+            return Names([self[j] for j in range(*i.indices(len(self)))])
+        if not -len(self) <= i < len(self):
+            raise IndexError(i)
+        i %= len(self)
+        start = int(self._ends[i - 1]) if i else 0
+        return self._bytes[start : int(self._ends[i])].decode("utf-8", "surrogateescape")
+
+
+class RowNames(Sequence[str]):
+    """Names of rows, "file row 17", made up when asked for: a few bytes for each file, none for its rows."""
+
+    def __init__(self, files: Sequence[str], rows: Sequence[int]) -> None:
+        self._files = list(files)
+        self._ends = np.cumsum(rows, dtype=np.int64)
+        self._count = int(self._ends[-1]) if len(self._files) else 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, i: int | slice) -> Any:
+        if isinstance(i, slice):
+            if i.start in (None, 0) and i.step in (None, 1):  # the first so many
+                rows = np.diff(np.minimum(self._ends, i.indices(len(self))[1]), prepend=0)
+                return RowNames(self._files, rows.tolist())
+            return [self[j] for j in range(*i.indices(len(self)))]
+        if not -len(self) <= i < len(self):
+            raise IndexError(i)
+        i %= len(self)
+        f = int(np.searchsorted(self._ends, i, side="right"))
+        return f"{self._files[f]} row {i - (int(self._ends[f - 1]) if f else 0)}"
 
 
 def _folder(path: str, size: int) -> ImageSet:
@@ -467,19 +576,24 @@ def _folder(path: str, size: int) -> ImageSet:
     for folder, below, here in os.walk(top):
         below.sort()
         for file in sorted(here):
-            if Path(file).suffix.lower() in suffixes:
-                files.append(Path(folder) / file)
+            if os.path.splitext(file)[1].lower() in suffixes:  # noqa: PTH122 (a million Path objects are slow)
+                files.append(os.path.relpath(os.path.join(folder, file), top))  # noqa: PTH118
             else:
                 others += 1
     if not files:
         found = f"{others} files, none with the suffix of a picture" if others else "it is empty"
         raise ImageError(f"no pictures in folder {path!r}: {found} (.jpg, .png, .webp, .tif, .bmp, ...)")
-    files.sort(key=lambda f: f.relative_to(top).parts)
-    names = [str(f.relative_to(top)) for f in files]
-    parts = [f.relative_to(top).parts for f in files]
-    classes = sorted({p[0] for p in parts if len(p) > 1})
-    labels = [classes.index(p[0]) if len(p) > 1 else UNLABELLED for p in parts]
-    return ImageSet(lambda i: (decode(files[i], names[i]), labels[i]), names, size=size, classes=classes)
+    files.sort(key=lambda f: f.split(os.sep))  # noqa: PTH206 (a million Path objects are slow)
+    first = [f.partition(os.sep)[0] if os.sep in f else None for f in files]
+    classes = sorted({f for f in first if f is not None})
+    place = {name: i for i, name in enumerate(classes)}
+    labels = np.array([UNLABELLED if f is None else place[f] for f in first], dtype=np.int32)
+    names = Names(files)
+
+    def read(i: int) -> tuple[Image.Image, int]:
+        return decode(top / names[i], names[i]), int(labels[i])
+
+    return ImageSet(read, names, size=size, classes=classes, read_labels=lambda: labels)
 
 
 def _parquet(path: str, size: int) -> ImageSet:
@@ -496,9 +610,11 @@ def _parquet(path: str, size: int) -> ImageSet:
     if not files:
         raise ImageError(f"no Parquet file at {path!r}; check the path or glob (looked up from {Path.cwd()})")
     common = Path(os.path.commonpath([f.parent for f in files]))
-    opened, spans = [], []
-    names: list[str] = []
+    spans: list[tuple[int, int, int]] = []  # file, row group, first place
+    rows_of: list[int] = []  # rows of each file
+    labelled: list[bool] = []
     classes: list[str] = []
+    count = 0
     for f, file in enumerate(files):
         try:
             parquet = pq.ParquetFile(file)
@@ -520,50 +636,57 @@ def _parquet(path: str, size: int) -> ImageSet:
                 "class names; convert or drop it"
             )
         classes = classes or _class_names(schema.metadata or {})
-        opened.append(parquet)
+        labelled.append("label" in schema.names)
+        rows_of.append(parquet.metadata.num_rows)
         for group in range(parquet.num_row_groups):
-            rows = parquet.metadata.row_group(group).num_rows
-            spans.append((f, group, len(names), rows))
-            first = len(names) - _file_start(spans, f)
-            names += [f"{file.relative_to(common)} row {first + r}" for r in range(rows)]
+            spans.append((f, group, count))
+            count += parquet.metadata.row_group(group).num_rows
+        parquet.close()
+    names = RowNames([str(file.relative_to(common)) for file in files], rows_of)
     starts = np.array([s[2] for s in spans])
     groups: OrderedDict[int, tuple[list[bytes | None], list[int]]] = OrderedDict()
     lock = threading.Lock()
 
+    def read_labels() -> np.ndarray:
+        parts = [
+            pq.read_table(file, columns=["label"])["label"].fill_null(UNLABELLED).to_numpy().astype(np.int64)
+            if has
+            else np.full(rows, UNLABELLED)
+            for file, has, rows in zip(files, labelled, rows_of, strict=True)
+        ]
+        return np.concatenate(parts)
+
     def read(i: int) -> tuple[Image.Image, int]:
         g = int(np.searchsorted(starts, i, side="right")) - 1
-        file, group, start, _ = spans[g]
+        file, group, start = spans[g]
         with lock:
             if g not in groups:
-                labelled = "label" in opened[file].schema_arrow.names
-                try:
-                    table = opened[file].read_row_group(
-                        group, columns=["image", "label"] if labelled else ["image"]
-                    )
+                columns = ["image", "label"] if labelled[file] else ["image"]
+                try:  # opened each time: a file handle does not survive in the processes of a data loader
+                    with pq.ParquetFile(files[file]) as opened:
+                        table = opened.read_row_group(group, columns=columns, use_threads=False)
                 except (pa.ArrowException, OSError) as error:
                     raise ImageError(
                         f"{names[i]}: damaged Parquet row group ({_one_line(error)}); replace the file"
                     ) from None
                 data = table["image"].combine_chunks().field("bytes").to_pylist()
-                labels = table["label"].to_pylist() if labelled else [UNLABELLED] * len(data)
+                labels = table["label"].to_pylist() if labelled[file] else [UNLABELLED] * len(data)
                 groups[g] = (data, [UNLABELLED if v is None else int(v) for v in labels])
-                while len(groups) > 4:
+                while len(groups) > BLOCKS_KEPT:
                     groups.popitem(last=False)
+            groups.move_to_end(g)
             data, labels = groups[g]
         encoded = data[i - start]
         if not encoded:
             raise ImageError(f"{names[i]}: the row holds no picture bytes; remove it")
         return decode(encoded, names[i]), labels[i - start]
 
-    return ImageSet(read, names, size=size, classes=classes)
+    blocks = torch.from_numpy(starts)
+    return ImageSet(read, names, size=size, classes=classes, blocks=blocks, read_labels=read_labels)
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _file_start(spans: list[tuple[int, int, int, int]], file: int) -> int:
-    return next(start for f, _, start, _ in spans if f == file)
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> list[str]:
@@ -588,7 +711,7 @@ def _torchvision(name: str, size: int, root: str | Path | None, split: str) -> I
         raise ImageError(unknown("torchvision data set", name, known))
     accepted = inspect.signature(getattr(datasets, name)).parameters
     folder = Path(root).expanduser() if root else Path.home() / ".cache" / "zfkit" / "torchvision"
-    options: list[dict[str, object]] = [{}]
+    options: list[dict[str, Any]] = [{}]
     if "train" in accepted:
         options = [{"train": split == "train"}]
     elif "split" in accepted:
@@ -630,5 +753,10 @@ def _torchvision(name: str, size: int, root: str | Path | None, split: str) -> I
             picture = Image.fromarray(np.asarray(picture, dtype=np.uint8))
         return to_rgb(picture, f"{name} {split} {i}"), label if isinstance(label, int) else UNLABELLED
 
-    names = [f"{name} {split} {i}" for i in range(len(dataset))]
-    return ImageSet(read, names, size=size, classes=[str(c) for c in getattr(dataset, "classes", ())])
+    names = Names([f"{name} {split} {i}" for i in range(len(dataset))])
+    classes = [str(c) for c in getattr(dataset, "classes", ())]
+    targets = getattr(dataset, "targets", None)  # most data sets of torchvision know their labels at once
+    told = isinstance(targets, Sequence | Tensor | np.ndarray) and len(targets) == len(names)
+    return ImageSet(
+        read, names, size=size, classes=classes, read_labels=(lambda: np.asarray(targets)) if told else None
+    )

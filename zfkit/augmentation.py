@@ -1,0 +1,234 @@
+"""What training shows the network: shuffled, shifted, mirrored pictures, the same for any device or process count.
+
+All chance is drawn ahead, from the seed and the epoch alone (`draw`). So a run that was stopped goes on with
+exactly the pictures it would have seen, and several processes share one batch without talking to each other.
+Pictures that fit live on the device as uint8 and are changed there (`Resident`); others are read, decoded and
+changed by the processes of a `DataLoader` with torchvision's v2 transforms (`Streamed`). Both give the same.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import ImageError
+from .images import ImageSet
+
+BLOCKS_MIXED = 16  # row groups of Parquet that are shuffled together: as many as `ImageSet` keeps
+
+
+def generator(*parts: int, device: str | torch.device = "cpu") -> torch.Generator:
+    """A random generator that depends on these numbers only (seed, epoch, step ...)."""
+    state = np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(state) % 2**63)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Which crops of a picture training takes.
+
+    Attributes:
+        size: side of the network's input, in pixels.
+        picture: side of the pictures, in pixels.
+        pad: pixels of mean colour around the picture, so that a crop may hang over.
+        brightness: a crop is made brighter or darker by a factor of up to 1 +- this.
+    """
+
+    size: int
+    picture: int
+    pad: int = 0
+    brightness: float = 0.0
+
+    @property
+    def places(self) -> int:
+        """Positions of a crop along one side."""
+        return self.picture + 2 * self.pad - self.size + 1
+
+
+@dataclass(frozen=True)
+class Draws:
+    """One epoch's chances, in the order in which pictures come: each (n,)."""
+
+    index: Tensor  # place in the set
+    top: Tensor  # the crop's first row and column, in pixels of the picture; negative where it hangs over
+    left: Tensor
+    mirror: Tensor  # bool
+    brightness: Tensor  # factor
+
+    def __getitem__(self, part: slice) -> Draws:
+        return Draws(
+            self.index[part], self.top[part], self.left[part], self.mirror[part], self.brightness[part]
+        )
+
+    def to(self, device: torch.device) -> Draws:
+        """The same draws on a device."""
+        return Draws(*(t.to(device, non_blocking=True) for t in vars(self).values()))
+
+
+def draw(count: int, geometry: Geometry, seed: int, epoch: int, blocks: Tensor | None = None) -> Draws:
+    """The order of an epoch over `count` pictures, and a random crop, mirror and brightness for each.
+
+    Args:
+        blocks: first places of pictures stored together. Then blocks are shuffled, and pictures within each
+            16 of them, so that a disk is read in long runs and a data loader holds 16 blocks.
+    """
+    g = generator(seed, epoch)
+    crop = torch.randint(geometry.places, (2, count), generator=g) - geometry.pad
+    mirror = torch.rand(count, generator=g) < 0.5
+    brightness = 1 + geometry.brightness * (2 * torch.rand(count, generator=g) - 1)
+    if blocks is None:
+        index = torch.randperm(count, generator=g)
+    else:
+        ends = torch.cat([blocks[1:], torch.tensor([count])])
+        order = torch.randperm(len(blocks), generator=g)
+        parts = []
+        for some in order.split(BLOCKS_MIXED):
+            places = torch.cat([torch.arange(int(blocks[b]), int(ends[b])) for b in some])
+            parts.append(places[torch.randperm(len(places), generator=g)])
+        index = torch.cat(parts)
+    return Draws(index, crop[0], crop[1], mirror, brightness)
+
+
+def augment(pictures: Tensor, draws: Draws, geometry: Geometry, mean: Tensor) -> Tensor:
+    """Crops of uint8 (n, H, W, 3) pictures as float (n, 3, S, S), 0-255, with `mean` (3,) where they hang over.
+
+    The result is laid out channels-last, which convolutions on a GPU prefer.
+    """
+    side = torch.arange(geometry.size, device=pictures.device)
+    rows = draws.top[:, None] + side  # (n, S)
+    columns = draws.left[:, None] + torch.where(draws.mirror[:, None], side.flip(0), side)
+    height, width = pictures.shape[1:3]
+    place = (
+        rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]
+    )  # (n, S, S)
+    place = place + (torch.arange(len(pictures), device=pictures.device) * height * width)[:, None, None]
+    x = pictures.view(-1, 3)[place].float()  # (n, S, S, 3)
+    if geometry.brightness:
+        x = (x * draws.brightness[:, None, None, None]).clamp_(0, 255)
+    if geometry.pad:
+        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[
+            :, None, :
+        ]
+        x = torch.where(inside[..., None], x, mean)
+    return x.permute(0, 3, 1, 2)
+
+
+class Feed(Protocol):
+    """Where an epoch's batches come from."""
+
+    def batches(self, draws: Draws, spans: list[slice]) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each span of the epoch's draws its (n, 3, S, S) floats, 0-255, and (n,) labels, on the device."""
+        ...
+
+
+class Resident:
+    """A set that lives on the device as uint8 (N, H, W, 3)."""
+
+    def __init__(self, images: ImageSet, geometry: Geometry, mean: Tensor, device: torch.device) -> None:
+        images = images if images.labels is not None else images.in_memory()
+        self.geometry, self.mean, self.device = geometry, mean.to(device), device
+        whole = images.take(torch.arange(len(images)))  # (N, 3, H, W)
+        self._pictures = torch.empty((len(whole), *whole.shape[2:], 3), dtype=torch.uint8, device=device)
+        for start in range(0, len(whole), 4096):  # in parts: a permuted copy of the whole is not needed
+            part = slice(start, start + 4096)
+            self._pictures[part] = whole[part].to(device).permute(0, 2, 3, 1)
+        assert images.labels is not None
+        self._labels = images.labels.to(device)
+
+    def batches(self, draws: Draws, spans: list[slice]) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Feed`."""
+        draws = draws.to(self.device)
+        for span in spans:
+            mine = draws[span]
+            yield (
+                augment(self._pictures[mine.index], mine, self.geometry, self.mean),
+                self._labels[mine.index],
+            )
+
+
+class Streamed:
+    """A set that is read while training, by `workers` processes."""
+
+    def __init__(
+        self, images: ImageSet, geometry: Geometry, mean: Tensor, device: torch.device, workers: int
+    ) -> None:
+        self.images, self.geometry, self.mean, self.device = images, geometry, mean, device
+        self.workers = workers
+
+    def batches(self, draws: Draws, spans: list[slice]) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Feed`."""
+        from torch.utils.data import DataLoader
+
+        loader: Any = DataLoader(
+            _Crops(self.images, draws, self.geometry, self.mean),  # type: ignore[arg-type]
+            batch_sampler=[list(range(s.start, s.stop)) for s in spans],
+            num_workers=self.workers,
+            # Readers are closures over open sources: a forked process has them, a spawned one would not.
+            multiprocessing_context="fork" if self.workers else None,
+            pin_memory=self.device.type == "cuda",
+            prefetch_factor=4 if self.workers else None,
+        )
+        for pictures, labels in loader:
+            x = pictures.to(self.device, non_blocking=True).float()
+            yield x.contiguous(memory_format=torch.channels_last), labels.to(self.device, non_blocking=True)
+
+
+class _Crops:
+    """Picture by picture, as a data loader wants them: place in the epoch -> (3, S, S) uint8, label."""
+
+    def __init__(self, images: ImageSet, draws: Draws, geometry: Geometry, mean: Tensor) -> None:
+        self.images, self.draws, self.geometry = images, draws, geometry
+        self.fill = [round(m) for m in mean.tolist()]
+
+    def __len__(self) -> int:
+        return len(self.draws.index)
+
+    def __getitem__(self, n: int) -> tuple[Tensor, int]:
+        from torchvision.transforms.v2 import functional as transform
+
+        pixels, label = self._readable(int(self.draws.index[n]))
+        pad, size = self.geometry.pad, self.geometry.size
+        if self.geometry.brightness:
+            pixels = transform.adjust_brightness(pixels, float(self.draws.brightness[n]))
+        if pad:
+            pixels = transform.pad(pixels, [pad], fill=self.fill)
+        top, left = int(self.draws.top[n]) + pad, int(self.draws.left[n]) + pad
+        pixels = transform.crop(pixels, top, left, size, size)
+        return (transform.horizontal_flip(pixels) if self.draws.mirror[n] else pixels).contiguous(), label
+
+    def _readable(self, i: int) -> tuple[Tensor, int]:
+        """Picture i, or the next one that can be read: a damaged file among a million does not end a run."""
+        for j in range(i, i + 100):
+            try:
+                return self.images[j % len(self.images)]
+            except ImageError as error:
+                warnings.warn(f"{error}; the next picture takes its place", stacklevel=2)
+        raise ImageError(f"a hundred pictures from place {i} on cannot be read; check {self.images.source!r}")
+
+
+def ten_crops(pictures: Tensor, geometry: Geometry) -> Iterator[Tensor]:
+    """The paper's ten crops of uint8 (n, 3, H, W): four corners and the centre, and their mirror images.
+
+    Pictures as large as the input are first extended by `geometry.pad` pixels of their border, as in training.
+    """
+    if geometry.pad:
+        pictures = torch.nn.functional.pad(pictures.float(), [geometry.pad] * 4, mode="replicate").to(
+            torch.uint8
+        )
+    last = pictures.shape[-1] - geometry.size
+    for top, left in ((0, 0), (0, last), (last, 0), (last, last), (last // 2, last // 2)):
+        crop = pictures[:, :, top : top + geometry.size, left : left + geometry.size]
+        yield crop
+        yield crop.flip(3)
+
+
+def centre_crop(pictures: Tensor, geometry: Geometry) -> Tensor:
+    """The middle of uint8 (n, 3, H, W), (n, 3, S, S)."""
+    first = (pictures.shape[-1] - geometry.size) // 2
+    return pictures[:, :, first : first + geometry.size, first : first + geometry.size]

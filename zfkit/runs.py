@@ -1,0 +1,190 @@
+"""A training run in a folder: snapshots, history, and the state from which it goes on.
+
+RUN/snapshots/epoch_0010.safetensors    weights after epoch 10, with provenance: `load_model` takes them
+RUN/history.parquet                     one row for each epoch
+RUN/model.safetensors                   the weights at the end
+RUN/state.safetensors                   weights, momentum, place in the run; state.previous is the one before
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoints import Provenance, save_weights, write_whole
+from .errors import TrainingError
+from .models import VisionModel, load_model
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SNAPSHOT = re.compile(r"epoch_(\d+)\.safetensors")
+STATE, PREVIOUS = "state.safetensors", "state.previous.safetensors"
+KEY = "zfkit-run"
+
+
+@dataclass
+class State:
+    """Where a run stands. `step` counts the batches of the epoch after `epoch` that are done."""
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0  # of these batches
+    seconds: float = 0.0  # that they took
+    history: list[dict[str, float]] = field(default_factory=list)
+    plateau: dict[str, Any] = field(default_factory=dict)  # the schedule's own state
+
+
+class Run:
+    """A folder that `fit` wrote, or is writing.
+
+    >>> run = zfkit.Run("runs/zfnet64")
+    >>> run.history[["epoch", "loss", "top1"]]
+    >>> early = run.model(epoch=2)              # a VisionModel
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        if folder is None:  # in a notebook: as long as the object lives
+            folder = tempfile.mkdtemp(prefix="zfkit-run-")
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self.folder = Path(folder).expanduser()
+
+    def __repr__(self) -> str:
+        epochs = list(self.snapshots)
+        told = f"snapshots of epochs {', '.join(map(str, epochs))}" if epochs else "no snapshot yet"
+        return f"Run({str(self.folder)!r}: {told})"
+
+    @property
+    def snapshots(self) -> dict[int, Path]:
+        """Epoch -> file, in order. Epoch 0 is before training."""
+        found = {
+            int(match[1]): path
+            for path in (self.folder / "snapshots").glob("epoch_*.safetensors")
+            if (match := SNAPSHOT.fullmatch(path.name))
+        }
+        return dict(sorted(found.items()))
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row for each epoch; the columns are described at `fit`. Raises TrainingError where there is none."""
+        import pandas as pd
+
+        path = self.folder / "history.parquet"
+        if not path.exists():
+            raise TrainingError(f"{self.folder} holds no history: no epoch of a training was finished there")
+        return pd.read_parquet(path)
+
+    def model(self, epoch: int | None = None, device: str | torch.device | None = None) -> VisionModel:
+        """The network after this epoch, or at its last snapshot. Raises TrainingError for an epoch not kept."""
+        kept = self.snapshots
+        if not kept:
+            raise TrainingError(f"{self.folder} holds no snapshots; give the folder that a training wrote to")
+        epoch = max(kept) if epoch is None else epoch
+        if epoch not in kept:
+            raise TrainingError(f"epoch {epoch} was not kept; there are: {', '.join(map(str, kept))}")
+        return load_model(kept[epoch], device=device)
+
+    def prepare(self, parameters: int, snapshots: int) -> None:
+        """Make the folder and see that a run fits into it: snapshots of 2 bytes a weight, two states of 8.
+
+        Raises TrainingError for a folder that cannot be written, or a disk too full.
+        """
+        try:
+            (self.folder / "snapshots").mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise TrainingError(
+                f"cannot write into {self.folder} ({error.strerror}): give a folder that can be written"
+            ) from None
+        for left in [*self.folder.glob(".*.safetensors"), *self.folder.glob("snapshots/.*.safetensors")]:
+            left.unlink(missing_ok=True)  # half written by a process that was killed
+        needed = parameters * (2 * (snapshots + 1) + 3 * 8)
+        there = sum(file.stat().st_size for file in self.folder.rglob("*.safetensors"))
+        free = shutil.disk_usage(self.folder).free
+        if needed > free + there:
+            raise TrainingError(
+                f"the run needs up to {needed / 1e6:.0f} MB in {self.folder}, and {free / 1e6:.0f} MB are free: make "
+                "room, or keep fewer snapshots"
+            )
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder against a second training; the lock goes with the process, however it ends."""
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield
+            return
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise TrainingError(
+                    f"another process is training into {self.folder}: wait for it, or give another folder"
+                ) from None
+            yield
+
+    def finish(self, net: nn.Module, provenance: Provenance) -> Path:
+        """Write the trained network as `model.safetensors`."""
+        return save_weights(self.folder / "model.safetensors", net.state_dict(), provenance)
+
+    def snapshot(self, epoch: int, net: nn.Module, provenance: Provenance) -> Path:
+        """Keep the weights (in half precision) after this epoch."""
+        path = self.folder / "snapshots" / f"epoch_{epoch:04d}.safetensors"
+        return save_weights(path, net.state_dict(), provenance | {"epoch": epoch})
+
+    def write_history(self, history: list[dict[str, float]]) -> None:
+        """Write `history.parquet`."""
+        import pandas as pd
+
+        write_whole(self.folder / "history.parquet", lambda part: pd.DataFrame(history).to_parquet(part))
+
+    def save(self, state: State, tensors: Mapping[str, Tensor], plan: Mapping[str, Any]) -> None:
+        """Keep a full state; the one before stays as `state.previous` until the next."""
+        from safetensors.torch import save_file
+
+        told = json.dumps({"state": vars(state), "plan": plan})
+        kept = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        now, before = self.folder / STATE, self.folder / PREVIOUS
+
+        def write(part: Path) -> None:
+            save_file(kept, part, {KEY: told})
+            if now.exists():
+                now.replace(before)  # only now is there something newer
+
+        write_whole(now, write)
+
+    def resume(self) -> tuple[State, dict[str, Tensor], dict[str, Any]] | None:
+        """State, tensors and plan of the last whole state, or None in a new folder."""
+        from safetensors import SafetensorError, safe_open
+
+        failures = []
+        for path in (self.folder / STATE, self.folder / PREVIOUS):
+            if not path.exists():
+                continue
+            try:
+                with safe_open(path, "pt") as file:
+                    told = json.loads((file.metadata() or {})[KEY])
+                    # copies: the file itself may be replaced while they are in use
+                    tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+                return State(**told["state"]), tensors, told["plan"]
+            except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+                failures.append(f"{path.name} ({' '.join(str(error).split())})")
+        if failures:
+            raise TrainingError(
+                f"no state in {self.folder} can be read: {', '.join(failures)}. The snapshots beside it are not "
+                "touched; train into another folder"
+            )
+        return None

@@ -1,0 +1,504 @@
+"""A drawn, labelled set of pictures whose frequency, orientation and phase are known: no files, no download.
+
+Sixteen classes of texture in colour. Everything about picture i follows from (seed, split, i) alone, so a
+set is the same on every machine and whatever part of it is drawn first. Lengths are pixels and frequencies
+cycles per pixel at every size: a larger picture shows more of a texture, not a magnified one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.random import Generator, Philox, SeedSequence
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .errors import ImageError, unknown
+
+Array = NDArray[np.floating[Any]]
+Paint = Callable[[Array, Array], Array]  # x (1, W) and y (H, 1) in pixels -> (H, W) in 0..1, or (3, H, W)
+
+# Cycles/pixel. 1/12 and 1/3 bound the band that the paper found AlexNet's first layer to lack, as
+# `zfkit.spectra` measures it; below 1/24 a 64 px picture shows too few periods to tell the frequency.
+LOW, MIDDLE, HIGH = (1 / 24, 1 / 12), (1 / 12, 1 / 3), (1 / 3, 0.45)
+# Where the middle band is left out, frequencies keep this far away from it: the flanks of the band-stop filter.
+STOP_FLANKS = (0.07, 0.36)
+SPLITS = {"train": 8192, "val": 1024}  # pictures; multiples of the 16 classes
+MARGIN = 16  # pixels drawn beyond the border where a filter follows, so that it does not see the border
+SMALLEST = 16  # pixels; less does not show a period of the low band
+
+
+class Truth(NamedTuple):
+    """What is known about a picture, nan where a texture has no such thing or more than one of it.
+
+    Its waves are cos(2 pi frequency (x cos(orientation) + y sin(orientation)) + phase), x and y in pixels
+    from the centre of the upper left pixel, y downwards; of a lattice's waves, one.
+    """
+
+    frequency: float = math.nan  # cycles/pixel, of the fundamental
+    orientation: float = math.nan  # radians in [0, pi), of the wave vector: 0 is vertical stripes
+    phase: float = math.nan  # radians in [0, 2 pi), of the brighter colour (of red, of blue)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may follow the colon in ``"textures:no-middle,seed=3"``."""
+
+    middle: bool = True  # False leaves the middle band out, see `draw`
+    seed: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Options:
+        """Options from their text, comma-separated. Raises ImageError for one that does not exist."""
+        middle, seed = True, 0
+        for part in filter(None, (p.strip() for p in text.split(","))):
+            name, _, value = part.partition("=")
+            if part == "no-middle":
+                middle = False
+            elif name.strip() == "seed" and value.strip().isdecimal():
+                seed = int(value)
+            elif name.strip() == "seed":
+                raise ImageError(
+                    f"seed of 'textures' must be a whole number from 0, as in seed=3, not {value!r}"
+                )
+            else:
+                raise ImageError(unknown("option of 'textures'", part, ["no-middle", "seed=NUMBER"]))
+        return cls(middle, seed)
+
+    def __str__(self) -> str:
+        """The source as `load_images` takes it, in one spelling: ``"textures:no-middle,seed=3"``."""
+        parts = [] if self.middle else ["no-middle"]
+        parts += [f"seed={self.seed}"] if self.seed else []
+        return "textures" + (":" + ",".join(parts) if parts else "")
+
+
+# ------------------------------------------------------------------------------------------------ the classes
+
+
+class Plan(NamedTuple):
+    """One texture before it is painted: two colours, and how much of the second goes where."""
+
+    truth: Truth
+    paint: Paint
+    first: Array  # (3,) in 0..1
+    second: Array
+
+
+def _vertical_grating(rng: Generator, middle: bool, size: int) -> Plan:
+    """Sinusoidal, within 15 degrees of vertical, in one of the three bands."""
+    return _grating(rng, middle, math.radians(rng.uniform(-15, 15)))
+
+
+def _horizontal_grating(rng: Generator, middle: bool, size: int) -> Plan:
+    """Sinusoidal, within 15 degrees of horizontal, in one of the three bands."""
+    return _grating(rng, middle, math.radians(rng.uniform(75, 105)))
+
+
+def _diagonal_grating(rng: Generator, middle: bool, size: int) -> Plan:
+    """Sinusoidal, within 15 degrees of either diagonal, in one of the three bands."""
+    side = math.copysign(1, rng.random() - 0.5)
+    return _grating(rng, middle, side * math.radians(rng.uniform(30, 60)))
+
+
+def _grating(rng: Generator, middle: bool, orientation: float) -> Plan:
+    frequency, phase = _frequency(rng, middle), _phase(rng)
+    truth = Truth(frequency, orientation % math.pi, _seen_from(orientation, phase))
+    # Of mostly different brightness: the two classes below are the ones that differ in hue alone.
+    dark, bright = _along(rng, _direction(rng, 40), rng.uniform(0.35, 0.65))
+    return Plan(truth, lambda x, y: _sinusoid(_wave(x, y, frequency, orientation, phase)), dark, bright)
+
+
+def _red_green_stripes(rng: Generator, middle: bool, size: int) -> Plan:
+    """Red and green bars of equal brightness, of any orientation, in one of the three bands."""
+    return _opponent(rng, middle, RED_GREEN)
+
+
+def _blue_yellow_stripes(rng: Generator, middle: bool, size: int) -> Plan:
+    """Blue and yellow bars of equal brightness, of any orientation, in one of the three bands."""
+    return _opponent(rng, middle, BLUE_YELLOW)
+
+
+def _opponent(rng: Generator, middle: bool, axis: Array) -> Plan:
+    frequency, orientation, phase = _frequency(rng, middle), rng.uniform(0, math.pi), _phase(rng)
+    turned = axis + 0.15 * rng.uniform(-1, 1, 3).astype(np.float32)  # hues vary by some 10 degrees
+    return Plan(
+        Truth(frequency, orientation, phase),
+        lambda x, y: _bars(_wave(x, y, frequency, orientation, phase), frequency),
+        *_along(rng, turned, rng.uniform(0.35, 0.5)),
+    )
+
+
+def _checks(rng: Generator, middle: bool, size: int) -> Plan:
+    """Checkerboard within 20 degrees of upright. Its two fundamental waves run along the squares' diagonals."""
+    frequency, orientation = _frequency(rng, middle, top=1 / 4), math.radians(rng.uniform(25, 65))
+    first, second = _phase(rng), _phase(rng)
+    side = frequency / math.sqrt(2)  # of the two waves, along the sides, whose product it is
+
+    def paint(x: Array, y: Array) -> Array:
+        across = np.cos(_wave(x, y, side, orientation + math.pi / 4, first)) / (math.tau * side)
+        along = np.cos(_wave(x, y, side, orientation - math.pi / 4, second)) / (math.tau * side)
+        return 0.5 + 2 * np.clip(across, -0.5, 0.5) * np.clip(along, -0.5, 0.5)
+
+    return Plan(Truth(frequency, orientation), paint, *_two(rng))
+
+
+def _mesh(rng: Generator, middle: bool, size: int) -> Plan:
+    """Thin lines in two directions, 55 to 90 degrees apart."""
+    frequency, orientation = _frequency(rng, middle, top=1 / 6), rng.uniform(0, math.pi)
+    other, width = orientation + math.radians(rng.uniform(55, 90)), rng.uniform(0.12, 0.22)
+    first, second = _phase(rng), _phase(rng)
+
+    def paint(x: Array, y: Array) -> Array:
+        lines = [
+            _near_line(_wave(x, y, frequency, o, p), frequency, max(1.2, width / frequency))
+            for o, p in ((orientation, first), (other, second))
+        ]
+        return np.maximum(*lines)
+
+    return Plan(Truth(frequency, orientation), paint, *_two(rng))
+
+
+def _dots(rng: Generator, middle: bool, size: int) -> Plan:
+    """Round dots on a hexagonal lattice, whose three fundamental waves lie 60 degrees apart."""
+    frequency, orientation = _frequency(rng, middle, top=1 / 5), rng.uniform(0, math.pi)
+    first, second = _phase(rng), _phase(rng)
+    radius = rng.uniform(0.2, 0.29) * 2 / math.sqrt(3) / frequency  # in units of the spacing: 0.5 would touch
+
+    def paint(x: Array, y: Array) -> Array:
+        a = _wave(x, y, frequency, orientation, first)
+        b = _wave(x, y, frequency, orientation + math.pi / 3, second)
+        # Near a lattice point, where the three waves peak together, their sum falls as 3 - 3/4 (2 pi f r)^2.
+        below = 3 - (np.cos(a) + np.cos(b) + np.cos(b - a))
+        return np.clip(0.5 + radius - np.sqrt(np.maximum(below, 0) * (4 / 3)) / (math.tau * frequency), 0, 1)
+
+    return Plan(Truth(frequency, orientation), paint, *_two(rng))
+
+
+def _rings(rng: Generator, middle: bool, size: int) -> Plan:
+    """Concentric rings about a point in the middle half of the picture; all orientations at once."""
+    frequency, phase, (cx, cy) = _frequency(rng, middle), _phase(rng), _centre(rng, size)
+    return Plan(
+        Truth(frequency),
+        lambda x, y: _bars(math.tau * frequency * np.hypot(x - cx, y - cy) + phase, frequency),
+        *_two(rng),
+    )
+
+
+def _star(rng: Generator, middle: bool, size: int) -> Plan:
+    """Five to twelve spokes from a point in the middle half of the picture; frequency falls outwards."""
+    spokes, phase, (cx, cy) = int(rng.integers(5, 13)), _phase(rng), _centre(rng, size)
+
+    def paint(x: Array, y: Array) -> Array:
+        dx, dy = x - cx, y - cy
+        wave = np.cos(spokes * np.arctan2(dy, dx) + phase)
+        return np.clip(0.5 + wave * np.hypot(dx, dy) / spokes, 0, 1)
+
+    return Plan(Truth(), paint, *_two(rng))
+
+
+def _bricks(rng: Generator, middle: bool, size: int) -> Plan:
+    """Courses of bricks, each half a brick further, within 12 degrees of level. The truth is the courses'."""
+    frequency, tilt = _frequency(rng, middle, bottom=1 / 18, top=1 / 7), math.radians(rng.uniform(-12, 12))
+    first, second, length = _phase(rng), _phase(rng), rng.uniform(1.8, 2.6)
+    joint, tint = rng.uniform(0.12, 0.2) / frequency, rng.uniform(0.6, 1, (16, 16)).astype(np.float32)
+
+    def paint(x: Array, y: Array) -> Array:
+        height, width = 1 / frequency, length / frequency
+        v = _wave(x, y, frequency, math.pi / 2 + tilt, first) / math.tau
+        course = np.floor(v)
+        u = _wave(x, y, 1 / width, tilt, second) / math.tau + 0.5 * (course % 2)
+        column = np.floor(u)
+        from_joint = np.minimum(_to_edge(v - course) * height, _to_edge(u - column) * width)
+        brick = tint[course.astype(int) % 16, column.astype(int) % 16]
+        return brick * np.clip(0.5 + from_joint - max(joint, 1.2) / 2, 0, 1)
+
+    return Plan(Truth(frequency, (math.pi / 2 + tilt) % math.pi), paint, *_two(rng))
+
+
+def _zigzag(rng: Generator, middle: bool, size: int) -> Plan:
+    """Bars bent into chevrons that run within 20 degrees of level: one frequency, two orientations."""
+    frequency, phase = _frequency(rng, middle, bottom=1 / 18, top=1 / 5), _phase(rng)
+    axis = math.radians(rng.uniform(-20, 20))
+    slope, period, start = rng.uniform(0.7, 1.2), rng.uniform(16, 28), rng.random()
+
+    def paint(x: Array, y: Array) -> Array:
+        u = _wave(x, y, 1 / period, axis, math.tau * start) / math.tau
+        bent = slope * period * _to_edge(u - np.floor(u))
+        return _bars(
+            _wave(x, y, frequency / math.hypot(1, slope), axis + math.pi / 2, phase)
+            + math.tau * frequency / math.hypot(1, slope) * bent,
+            frequency,
+        )
+
+    return Plan(Truth(frequency), paint, *_two(rng))
+
+
+def _glyphs(rng: Generator, middle: bool, size: int) -> Plan:
+    """Lines of capital letters and figures, 8 to 16 px high, within 20 degrees of level."""
+    unit, tilt, weight = rng.uniform(8, 16) / 6, math.radians(rng.uniform(-20, 20)), rng.uniform(1, 1.5)
+    left, top = (rng.uniform(0, math.tau * 64 * GRAIN * cell) for cell in CELL)
+    text = rng.integers(0, len(STROKES), (64, 64))
+    text[rng.random((64, 64)) < 0.12] = len(STROKES)  # the space
+
+    def paint(x: Array, y: Array) -> Array:
+        # Samples of `_alphabet` from the start of the text; whole numbers, so that every one falls in a cell.
+        u = np.floor(_wave(x, y, GRAIN / unit, tilt, left) / math.tau).astype(int)
+        v = np.floor(_wave(x, y, GRAIN / unit, math.pi / 2 + tilt, top) / math.tau).astype(int)
+        column, inside_x = np.divmod(u, CELL[0] * GRAIN)
+        row, inside_y = np.divmod(v, CELL[1] * GRAIN)
+        distance = _alphabet()[text[row % 64, column % 64], inside_y, inside_x]
+        return np.clip(0.5 + (weight / 2 - distance) * unit, 0, 1)
+
+    return Plan(Truth(), paint, *_two(rng))
+
+
+def _corner(rng: Generator, middle: bool, size: int) -> Plan:
+    """One wedge of 50 to 120 degrees, its tip in the middle half of the picture."""
+    (cx, cy), axis, half = _centre(rng, size), _phase(rng), math.radians(rng.uniform(25, 60))
+
+    def paint(x: Array, y: Array) -> Array:
+        dx, dy = x - cx, y - cy
+        sides = [
+            dx * math.cos(axis + s * (math.pi / 2 - half)) + dy * math.sin(axis + s * (math.pi / 2 - half))
+            for s in (-1, 1)
+        ]
+        return np.clip(0.5 + np.minimum(*sides), 0, 1)
+
+    return Plan(Truth(), paint, *_two(rng))
+
+
+def _blobs(rng: Generator, middle: bool, size: int) -> Plan:
+    """Smooth patches without direction: random bumps of 3 to 6 px (standard deviation), cut off at a level."""
+    sigma, sharp = rng.uniform(3, 6), rng.uniform(1, 3)
+
+    def paint(x: Array, y: Array) -> Array:
+        beyond = MARGIN + 2 * sigma
+        count = math.ceil((size + 2 * beyond) ** 2 / (2.5 * sigma) ** 2)
+        cx = rng.random((count, 1), np.float32) * (size + 2 * beyond) - beyond
+        cy = rng.random((1, count), np.float32) * (size + 2 * beyond) - beyond
+        sign = np.where(rng.random((1, count)) < 0.5, -1, 1).astype(np.float32)
+        along_y = sign * np.exp(-(((y - cy) / sigma) ** 2) / 2)  # (H, count)
+        along_x = np.exp(-(((x - cx) / sigma) ** 2) / 2)  # (count, W)
+        return np.clip(0.5 + sharp * (along_y @ along_x), 0, 1)
+
+    return Plan(Truth(), paint, *_two(rng))
+
+
+def _colour_noise(rng: Generator, middle: bool, size: int) -> Plan:
+    """A mosaic of random colours, in squares of 1 to 3 px."""
+    cell, contrast, shift = int(rng.integers(1, 4)), rng.uniform(0.5, 0.95), rng.integers(0, 3, 2)
+    mean = rng.uniform(0.42, 0.58, 3).astype(np.float32)
+
+    def paint(x: Array, y: Array) -> Array:
+        mosaic = rng.random((3, *[(size + 2 * MARGIN + 2) // cell + 1] * 2), np.float32)
+        row, column = (
+            (a.astype(int) + MARGIN + s) // cell for a, s in ((y[:, 0], shift[0]), (x[0], shift[1]))
+        )
+        return (mean[:, None, None] + contrast * (mosaic - 0.5))[:, row][:, :, column]
+
+    return Plan(Truth(), paint, mean, mean)
+
+
+Maker = Callable[[Generator, bool, int], Plan]
+MAKERS: dict[str, Maker] = {
+    "vertical grating": _vertical_grating, "horizontal grating": _horizontal_grating,
+    "diagonal grating": _diagonal_grating, "red-green stripes": _red_green_stripes,
+    "blue-yellow stripes": _blue_yellow_stripes, "checks": _checks, "mesh": _mesh, "dots": _dots,
+    "rings": _rings, "star": _star, "bricks": _bricks, "zigzag": _zigzag, "glyphs": _glyphs,
+    "corner": _corner, "blobs": _blobs, "colour noise": _colour_noise,
+}  # fmt: skip
+CLASSES = tuple(MAKERS)
+
+
+# --------------------------------------------------------------------------------------------------- drawing
+
+
+def draw(
+    index: int, split: str = "train", *, size: int = 64, seed: int = 0, middle: bool = True
+) -> tuple[NDArray[np.uint8], int, Truth]:
+    """Picture `index` of a split as uint8 RGB (size, size, 3), its label (a place in CLASSES), its truth.
+
+    Classes follow one another in turn, so the first n * 16 pictures hold n of each. Over the texture come a
+    gradient of light and pixel noise of 1-3% standard deviation.
+
+    ``middle=False`` leaves out the band 1/12 to 1/3 cycles/pixel, in two steps. Fundamentals are drawn from
+    below 0.07 and above 0.36 only. Then whatever edges, letters, mosaics and noise still have in the band is
+    filtered out of the whole picture: nothing passes from 1/12 to 1/3, everything below 0.07 and above 0.36,
+    along half a cosine between. Classes, colours and places of picture `index` stay as they were; only its
+    contrast is lowered where the rest would leave 0..255.
+
+    Raises ImageError for a split, size or index that does not exist.
+    """
+    label, rng, plan = _plan(index, split, size, seed, middle)
+    pad = 0 if middle else MARGIN
+    span = np.arange(-pad, size + pad, dtype=np.float32)
+    x, y = span[None, :], span[:, None]
+    pattern = plan.paint(x, y)
+    if pattern.ndim == 2:
+        first, second = plan.first[:, None, None], plan.second[:, None, None]
+        pattern = first + pattern * (second - first)
+    slope, towards, sigma = rng.uniform(0, 0.2), rng.uniform(0, math.tau), rng.uniform(0.01, 0.03)
+    light = 1 + slope * ((x / size - 0.5) * math.cos(towards) + (y / size - 0.5) * math.sin(towards))
+    picture = pattern * light + sigma * rng.standard_normal(pattern.shape, np.float32)
+    if not middle:
+        picture = _without_middle(picture)[:, pad:-pad, pad:-pad]
+    picture = np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(picture.transpose(1, 2, 0)), label, plan.truth
+
+
+def truth(index: int, split: str = "train", *, size: int = 64, seed: int = 0, middle: bool = True) -> Truth:
+    """The truth about picture `index` without drawing it. Raises as `draw` does."""
+    return _plan(index, split, size, seed, middle)[2].truth
+
+
+def _plan(index: int, split: str, size: int, seed: int, middle: bool) -> tuple[int, Generator, Plan]:
+    if split not in SPLITS:
+        raise ImageError(f"split of 'textures' must be 'train' or 'val', not {split!r}")
+    if size < SMALLEST:
+        raise ImageError(f"'textures' need at least {SMALLEST} px to show a period, and size is {size}")
+    if index < 0 or seed < 0:
+        raise ImageError(f"index and seed of a texture count from 0, not {min(index, seed)}")
+    label = index % len(CLASSES)
+    rng = Generator(Philox(SeedSequence([seed, list(SPLITS).index(split), index])))
+    return label, rng, MAKERS[CLASSES[label]](rng, middle, size)
+
+
+def _without_middle(picture: Array) -> Array:
+    """(3, S, S) without the middle band, contracted about mid-grey where that is needed to stay in 0..1."""
+    side = picture.shape[-1]
+    spectrum = torch.fft.rfft2(torch.from_numpy(picture)) * _stop(side)  # several times as quick as NumPy's
+    rest: Array = torch.fft.irfft2(spectrum, s=(side, side)).numpy() - 0.5
+    return 0.5 + rest * min(1.0, 0.5 / float(np.abs(rest).max()))
+
+
+@lru_cache(maxsize=4)
+def _stop(side: int) -> Tensor:
+    """Transfer function (side, side // 2 + 1) of the band-stop filter of `draw`."""
+    radius = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
+    below = (radius - STOP_FLANKS[0]) / (MIDDLE[0] - STOP_FLANKS[0])
+    above = (STOP_FLANKS[1] - radius) / (STOP_FLANKS[1] - MIDDLE[1])
+    stopped = np.clip(np.minimum(below, above), 0, 1)
+    return torch.from_numpy(0.5 + 0.5 * np.cos(np.pi * stopped)).float()
+
+
+# --------------------------------------------------------------------------------------------- what they share
+
+# Unit vectors of RGB, at right angles to one another.
+GREY = np.array([1, 1, 1], np.float32) / math.sqrt(3)
+RED_GREEN = np.array([1, -1, 0], np.float32) / math.sqrt(2)
+BLUE_YELLOW = np.array([-1, -1, 2], np.float32) / math.sqrt(6)
+
+
+def _frequency(rng: Generator, middle: bool, bottom: float = LOW[0], top: float = HIGH[1]) -> float:
+    """From bottom to top: a band, each as likely as the others, and a frequency in it, even in octaves."""
+    bands = [LOW, MIDDLE, HIGH] if middle else [(LOW[0], STOP_FLANKS[0]), (STOP_FLANKS[1], HIGH[1])]
+    bands = [(max(low, bottom), min(high, top)) for low, high in bands if low < top and high > bottom]
+    low, high = bands[int(rng.random() * len(bands))]
+    return low * (high / low) ** rng.random()
+
+
+def _phase(rng: Generator) -> float:
+    return rng.uniform(0, math.tau)
+
+
+def _seen_from(orientation: float, phase: float) -> float:
+    """The phase of the same wave once its orientation is brought into [0, pi), which may reverse it."""
+    return phase if 0 <= orientation < math.pi else -phase % math.tau
+
+
+def _centre(rng: Generator, size: int) -> tuple[float, float]:
+    """x, y of a point in the middle half of the picture, in pixels."""
+    return rng.uniform(0.25, 0.75) * size, rng.uniform(0.25, 0.75) * size
+
+
+def _wave(x: Array, y: Array, frequency: float, orientation: float, phase: float) -> Array:
+    """Phase (H, W) of a plane wave, in radians."""
+    k = math.tau * frequency
+    return (k * math.cos(orientation) * x + phase) + k * math.sin(orientation) * y
+
+
+def _sinusoid(wave: Array) -> Array:
+    return 0.5 + 0.5 * np.cos(wave)
+
+
+def _bars(wave: Array, frequency: float) -> Array:
+    """Square wave with edges one pixel wide; above 1/pi c/px, where they would meet, a sinusoid."""
+    return np.clip(0.5 + np.cos(wave) * max(0.5, 1 / (math.tau * frequency)), 0, 1)
+
+
+def _near_line(wave: Array, frequency: float, width: float) -> Array:
+    """1 within lines of this width in pixels where the wave's phase is a multiple of 2 pi, else 0."""
+    periods = wave / math.tau
+    distance = np.abs(periods - np.rint(periods)) / frequency
+    return np.clip(0.5 + width / 2 - distance, 0, 1)
+
+
+def _to_edge(fraction: Array) -> Array:
+    """Distance from a place in the unit interval to its nearer end."""
+    return np.minimum(fraction, 1 - fraction)
+
+
+def _two(rng: Generator) -> tuple[Array, Array]:
+    """Two colours in either order, that differ in brightness, hue or both."""
+    dark, bright = _along(rng, _direction(rng, 75), rng.uniform(0.35, 0.65))
+    return (dark, bright) if rng.random() < 0.5 else (bright, dark)
+
+
+def _direction(rng: Generator, most: float) -> Array:
+    """Unit vector (3,) in RGB, up to `most` degrees from the direction of grey, to any hue."""
+    turn, hue = math.radians(rng.uniform(0, most)), _phase(rng)
+    chroma = math.cos(hue) * RED_GREEN + math.sin(hue) * BLUE_YELLOW
+    return math.cos(turn) * GREY + math.sin(turn) * chroma
+
+
+def _along(rng: Generator, axis: Array, contrast: float) -> tuple[Array, Array]:
+    """Two colours as far as `contrast` on either side of a random one, or nearer where 0..1 ends."""
+    mean = rng.uniform(0.38, 0.62, 3).astype(np.float32)
+    room = float((np.minimum(mean, 1 - mean) / np.maximum(np.abs(axis), 1e-6)).min())
+    reach = min(contrast, 0.95 * room)
+    return mean - reach * axis, mean + reach * axis
+
+
+# Strokes of the letters on a grid of 4 x 6 units: lines through points "xy", a comma lifts the pen.
+STROKES = {
+    "A": "06 20 46,14 34", "B": "06 00 30 41 42 33 03,33 44 45 36 06", "C": "41 30 10 01 05 16 36 45",
+    "D": "00 06 26 44 42 20 00", "E": "40 00 06 46,03 33", "F": "40 00 06,03 33",
+    "G": "41 30 10 01 05 16 36 45 43 23", "H": "00 06,40 46,03 43", "I": "20 26,10 30,16 36",
+    "J": "40 45 36 16 05", "K": "00 06,40 03 46", "L": "00 06 46", "M": "06 00 23 40 46",
+    "N": "06 00 46 40", "O": "10 30 41 45 36 16 05 01 10", "P": "06 00 30 41 42 33 03",
+    "Q": "10 30 41 45 36 16 05 01 10,34 46", "R": "06 00 30 41 42 33 03,23 46",
+    "S": "41 30 10 01 02 13 33 44 45 36 16 05", "T": "00 40,20 26", "U": "00 05 16 36 45 40",
+    "V": "00 26 40", "W": "00 16 23 36 40", "X": "00 46,40 06", "Y": "00 23 40,23 26",
+    "Z": "00 40 06 46", "2": "01 10 30 41 42 06 46", "3": "00 40 23 33 44 45 36 16 05", "4": "36 30 04 44",
+    "5": "40 00 02 32 43 45 36 06", "7": "00 40 16",
+}  # fmt: skip
+CELL = (6, 9)  # units from letter to letter and from line to line
+GRAIN = 8  # samples a unit
+
+
+@lru_cache(maxsize=1)
+def _alphabet() -> Array:
+    """(letters + 1, 9 * GRAIN, 6 * GRAIN): distance in units from each place of a cell to the nearest stroke."""
+    y, x = (np.mgrid[: CELL[1] * GRAIN, : CELL[0] * GRAIN] + 0.5) / GRAIN
+    x, y = x - (CELL[0] - 4) / 2, y - (CELL[1] - 6) / 2
+    cells = [_distance(x, y, strokes) for strokes in STROKES.values()]
+    return np.stack([*cells, np.full(x.shape, np.inf)]).astype(np.float32)
+
+
+def _distance(x: NDArray[Any], y: NDArray[Any], strokes: str) -> NDArray[Any]:
+    """Distance of each place (x, y) from the nearest stroke of a letter."""
+    nearest = np.full(x.shape, np.inf)
+    for line in strokes.split(","):
+        points = [(int(p[0]), int(p[1])) for p in line.split()]
+        for (ax, ay), (bx, by) in pairwise(points):
+            dx, dy = bx - ax, by - ay
+            along = np.clip(((x - ax) * dx + (y - ay) * dy) / (dx * dx + dy * dy), 0, 1)
+            nearest = np.minimum(nearest, np.hypot(x - ax - along * dx, y - ay - along * dy))
+    return nearest
