@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from . import graph
 from .errors import LayerError, ZfkitError, unknown
 from .graph import Network, Step, pair
-from .models import VisionModel
+from .models import BlurPool, VisionModel
 from .receptive_field import Extent, extents, filters
 
 Rule = Literal["deconvnet", "guided", "gradient"]
@@ -270,6 +270,14 @@ def avg_unpool(R: Tensor, module: nn.AvgPool2d, context: Context) -> Tensor:
     R = (R * context.cut(context.kept)).flatten(0, 1)[:, None]
     ones = R.new_ones(1, 1, *pair(module.kernel_size))
     spread = F.conv_transpose2d(R, ones, stride=pair(module.stride))
+    return spread.view(B, C, *spread.shape[2:])
+
+
+@_rule(BlurPool)
+def blur_unpool(R: Tensor, module: BlurPool, context: Context) -> Tensor:
+    """Spread each value over the places it was blurred from, by the weights of the blur."""
+    B, C = R.shape[:2]
+    spread = F.conv_transpose2d(R.flatten(0, 1)[:, None], module.kernel.to(R), stride=module.stride)
     return spread.view(B, C, *spread.shape[2:])
 
 
@@ -605,7 +613,7 @@ class _Plan:
         behind = [i.size - b - n for i, b, n in zip(planned, before, R.shape[2:], strict=True)]
         if any(before) or any(behind):
             R = F.pad(R, (before[1], behind[1], before[0], behind[0]))
-        if isinstance(step.module, nn.Conv2d | nn.AvgPool2d) or step.target in graph.ELEMENTWISE:
+        if isinstance(step.module, nn.Conv2d | nn.AvgPool2d | BlurPool) or step.target in graph.ELEMENTWISE:
             return self._erase_outside(R, planned, (height, width))
         return R  # other rules leave zeros where they found zeros
 

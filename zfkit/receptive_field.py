@@ -14,7 +14,7 @@ from typing import NamedTuple
 from torch import nn
 
 from .graph import ELEMENTWISE, Add, ChannelSlice, Concat, Network, Scale, Step, pair
-from .models import VisionModel
+from .models import BlurPool, VisionModel
 
 
 class Interval(NamedTuple):
@@ -144,6 +144,9 @@ def filters(step: Step) -> tuple[Filter, Filter] | None:
         stride = pair(module.stride)
         padding = pair(module.padding)
         dilation = pair(module.dilation) if isinstance(module, nn.MaxPool2d) else (1, 1)
+    elif isinstance(module, BlurPool):
+        kernel, stride, padding = pair(module.kernel_size), pair(module.stride), pair(module.padding)
+        dilation = (1, 1)
     else:
         return None
     rows, columns = (Filter(*f) for f in zip(kernel, stride, padding, dilation, strict=True))
