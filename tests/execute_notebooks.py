@@ -12,6 +12,7 @@ import nbformat
 from nbclient import NotebookClient
 
 KEPT_METADATA = ("kernelspec", "language_info")
+LARGEST = 2 * 2**20  # bytes, as GitHub still shows a notebook
 
 
 def execute(path: Path) -> None:
@@ -24,6 +25,7 @@ def execute(path: Path) -> None:
         resources={"metadata": {"path": str(path.parent)}},
         record_timing=False,
         store_widget_state=False,
+        coalesce_streams=True,  # into how many pieces a kernel's output falls is chance
     )
     client.execute()
     notebook.metadata = {k: notebook.metadata[k] for k in KEPT_METADATA if k in notebook.metadata}
@@ -33,6 +35,10 @@ def execute(path: Path) -> None:
         cell.metadata.pop("execution", None)
     part = path.with_suffix(".part")
     nbformat.write(notebook, part)
+    if part.stat().st_size >= LARGEST:
+        raise SystemExit(
+            f"{part} has {part.stat().st_size / 2**20:.1f} MiB, 2 is the most: make its pictures smaller"
+        )
     part.replace(path)
 
 
