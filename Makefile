@@ -1,6 +1,7 @@
 # Everything runs from .venv/ in this folder; the first target that needs it sets it up.
 #   make demo   the atlas of the bundled network on the bundled photographs
 #   make test   all tests           make lab   JupyterLab at the first notebook
+#   make app    the explorer as a page without code
 # PYTHON=python3.12 chooses another interpreter; PIP_ARGS passes options to pip.
 
 PYTHON   ?= python3
@@ -13,11 +14,11 @@ NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 FIRST    := notebooks/01_what_do_the_layers_see.ipynb
 INSTALL  := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: demo lab test lint format notebooks bench clean help
+.PHONY: demo lab app test lint format notebooks bench reference clean help
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '2,4s/^# //p' Makefile
+	@sed -n '2,5s/^# //p' Makefile
 
 .venv/created:
 	@$(PYTHON) -c 'import sys; sys.exit(f"zfkit needs Python 3.10 or newer, but {sys.executable} is {sys.version.split()[0]}: call make with PYTHON=python3.12, say" if sys.version_info < (3, 10) else 0)'
@@ -42,6 +43,15 @@ demo: .venv/notebooks
 lab: .venv/notebooks
 	$(BIN)/python -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) $(FIRST)
 
+# The explorer as a page without code, at this machine alone; the address that opens carries a token.
+# PAGE holds a template that asks no other machine for anything. APP_ARGS=--port=8899 and the like.
+PAGE     := zfkit/widgets/page
+APP_ARGS ?=
+app: .venv/notebooks
+	@$(BIN)/python -c 'import zfkit; from zfkit.widgets import mined; mined(zfkit.load_model(), zfkit.load_images())'
+	JUPYTER_PATH=$(abspath $(PAGE)) $(BIN)/python -m voila --template=zfkit --token --Voila.ip=127.0.0.1 \
+	  --VoilaConfiguration.strip_sources=True $(APP_ARGS) notebooks/app.ipynb
+
 test: .venv/dev lint
 	$(BIN)/python -m pytest tests
 	$(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg $(NOTEBOOKS)
@@ -61,6 +71,10 @@ notebooks: .venv/dev
 
 bench: .venv/dev
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+# Trains the two bundled networks on Tiny ImageNet in Parquet: make reference DATA=folder [REFERENCE="--replace"]
+reference: .venv/dev
+	$(BIN)/python benchmarks/reference.py --data "$(or $(DATA),$(error say DATA=folder, with train-*.parquet and valid-*.parquet))" $(REFERENCE)
 
 clean:
 	rm -rf .venv demo dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

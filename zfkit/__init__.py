@@ -6,53 +6,211 @@ top    = zfkit.mine(model, photos)
 zfkit.write_atlas(model, photos, "atlas", top=top)
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .aliasing import (
+    Aliasing,
+    GratingResponse,
+    ShiftConsistency,
+    fold,
+    grating_response,
+    gratings,
+    measure_aliasing,
+    shift_consistency,
+    subsampling_layers,
+)
 from .atlas import Atlas, draw_layer, fits_inside, sample_maps, signed_to_rgb, write_atlas
 from .checkpoints import load_weights, read_provenance, save_weights
 from .deconv import Deconvnet, Options, project, register_rule
-from .errors import ImageError, LayerError, ModelError, ZfkitError
+from .errors import ImageError, LayerError, ModelError, TrainingError, ZfkitError
+from .experiments.correspondence import Correspondence, PartPictures, correspondence, part_pictures
+from .experiments.invariance import Invariance, invariance
+from .experiments.occlusion import Elsewhere, Occlusion, occlude, project_elsewhere
+from .experiments.selectivity import PoseVariation, Selectivity, pose_variation, selectivity
+from .health import Finding, Report, Thresholds, diagnose
 from .images import ImageSet, load_images, open_image
-from .models import AlexNet, Architecture, VisionModel, ZFNet, list_models, load_model, wrap_model
+from .models import (
+    AlexNet,
+    Architecture,
+    BlurPool,
+    VisionModel,
+    ZFNet,
+    build,
+    list_models,
+    load_model,
+    wrap_model,
+)
 from .onnx_import import load_onnx
 from .patches import Patches, project_top
 from .receptive_field import Box, Field, receptive_field
+from .runs import Run
+from .spectra import (
+    FilterSpectra,
+    Lattice,
+    RandomControl,
+    compare_spectra,
+    filter_spectra,
+    lattice,
+    random_control,
+    spectral_table,
+)
+from .sweeps import record, sweep
 from .topk import TopK, mine
+from .training import RECIPES, Accuracy, Recipe, Watched, evaluate, fit
 
 __version__ = "0.1.0"
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from .widgets import Explorer, GratingExplorer, InvarianceExplorer, OcclusionExplorer, PartsExplorer
+
+
+def explore(model: VisionModel, photos: ImageSet, top: TopK | None = None, **options: Any) -> Explorer:
+    """Every layer and feature map at the end of a slider, in a notebook: `zfkit.widgets.explore`.
+
+    Options are the fields of its state, as ``layer="conv4", channel=117``; ``others``, models to compare with;
+    and ``save_to``, the folder for saved pictures.
+
+    >>> zfkit.explore(model, photos, top)
+    """
+    from .widgets import explore as open_explorer  # ipywidgets is for notebooks alone
+
+    return open_explorer(model, photos, top, **options)
+
+
+def explore_gratings(models: VisionModel | Sequence[VisionModel], **options: Any) -> GratingExplorer:
+    """A grating under your fingers, and what a layer's stride makes of it: `zfkit.widgets.explore_gratings`.
+
+    >>> zfkit.explore_gratings([zfkit.load_model("alexnet64"), zfkit.load_model("zfnet64")], frequency=0.3)
+    """
+    from .widgets import explore_gratings as open_gratings  # ipywidgets is for notebooks alone
+
+    return open_gratings(models, **options)
+
+
+def explore_occlusion(
+    model: VisionModel, image: Tensor, target: int | str | None = None, **options: Any
+) -> OcclusionExplorer:
+    """Drag a grey square over a picture: `zfkit.widgets.explore_occlusion`.
+
+    >>> zfkit.explore_occlusion(model, photos[105][0], "espresso")
+    """
+    from .widgets import explore_occlusion as open_occlusion  # ipywidgets is for notebooks alone
+
+    return open_occlusion(model, image, target, **options)
+
+
+def explore_invariance(model: VisionModel, images: ImageSet | Tensor, **options: Any) -> InvarianceExplorer:
+    """Shift, scale and turn a picture by sliders: `zfkit.widgets.explore_invariance`.
+
+    >>> zfkit.explore_invariance(model, zfkit.load_images("photos", size=200), index=[53, 125], oversample=2)
+    """
+    from .widgets import explore_invariance as open_invariance  # ipywidgets is for notebooks alone
+
+    return open_invariance(model, images, **options)
+
+
+def explore_parts(model: VisionModel, pictures: Tensor, parts: Any, **options: Any) -> PartsExplorer:
+    """Draw boxes around the same parts in several pictures, and compare: `zfkit.widgets.explore_parts`.
+
+    >>> zfkit.explore_parts(model, pictures, ["left eye", "right eye", "nose"])
+    """
+    from .widgets import explore_parts as open_parts  # ipywidgets is for notebooks alone
+
+    return open_parts(model, pictures, parts, **options)
+
+
 __all__ = [
+    "RECIPES",
+    "Accuracy",
     "AlexNet",
+    "Aliasing",
     "Architecture",
     "Atlas",
+    "BlurPool",
     "Box",
+    "Correspondence",
     "Deconvnet",
+    "Elsewhere",
     "Field",
+    "FilterSpectra",
+    "Finding",
+    "GratingResponse",
     "ImageError",
     "ImageSet",
+    "Invariance",
+    "Lattice",
     "LayerError",
     "ModelError",
+    "Occlusion",
     "Options",
+    "PartPictures",
     "Patches",
+    "PoseVariation",
+    "RandomControl",
+    "Recipe",
+    "Report",
+    "Run",
+    "Selectivity",
+    "ShiftConsistency",
+    "Thresholds",
     "TopK",
+    "TrainingError",
     "VisionModel",
+    "Watched",
     "ZFNet",
     "ZfkitError",
+    "build",
+    "compare_spectra",
+    "correspondence",
+    "diagnose",
     "draw_layer",
+    "evaluate",
+    "explore",
+    "explore_gratings",
+    "explore_invariance",
+    "explore_occlusion",
+    "explore_parts",
+    "filter_spectra",
+    "fit",
     "fits_inside",
+    "fold",
+    "grating_response",
+    "gratings",
+    "invariance",
+    "lattice",
     "list_models",
     "load_images",
     "load_model",
     "load_onnx",
     "load_weights",
+    "measure_aliasing",
     "mine",
+    "occlude",
     "open_image",
+    "part_pictures",
+    "pose_variation",
     "project",
+    "project_elsewhere",
     "project_top",
+    "random_control",
     "read_provenance",
     "receptive_field",
+    "record",
     "register_rule",
     "sample_maps",
     "save_weights",
+    "selectivity",
+    "shift_consistency",
     "signed_to_rgb",
+    "spectral_table",
+    "subsampling_layers",
+    "sweep",
     "wrap_model",
     "write_atlas",
 ]

@@ -58,7 +58,9 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], Provenance]:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path.name} is damaged ({error}); download or copy it again") from None
-    tensors = {name: t.to(torch.float32, copy=True) for name, t in tensors.items()}  # not mapped from the file
+    tensors = {
+        name: t.to(torch.float32, copy=True) for name, t in tensors.items()
+    }  # not mapped from the file
     broken = [name for name, t in tensors.items() if not torch.isfinite(t).all()]
     if broken:
         raise ModelError(f"{path.name}: {', '.join(broken)} hold NaN or infinite values; train it again")

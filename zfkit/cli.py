@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -14,11 +15,16 @@ import torch.distributed as dist
 
 from . import __version__
 from .atlas import write_atlas
+from .checkpoints import write_whole
 from .deconv import Options
+from .doctor import examine
 from .errors import ZfkitError
 from .images import ImageSet, load_images
-from .models import VisionModel, list_models, load_model
+from .models import ARCHITECTURES, VisionModel, list_models, load_model
+from .plotting import training_figure
+from .sweeps import plan_sweep, run_sweep
 from .topk import TopK, mine
+from .training import RECIPES, Recipe, evaluate, fit
 
 ATLAS_EXAMPLE = """examples:
   zfkit atlas                                                   the bundled network on the bundled photographs
@@ -32,6 +38,33 @@ MINE_EXAMPLE = """examples:
 """
 
 
+TRAIN_EXAMPLE = """examples:
+  zfkit train --epochs 20                                       a narrow network on drawn textures, a few minutes
+  zfkit train --model zfnet64 --images "parquet:tiny/train-*.parquet" --val "parquet:tiny/valid-*.parquet" \\
+      --size 64 --epochs 50 --out runs/zfnet64
+  torchrun --nproc-per-node 8 -m zfkit train --model zfnet224 --images "parquet:imagenet/train-*.parquet" \\
+      --val "parquet:imagenet/val-*.parquet" --size 256 --save-every 1000 --out runs/zfnet224
+
+Stopped for any reason, the same command goes on where it was.
+"""
+SWEEP_EXAMPLE = """examples:
+  zfkit sweep notebooks/01_what_do_the_layers_see.ipynb --grid grid.yaml --out runs
+  zfkit sweep notebooks/01_what_do_the_layers_see.ipynb --grid grid.yaml --out runs --scheduler tcp://10.0.0.1:8786
+
+grid.yaml, every combination:                 or each run by itself:
+  model: [zfnet64, alexnet64]                   - {model: zfnet64, layer: conv3}
+  seed: [0, 1, 2]                               - {model: alexnet64, layer: conv5, seed: 7}
+
+The same command again runs what is missing or failed. Exit code 1: at least one run failed.
+"""
+DOCTOR_EXAMPLE = """examples:
+  zfkit doctor                  look at it
+  zfkit doctor > report.md      to paste into a bug report
+
+Exit code 1: something is broken.
+"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, or 2 for input that cannot be used."""
     parser = _parser()
@@ -42,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ZfkitError as error:
         print(f"zfkit {args.command}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"zfkit {args.command}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"zfkit {args.command}: {stop or 'interrupted'}", file=sys.stderr)
         return 130
 
 
@@ -92,6 +125,38 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     mining.set_defaults(run=_mine)
 
+    train = _command(commands, "train", "train a network by the paper's recipe", TRAIN_EXAMPLE)
+    _add_training(train)
+    train.set_defaults(run=_train)
+
+    sweep = _command(commands, "sweep", "one notebook over a grid of its parameters", SWEEP_EXAMPLE)
+    sweep.add_argument("notebook", metavar="NOTEBOOK", help="a notebook with a cell tagged 'parameters'")
+    sweep.add_argument(
+        "--grid", required=True, help="YAML: parameters with lists of values, or a list of runs"
+    )
+    sweep.add_argument("--out", default="runs", help="folder to write to (default: %(default)s)")
+    sweep.add_argument("--jobs", type=int, help="runs at a time (default: what cores and memory allow)")
+    sweep.add_argument("--scheduler", metavar="ADDRESS", help="run on a Dask cluster, as tcp://10.0.0.1:8786")
+    sweep.add_argument(
+        "--timeout",
+        type=float,
+        default=3600,
+        metavar="S",
+        help="longest that a run may take (default: 3600 s)",
+    )
+    sweep.add_argument("--threads", type=int, help="threads of each run (default: cores divided by jobs)")
+    sweep.add_argument("--again", action="store_true", help="run also what is done")
+    sweep.add_argument(
+        "--max-runs", type=int, default=1000, metavar="N", help="refuse more (default: %(default)s)"
+    )
+    sweep.add_argument("--dry-run", action="store_true", help="check everything, list the runs, run none")
+    sweep.set_defaults(run=_sweep)
+
+    doctor = _command(
+        commands, "doctor", "versions, devices and a self-test, for a bug report", DOCTOR_EXAMPLE
+    )
+    doctor.set_defaults(run=_doctor)
+
     models = _command(
         commands, "models", "list the networks that are known by name", "example:\n  zfkit models\n"
     )
@@ -124,17 +189,64 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images",
         default="photos",
-        help="photos, folder:PATH, parquet:PATH or torchvision:NAME (default: %(default)s)",
+        help="photos, textures, folder:PATH, parquet:PATH or torchvision:NAME (default: %(default)s)",
     )
-    parser.add_argument(
-        "--size", default=224, type=int, help="side of the pictures in px (default: %(default)s)"
-    )
+    parser.add_argument("--size", type=int, help="side of the pictures in px (default: 224, for textures 64)")
     parser.add_argument("--limit", type=int, help="only the first so many pictures")
     parser.add_argument("--layers", nargs="+", help="layer names (default: every convolutional layer)")
     parser.add_argument(
         "-k", default=9, type=int, help="pictures for each feature map (default: %(default)s)"
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", default="zfnet64-narrow", choices=[*ARCHITECTURES], help="default: %(default)s"
+    )
+    parser.add_argument("--images", default="textures", help="labelled pictures (default: %(default)s)")
+    parser.add_argument("--val", help="pictures to measure with (default: the other split of --images)")
+    parser.add_argument("--size", type=int, help="side of the pictures in px (default: the network's input)")
+    parser.add_argument("--limit", type=int, help="only the first so many training pictures")
+    parser.add_argument("--out", help="folder of the run (default: runs/MODEL)")
+    shape = parser.add_argument_group("the network (default: as the model has it)")
+    shape.add_argument("--widths", type=int, nargs=5, metavar="N", help="maps of conv1 ... conv5")
+    shape.add_argument("--hidden", type=int, metavar="N", help="units of fc6 and fc7")
+    shape.add_argument("--conv1", type=int, nargs=3, metavar=("KERNEL", "STRIDE", "PAD"), help="first layer")
+    shape.add_argument(
+        "--blur", type=int, choices=(0, 3, 5), help="taps of a low-pass before every subsampling"
+    )
+    shape.add_argument("--without", nargs="+", metavar="LAYER", help="leave out conv3, conv4, fc6 or fc7")
+    recipe = parser.add_argument_group("the recipe")
+    recipe.add_argument(
+        "--recipe",
+        default="paper",
+        choices=[*RECIPES],
+        help="the paper's, or He initialisation with inputs / std",
+    )
+    for setting in dataclasses.fields(Recipe):
+        flag, default = f"--{setting.name.replace('_', '-')}", setting.default
+        why = f"{setting.metadata['why']} (default: {default})".replace("%", "%%")
+        if setting.name == "snapshots":
+            recipe.add_argument(
+                flag, type=int, nargs="*", metavar="EPOCH", default=argparse.SUPPRESS, help=why
+            )
+        elif setting.name in ("init", "inputs"):
+            recipe.add_argument(flag, default=argparse.SUPPRESS, help=why)
+        else:
+            kind = int if isinstance(default, int) or setting.name == "shift" else _number
+            recipe.add_argument(flag, type=kind, metavar="N", default=argparse.SUPPRESS, help=why)
+    machine = parser.add_argument_group("the machine")
+    machine.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    machine.add_argument("--precision", help="32-true, bf16-mixed ... (default: bf16 where a GPU has it)")
+    machine.add_argument("--compile", action="store_true", help="compile the network; pays on a GPU")
+    machine.add_argument("--workers", type=int, metavar="N", help="stream, with so many reading processes")
+    machine.add_argument("--save-every", type=int, metavar="STEPS", help="keep the state within epochs, too")
+    machine.add_argument("--data-name", metavar="TEXT", help="what the provenance calls the data")
+
+
+def _number(text: str) -> float | None:
+    return None if text == "none" else float(text)
 
 
 def _maps(text: str) -> int | Literal["all"]:
@@ -179,6 +291,7 @@ def _atlas_through_notebook(args: argparse.Namespace) -> int:
         raise ZfkitError(f"there is no notebook {args.notebook!r}; check the path")
     parameters = {
         "model": args.model,
+        "weights": args.weights,
         "images": args.images,
         "maps": args.maps,
         "seed": args.seed,
@@ -188,8 +301,7 @@ def _atlas_through_notebook(args: argparse.Namespace) -> int:
         "layers": None,
         "k": 9,
         "rule": "deconvnet",
-        "weights": "DEFAULT",
-        "size": 224,
+        "size": None,
         "limit": None,
         "device": None,
     }
@@ -254,6 +366,86 @@ def _mine(args: argparse.Namespace) -> int:
         if together:
             dist.destroy_process_group()
     return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    changed = {f.name: vars(args)[f.name] for f in dataclasses.fields(Recipe) if f.name in args}
+    if "snapshots" in changed:
+        changed["snapshots"] = tuple(changed["snapshots"])
+    recipe = dataclasses.replace(RECIPES[args.recipe], **changed)
+    architecture = ARCHITECTURES[args.model]
+    shape = {name: getattr(args, name) for name in ("widths", "hidden", "conv1", "blur", "without")}
+    given: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in shape.items() if v is not None
+    }
+    architecture = dataclasses.replace(architecture, **given)
+    divided = args.images.partition(":")[0] in ("textures", "torchvision")
+    if args.val is None and not divided:
+        raise ZfkitError(f"say with --val which pictures to measure with: {args.images!r} is not divided")
+    first = int(os.environ.get("RANK", "0")) == 0
+    size = args.size or architecture.input_size
+    train = load_images(args.images, size=size, limit=args.limit, split="train", progress=first)
+    val = load_images(args.val or args.images, size=size, split="val", progress=first)
+    out = Path(args.out or f"runs/{args.model}")
+    run = fit(
+        architecture, train, val, recipe, out, device=args.device, precision=args.precision, compile=args.compile,
+        workers=args.workers, save_every=args.save_every, data=args.data_name,
+    )  # fmt: skip
+    if first:
+        last = run.history.iloc[-1]
+        print(f"\n{run!r}\n  validation  {last.top1:.1f}% / {last.top5:.1f}% (top-1 / top-5, centre crop)")
+        model = load_model(out / "model.safetensors", device=args.device)
+        ten = evaluate(model, val, crops=10)
+        print(f"              {ten.top1:.1f}% / {ten.top5:.1f}% (mean of ten crops)")
+        try:
+            import matplotlib
+
+            matplotlib.use("agg")
+            plot = out / "history.png"
+            write_whole(plot, lambda part: training_figure(run.history).savefig(part, dpi=120))
+            print(f"  curves      {plot}")
+        except ImportError:  # a server without the notebooks' packages
+            pass
+        print(f"  time        {run.history.seconds.sum():.0f} s, {last.images_per_second:,.0f} images/s")
+        print(f"  network     {out / 'model.safetensors'}\n  history     {out / 'history.parquet'}")
+        print(
+            f"\nTry next:\n  zfkit atlas --model {out / 'model.safetensors'} --images photos --out {out / 'atlas'}"
+        )
+    return 0
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    plan = plan_sweep(args.notebook, args.grid, args.out, again=args.again, max_runs=args.max_runs)
+    todo = len(plan.todo)
+    print(f"{len(plan.runs)} runs of {plan.notebook.name}: {len(plan.done)} done before, {todo} to do")
+    if plan.others:
+        print(f"{plan.others} notebooks of other sweeps in {args.out} are left alone")
+    if args.dry_run:
+        for run in plan.runs:
+            print(f"  {'done ' if run.name in plan.done else 'to do'}  {run.name}")
+        return 0
+    try:
+        table = run_sweep(
+            plan, jobs=args.jobs, scheduler=args.scheduler, timeout=args.timeout, threads=args.threads
+        )
+    except KeyboardInterrupt:
+        print(f"\ninterrupted: what is finished is in {args.out}; the same command goes on", file=sys.stderr)
+        return 130
+    failed = table[table["status"] == "failed"]
+    if len(failed):
+        print(f"\n{len(failed)} of {len(table)} runs failed:")
+        for run, notebook, error in zip(failed["run"], failed["notebook"], failed["error"], strict=True):
+            print(f"  {run}\n    {error}\n    {Path(args.out) / notebook}")
+    print(f"\n  open   {Path(args.out) / 'index.html'}\n  table  {Path(args.out) / 'results.parquet'}")
+    return 1 if len(failed) else 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    report = examine()
+    print(report.markdown())
+    for what in report.broken:
+        print(f"zfkit doctor: broken: {what}", file=sys.stderr)
+    return 1 if report.broken else 0
 
 
 def _models(args: argparse.Namespace) -> int:

@@ -332,8 +332,8 @@ class Trainer:
             return
         state, lr = self.state, self.plateau.optimizer.param_groups[0]["lr"]
         raise TrainingError(
-            f"the loss is {loss:.3g} in epoch {state.epoch + 1} and the largest weight {largest:.3g}, at lr {lr:g}: the "
-            "weights ran away. Use a smaller lr"
+            f"the loss is {loss:.3g} in epoch {state.epoch + 1} and the largest weight {largest:.3g}, at lr {lr:g}: "
+            "the weights ran away. Use a smaller lr"
             + ("" if self.recipe.rms_clip else " and rms_clip=0.1, which holds filters down")
             + f". What was there after epoch {state.epoch} is kept"
         )

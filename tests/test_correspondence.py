@@ -1,0 +1,423 @@
+"""Sign changes against loops with hooks, and sets whose answer is known."""
+
+import itertools
+import math
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import zfkit
+from zfkit.errors import ImageError, LayerError, ZfkitError
+from zfkit.experiments.correspondence import RANDOM, SAME_PLACE, default_layers
+from zfkit.models import Architecture, build
+
+TINY = Architecture(
+    "zfnet", 32, conv1=(7, 2, 1), conv2=(5, 1, 2), widths=(4, 5, 6, 6, 4), hidden=8, classes=5
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def noise(N, side, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (N, 3, side, side), generator=generator, dtype=torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    torch.manual_seed(0)
+    net = build(TINY).double()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(
+                torch.randn(parameter.shape) / (parameter[0].numel() if parameter.dim() > 1 else 4) ** 0.5
+            )
+    return zfkit.wrap_model(net, mean=[100, 110, 120], scale=0.02, input_size=32)
+
+
+BOXES = {
+    "eye": [[2, 3, 9, 8], [20, 4, 27, 9], [5, 20, 12, 25], [1, 1, 8, 6]],
+    "ear": [[20, 20, 30, 31], None, [0, 0, 10, 11], [22, 10, 32, 21]],
+}
+
+
+def sign(value, tolerance):
+    return 0 if abs(value) <= tolerance else math.copysign(1, value)
+
+
+def literal_distances(model, pictures, boxes, layer, colour, tolerance=1e-5):
+    """By the formula: eps, signs and their Hamming distance, one feature after the other."""
+    caught = {}
+    handle = model.net.get_submodule(layer).register_forward_hook(lambda m, i, o: caught.update(y=o.clone()))
+
+    def look(x):
+        with torch.no_grad():
+            model.net(x)
+        return caught["y"].flatten().tolist()
+
+    stills = [look(model.preprocess(p)) for p in pictures]
+    largest = max(abs(v) for still in stills for v in still)
+    signs = {}
+    for i, box in enumerate(boxes):
+        if box is None:
+            continue
+        x = model.preprocess(pictures[i])
+        x[0, :, box[1] : box[3], box[0] : box[2]] = colour
+        signs[i] = [sign(a - b, tolerance * largest) for a, b in zip(stills[i], look(x), strict=True)]
+    handle.remove()
+    found = {}
+    for i, j in itertools.permutations(signs, 2):
+        unequal = sum(a != b for a, b in zip(signs[i], signs[j], strict=True))
+        found[i, j] = unequal / len(signs[i])
+    zeros = [s.count(0) / len(s) for s in signs.values()]
+    return found, sum(zeros) / len(zeros)
+
+
+@pytest.mark.parametrize("fill", [None, 200])
+def test_equals_the_formula_feature_by_feature(tiny, fill):
+    pictures = noise(4, 32)
+    layers = ["relu1", "relu5", "pool5", "fc7", "relu7"]
+    found = zfkit.correspondence(
+        tiny, pictures, BOXES, layers=layers, draws=2, fill=fill, batch_size=3, progress=False
+    )
+    mean = torch.tensor([100.0, 110.0, 120.0]).double()
+    colour = torch.zeros(3, 1, 1) if fill is None else ((fill - mean) * 0.02)[:, None, None]
+    for layer in layers:
+        for part, boxes in BOXES.items():
+            expected, zeros = literal_distances(tiny, pictures, boxes, layer, colour)
+            values = found.pairs[layer, part]
+            for i, j in itertools.product(range(4), repeat=2):
+                if (i, j) in expected:
+                    assert float(values[i, j]) == pytest.approx(expected[i, j], abs=1e-6)
+                else:
+                    assert math.isnan(values[i, j])
+            assert found.score(layer, part) == pytest.approx(sum(expected.values()) / len(expected))
+            assert found.unchanged[layer, part] == pytest.approx(zeros)
+            once = [v for (i, j), v in expected.items() if i < j]
+            assert found.spread(layer, part) == pytest.approx(
+                torch.tensor(once * 2).double().std().item(), rel=1e-6
+            )
+
+
+def test_standard_error_is_the_jackknife_over_pictures(tiny):
+    pictures = noise(4, 32)
+    found = zfkit.correspondence(tiny, pictures, BOXES, layers=["relu5"], draws=1, progress=False)
+    values = found.pairs["relu5", "eye"]
+    means = []
+    for out in range(4):
+        kept = [float(values[i, j]) for i, j in itertools.permutations(range(4), 2) if out not in (i, j)]
+        means.append(sum(kept) / len(kept))
+    middle = sum(means) / 4
+    expected = (3 / 4 * sum((m - middle) ** 2 for m in means)) ** 0.5
+    assert found.error("relu5", "eye") == pytest.approx(expected)
+
+
+def test_standard_error_leaves_out_whole_groups(tiny):
+    pictures = noise(6, 32)
+    groups = [0, 0, 1, 2, 2, 2]
+    boxes = {"eye": [[i, 2 * i, i + 9, 2 * i + 8] for i in range(6)]}
+    found = zfkit.correspondence(
+        tiny, pictures, boxes, groups=groups, layers=["relu5"], draws=1, progress=False
+    )
+    values = found.pairs["relu5", "eye"]
+    means = []
+    for out in range(3):
+        kept = [
+            float(values[i, j])
+            for i, j in itertools.permutations(range(6), 2)
+            if groups[i] != groups[j] and out not in (groups[i], groups[j])
+        ]
+        means.append(sum(kept) / len(kept))
+    middle = sum(means) / 3
+    assert found.error("relu5", "eye") == pytest.approx(
+        (2 / 3 * sum((m - middle) ** 2 for m in means)) ** 0.5
+    )
+    two = zfkit.correspondence(
+        tiny, pictures, boxes, groups=[0, 0, 0, 1, 1, 1], layers=["relu5"], draws=1, progress=False
+    )
+    assert math.isnan(two.error("relu5", "eye"))  # two things have no spread to judge by
+
+
+# --------------------------------------------------------------------------------- sets with a known answer
+
+
+def pooled_model(maps=400, side=24, seed=0):
+    """Features are sums over all places of linear filters: what a part does to them is its own, wherever it lies."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Conv2d(3, maps, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(maps, 2)
+    )
+    return zfkit.wrap_model(net.double(), mean=128, scale=1 / 58, input_size=side)
+
+
+def test_the_same_part_at_other_places_agrees_and_random_parts_do_not():
+    """Known answer: eps is the part's own, so equal parts have distance 0; unrelated ones differ in half the signs."""
+    pictures = noise(6, 24)
+    part = noise(1, 5, seed=9)[0]
+    places = [(0, 0), (19, 3), (7, 11), (2, 18), (13, 13), (5, 2)]
+    for picture, (left, top) in zip(pictures, places, strict=True):
+        picture[:, top : top + 5, left : left + 5] = part
+    boxes = torch.tensor([[x, y, x + 5, y + 5] for x, y in places])
+    found = zfkit.correspondence(
+        pooled_model(), pictures, {"part": boxes}, layers=["2"], draws=30, progress=False
+    )
+    assert found.score("2", "part") == 0 and found.relative("2", "part") == 0
+    assert found.chance("2", "part") == 0 and found.chance("2", "part", SAME_PLACE) == 0
+    # two random vectors a, b of 3 numbers: signs of a.w and b.w differ in angle / pi of all w, half on average
+    for control in (RANDOM, SAME_PLACE):
+        assert found.score("2", control) == pytest.approx(0.5, abs=0.06)
+        assert found.relative("2", control) == pytest.approx(1.0, abs=0.12)
+
+
+def test_features_that_only_know_places_agree_at_the_same_place_alone():
+    """Known answer: brightness at each pixel. Covering white at one place agrees there, whatever the part is."""
+    net = nn.Sequential(nn.Conv2d(3, 1, 1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(400, 2))
+    with torch.no_grad():
+        net[0].weight.fill_(1 / 3)
+    model = zfkit.wrap_model(net.double(), mean=0, scale=1 / 255, input_size=20)
+    white = torch.full((5, 3, 20, 20), 255, dtype=torch.uint8)
+    boxes = torch.tensor([[4 * i, 0, 4 * i + 4, 4] for i in range(5)])  # nowhere the same
+    found = zfkit.correspondence(model, white, {"part": boxes}, layers=["2"], draws=12, progress=False)
+    assert found.score("2", "part") == pytest.approx(2 * 16 / 400)  # 16 pixels here, 16 there
+    assert found.unchanged["2", "part"] == pytest.approx(1 - 16 / 400)
+    assert found.moved["2", "part"] == pytest.approx((16 / 400) ** 0.5)
+    p = 16 / 400
+    assert found.relative("2", "part") == pytest.approx(2 * p / (1 - p**2 - (1 - p) ** 2))
+    assert found.score("2", SAME_PLACE) == 0
+    assert 0 < found.score("2", RANDOM) <= 2 * 16 / 400
+    assert found.chance("2", "part", SAME_PLACE) == 1
+
+
+def test_controls_lie_in_the_object_and_have_the_parts_sizes():
+    """Covered pixels are read off a network whose features are the pixels."""
+    net = nn.Sequential(nn.Conv2d(3, 1, 1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(900, 2))
+    with torch.no_grad():
+        net[0].weight.fill_(1 / 3)
+    model = zfkit.wrap_model(net.double(), mean=0, scale=1 / 255, input_size=30)
+    white = torch.full((3, 3, 30, 30), 255, dtype=torch.uint8)
+    objects = torch.tensor([[0, 0, 12, 14], [10, 12, 22, 26], [18, 16, 30, 30]])
+    parts = {"wide": objects[:, [0, 1, 0, 1]] + torch.tensor([0, 0, 6, 2])}
+    found = zfkit.correspondence(
+        model, white, parts, objects=objects, layers=["2"], draws=40, seed=3, progress=False
+    )
+    # Objects 0 and 2 do not meet, so their controls never do: 2 x 12 pixels differ. Always 6 x 2 are covered.
+    for control in (RANDOM, SAME_PLACE):
+        values = found.controls["2", control]
+        assert values.shape == (40, 3, 3)
+        assert (values[:, 0, 2] * 900).round().eq(24).all()
+        assert found.unchanged["2", control] == pytest.approx(1 - 12 / 900)
+    again = zfkit.correspondence(
+        model, white, parts, objects=objects, layers=["2"], draws=40, seed=3, progress=False
+    )
+    assert torch.allclose(again.controls["2", RANDOM], found.controls["2", RANDOM], equal_nan=True)
+
+
+def test_pairs_within_a_group_are_left_out(tiny):
+    pictures = noise(4, 32)
+    boxes = {"eye": BOXES["eye"]}
+    all_pairs = zfkit.correspondence(tiny, pictures, boxes, layers=["relu5"], draws=1, progress=False)
+    found = zfkit.correspondence(
+        tiny, pictures, boxes, groups=[7, 7, 3, 3], layers=["relu5"], draws=1, progress=False
+    )
+    values = all_pairs.pairs["relu5", "eye"]
+    across = [float(values[i, j]) for i in (0, 1) for j in (2, 3)]
+    assert found.score("relu5", "eye") == pytest.approx(sum(across) / 4)
+    assert found.pairs["relu5", "eye"][0, 1].isnan() and found.pairs["relu5", "eye"][2, 3].isnan()
+
+
+def test_table_has_parts_then_controls(tiny):
+    found = zfkit.correspondence(tiny, noise(4, 32), BOXES, draws=4, progress=False)
+    assert found.layers == default_layers(tiny) == ("relu5", "relu7")
+    table = found.table()
+    assert table.part.tolist() == ["eye", "ear", RANDOM, SAME_PLACE] * 2
+    line = table[(table.layer == "relu7") & (table.part == "ear")].iloc[0]
+    assert line.score == found.score("relu7", "ear") and line.error == found.error("relu7", "ear")
+    draws = found.controls["relu7", RANDOM]
+    scores = [float(d[~d.isnan()].mean()) for d in draws]
+    assert line.below_random == sum(s <= line.score for s in scores) / 4
+    assert math.isnan(table[table.part == RANDOM].below_random.iloc[0])
+
+
+# ------------------------------------------------------------------------------------------ bundled pictures
+
+
+@pytest.mark.parametrize(("kind", "objects"), [("faces", 3), ("coins", 20)])
+def test_bundled_parts_lie_in_their_objects(kind, objects):
+    found = zfkit.part_pictures(kind, size=64, views=3)
+    N = 3 * objects
+    assert found.pictures.shape == (N, 3, 64, 64) and found.groups.tolist() == sorted(
+        list(range(objects)) * 3
+    )
+    assert len(found.names) == N
+    for name, boxes in found.parts.items():
+        seen = ~boxes[:, 0].isnan()
+        assert seen.sum() >= 6 * (1 if kind == "faces" else 10)
+        centre = (boxes[:, :2] + boxes[:, 2:])[seen] / 2
+        assert (centre > found.objects[seen, :2]).all() and (centre < found.objects[seen, 2:]).all(), name
+        assert (boxes[seen] >= 0).all() and (boxes[seen] <= 64).all()
+    again = zfkit.part_pictures(kind, size=64, views=3)
+    assert torch.equal(found.pictures, again.pictures)
+
+
+def test_bundled_boxes_show_what_they_are_called():
+    """Measured on the photographs: pupils are darker than what surrounds them, the cat's nose is redder."""
+    found = zfkit.part_pictures("faces", size=224, views=2)
+    light = found.pictures.double().mean(1)
+
+    def mean(picture, box, grow=0):
+        left, top, right, bottom = (int(v) for v in box)
+        return picture[..., top - grow : bottom + grow, left - grow : right + grow]
+
+    for i, name in enumerate(found.names):
+        for part in ("right eye", "left eye"):
+            box = found.parts[part][i]
+            if box.isnan().any() or name.startswith("camera"):
+                continue
+            inner = mean(light[i], box)
+            h, w = inner.shape
+            middle = inner[h // 4 : -(h // 4), w // 4 : -(w // 4)]
+            assert middle.min() < mean(light[i], box, 4).mean() - 40, (name, part)
+        if name.startswith("chelsea"):
+            nose = mean(found.pictures[i].double(), found.parts["nose"][i]).mean((1, 2))
+            face = mean(found.pictures[i].double(), found.objects[i]).mean((1, 2))
+            assert nose[0] / nose[2] > 1.15 * face[0] / face[2]
+
+
+def test_bad_kinds_are_told():
+    with pytest.raises(ZfkitError, match="there is no kind of pictures with parts 'dogs'"):
+        zfkit.part_pictures("dogs")
+    with pytest.raises(ZfkitError, match="views must be a whole number of at least 1, not 0"):
+        zfkit.part_pictures(views=0)
+
+
+# ----------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"parts": {}}, ZfkitError, "parts must be a dictionary of at least one name with its boxes"),
+        ({"parts": [[0, 0, 1, 1]]}, ZfkitError, "parts must be a dictionary"),
+        ({"parts": {"random": [[0, 0, 1, 1]] * 3}}, ZfkitError, "'random' is the name of a control"),
+        ({"parts": {"eye": [[0, 0, 1, 1]] * 2}}, ImageError, "3 pictures need 3 boxes of 'eye'"),
+        ({"parts": {"eye": [[0, 0, 1]] * 3}}, ImageError, "3 pictures need 3 boxes of 'eye'"),
+        ({"parts": {"eye": "abc"}}, ImageError, "boxes of 'eye' must be (left, top, right, bottom)"),
+        (
+            {"parts": {"eye": [[0, 0, 4, 4], [30, 2, 33, 5], [0, 0, 4, 4]]}},
+            ImageError,
+            "picture 1: the box of 'eye' (30, 2, 33, 5) is empty or not within the picture of 32 x 32 px",
+        ),
+        ({"parts": {"eye": [[-1, 0, 4, 4]] * 3}}, ImageError, "picture 0: the box of 'eye' (-1, 0, 4, 4)"),
+        ({"parts": {"eye": [[4, 4, 4, 8]] * 3}}, ImageError, "is empty or not within"),
+        ({"parts": {"eye": [[0, 0, 4, 4], None, None]}}, ImageError, "part 'eye' is not to be seen in two"),
+        ({"objects": [[0, 0, 9, 9], None, [0, 0, 9, 9]]}, ImageError, "every picture needs a box of its object"),
+        ({"objects": [[0, 0, 40, 9]] * 3}, ImageError, "the box of 'object' (0, 0, 40, 9)"),
+        ({"groups": [0, 1]}, ZfkitError, "groups must be one number for each of the 3 pictures"),
+        ({"groups": [4, 4, 4]}, ZfkitError, "all pictures are of one group"),
+        ({"layers": ["relu9"]}, LayerError, "there is no layer 'relu9'"),
+        ({"layers": []}, LayerError, "no layer was named"),
+        ({"draws": 0}, ZfkitError, "draws must be a whole number of at least 1, not 0"),
+        ({"tolerance": -1}, ZfkitError, "tolerance must be a share"),
+        ({"fill": 300}, ImageError, "fill must be one number or three"),
+        ({"pictures": noise(1, 32)}, ImageError, "at least 2 pictures are needed to compare; there are 1"),
+        ({"pictures": noise(3, 32).float()}, ImageError, "expected uint8 RGB pictures (N, 3, H, W), got torch.float32"),
+        ({"pictures": [1, 2]}, ImageError, "expected uint8 RGB pictures (N, 3, H, W), got list"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_told(tiny, options, kind, message):
+    options = {"pictures": noise(3, 32), "parts": {"eye": [[0, 0, 4, 4]] * 3}} | options
+    with pytest.raises(kind, match=re.escape(message)):
+        zfkit.correspondence(tiny, progress=False, draws=options.pop("draws", 1), **options)
+
+
+def test_unknown_layers_and_parts_of_a_result_are_told(tiny):
+    found = zfkit.correspondence(tiny, noise(4, 32), BOXES, draws=1, progress=False)
+    with pytest.raises(LayerError, match="layer 'conv1' was not looked at; there are relu5, relu7"):
+        found.score("conv1", "eye")
+    with pytest.raises(ZfkitError, match=r"there is no part 'ey'\. Did you mean 'eye'\?"):
+        found.score("relu5", "ey")
+    with pytest.raises(LayerError, match="cannot run to relu5, relu7 on images of 40 x 40 px"):
+        zfkit.correspondence(tiny, noise(2, 40), {"a": [[0, 0, 4, 4]] * 2}, progress=False)
+
+
+# ------------------------------------------------------------------------------------------ widget and figure
+
+
+def test_boxes_drawn_by_hand_are_compared(tiny):
+    pictures = noise(3, 32)
+    widget = zfkit.explore_parts(tiny, pictures, ["eye", "ear"], draws=2)
+    try:
+        assert widget.parts == {"eye": [None] * 3, "ear": [None] * 3}
+        for i in range(3):  # as a browser would: the canvas tells fractions of the picture
+            widget.picture.value = i
+            widget.picker.place.box = [i / 32, 0.25, (i + 8) / 32, 0.5]
+        assert widget.parts["eye"] == [(i, 8, i + 8, 16) for i in range(3)]
+        assert widget.parts["ear"] == [None] * 3
+        widget.go.click()
+        assert widget.wait()
+        expected = zfkit.correspondence(tiny, pictures, {"eye": widget.parts["eye"]}, draws=2, progress=False)
+        assert widget.found.score("relu5", "eye") == expected.score("relu5", "eye")
+        assert f"{expected.score('relu5', 'eye'):.3f}" in widget.result.value
+        widget.choose("eye", 1)
+        assert widget.picker.place.box == [1 / 32, 0.25, 9 / 32, 0.5]
+        widget.clear.click()
+        assert widget.parts["eye"][1] is None and widget.picker.place.box == [0.0] * 4
+        widget.next.click()
+        assert widget.picture.value == 2
+        assert widget.errors == []
+        widget.draw("eye", 0, None)
+        widget.compare()  # one box is left
+        assert widget.wait() and "not to be seen in two pictures" in widget.errors[-1].message
+        with pytest.raises(ImageError, match="is empty or not within 32 x 32 px"):
+            widget.draw("eye", 0, (30, 0, 40, 5))
+        with pytest.raises(ZfkitError, match="there is no part 'nose'"):
+            widget.draw("nose", 0, (0, 0, 4, 5))
+    finally:
+        widget.close()
+
+
+def test_the_widget_takes_boxes_to_begin_with(tiny):
+    pictures = noise(4, 32)
+    boxes = torch.tensor([[float("nan")] * 4 if b is None else [float(v) for v in b] for b in BOXES["ear"]])
+    widget = zfkit.explore_parts(tiny, pictures, {"ear": boxes})
+    assert widget.parts == {"ear": [tuple(b) if b else None for b in BOXES["ear"]]}
+    widget.compare()
+    assert widget.wait() and not widget.errors
+    widget.close()
+    empty = zfkit.explore_parts(tiny, pictures, ["ear"]).compare()
+    assert empty.wait() and "no box has been drawn yet" in empty.errors[-1].message
+    empty.close()
+    with pytest.raises(ZfkitError, match="parts must be different names"):
+        zfkit.explore_parts(tiny, pictures, ["ear", "ear"])
+    with pytest.raises(ImageError, match="expected at least 2 uint8 RGB pictures"):
+        zfkit.explore_parts(tiny, pictures[:1], ["ear"])
+
+
+def test_the_figure_draws_scores_and_draws(tiny):
+    from matplotlib import pyplot as plt
+
+    from zfkit.plotting import correspondence_figure, parts_figure
+
+    pictures = noise(4, 32)
+    found = zfkit.correspondence(tiny, pictures, BOXES, draws=3, progress=False)
+    figure = correspondence_figure(found)
+    axes = figure.axes[1]
+    assert axes.get_title(loc="left") == "mine relu7"
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["eye", "ear", RANDOM, SAME_PLACE]
+    drawn = [line.get_xdata() for line in axes.get_lines() if len(line.get_xdata()) == 3]
+    assert sorted(drawn[0]) == pytest.approx(
+        sorted(float(d[~d.isnan()].mean()) for d in found.controls["relu7", RANDOM])
+    )
+    plt.close(figure)
+    figure = parts_figure(pictures, found.boxes)
+    counted = [len(axes.patches) for axes in figure.axes[:4]]
+    assert counted == [2, 1, 2, 2]  # the ear is not to be seen in the second
+    plt.close(figure)

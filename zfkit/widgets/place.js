@@ -1,0 +1,163 @@
+// Everything that takes the focus inside a zfkit widget: a name for screen readers, and the page's own
+// shortcuts kept away from it (in JupyterLab, typing "dd" on a slider would delete the cell).
+function prepare(root) {
+  if (!root || root.zfkitPrepared) return;
+  root.zfkitPrepared = true;
+  const labelled = (box) => {  // a widget's tooltip is its label's title, even where the label is empty and hidden
+    const label = box?.querySelector(".widget-label");
+    const title = label?.title === "null" ? "" : label?.title;  // that is how a widget writes that it has none
+    return title || label?.textContent.trim() || "";
+  };
+  const each = () => {
+    for (const e of root.querySelectorAll("button, input, select, textarea, a[href], .noUi-handle, .widget-readout, canvas"))
+      if (!e.hasAttribute("data-lm-suppress-shortcuts")) e.setAttribute("data-lm-suppress-shortcuts", "true");
+    for (const handle of root.querySelectorAll(".noUi-handle")) {
+      const words = labelled(handle.closest(".widget-slider, .jupyter-widgets")) || "slider";
+      if (handle.getAttribute("aria-label") !== words) handle.setAttribute("aria-label", words);
+    }
+    for (const e of root.querySelectorAll(".widget-readout[contenteditable]:not([aria-label])")) {
+      e.setAttribute("role", "textbox");
+      e.setAttribute("aria-label", `value of ${labelled(e.closest(".jupyter-widgets")) || "the slider"}`);
+    }
+    for (const e of root.querySelectorAll("input:not([aria-label]), select:not([aria-label]), textarea:not([aria-label])")) {
+      const box = e.closest(".jupyter-widgets[title]");
+      const words = box?.getAttribute("title") || e.getAttribute("title") || labelled(e.closest(".jupyter-widgets"))
+        || e.placeholder;
+      if (words) e.setAttribute("aria-label", words);
+    }
+    for (const group of root.querySelectorAll(".widget-toggle-buttons")) {
+      for (const e of group.querySelectorAll("button")) {
+        const pressed = e.classList.contains("mod-active") ? "true" : "false";
+        if (e.getAttribute("aria-pressed") !== pressed) e.setAttribute("aria-pressed", pressed);
+      }
+    }
+  };
+  let waiting = false;
+  new MutationObserver(() => {
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(() => { waiting = false; each(); });
+  }).observe(root, { childList: true, subtree: true, attributes: true, attributeFilter: ["class", "title"] });
+  each();
+}
+
+function render({ model, el }) {
+  el.classList.add("zfkit-place");
+  const canvas = document.createElement("canvas");
+  canvas.tabIndex = 0;
+  canvas.setAttribute("role", "application");
+  canvas.setAttribute("data-lm-suppress-shortcuts", "true");
+  el.appendChild(canvas);
+  const get = (name) => model.get(name);
+  let hover = null, dragFrom = null;
+
+  const clamp = (v, low, high) => Math.min(Math.max(v, low), high);
+  function describe() {
+    const [l, t, r, b] = get("box");
+    canvas.setAttribute("aria-label", get("label") + (get("mode") === "box"
+      ? `. Box from ${Math.round(100 * l)}, ${Math.round(100 * t)} to ${Math.round(100 * r)}, ${Math.round(100 * b)} percent; arrow keys move it, with Shift resize it`
+      : `. Row ${get("row") + 1} of ${get("rows")}, column ${get("col") + 1} of ${get("cols")}; arrow keys move`));
+  }
+  function cell(row, col) {  // fractions of the picture: left, top, width, height
+    const [l, t, r, b] = get("area"), [high, wide] = get("extent");
+    const w = (r - l) / get("cols"), h = (b - t) / get("rows");
+    if (!high) return [l + col * w, t + row * h, w, h];
+    return [l + (col + 0.5) * w - wide / 2, t + (row + 0.5) * h - high / 2, wide, high];
+  }
+  function draw() {
+    const wide = canvas.clientWidth, high = canvas.clientHeight, dpr = window.devicePixelRatio || 1;
+    if (!wide || !high) return;
+    if (canvas.width !== Math.round(wide * dpr)) canvas.width = Math.round(wide * dpr);
+    if (canvas.height !== Math.round(high * dpr)) canvas.height = Math.round(high * dpr);
+    const c = canvas.getContext("2d");
+    c.setTransform(dpr, 0, 0, dpr, 0, 0);
+    c.clearRect(0, 0, wide, high);
+    const outline = ([x, y, w, h], colour, line) => {
+      let W = w * wide, H = h * high, X = x * wide, Y = y * high;
+      if (W < 7) { X -= (7 - W) / 2; W = 7; }
+      if (H < 7) { Y -= (7 - H) / 2; H = 7; }
+      c.strokeStyle = "rgba(0,0,0,.65)"; c.lineWidth = line + 2; c.strokeRect(X, Y, W, H);
+      c.strokeStyle = colour; c.lineWidth = line; c.strokeRect(X, Y, W, H);
+    };
+    const inset = ([x, y, w, h]) => [x + 2 / wide, y + 2 / high, w - 4 / wide, h - 4 / high];
+    if (get("mode") === "box") {
+      const [l, t, r, b] = get("box");
+      if (r > l && b > t) outline([l, t, r - l, b - t], "#ffc233", 2);
+    } else {
+      if (hover) outline(inset(cell(...hover)), "rgba(255,255,255,.9)", 1);
+      if (get("row") >= 0 && get("col") >= 0) outline(inset(cell(get("row"), get("col"))), "#ffc233", 2);
+    }
+    describe();
+  }
+  function at(event) {
+    const box = canvas.getBoundingClientRect(), [l, t, r, b] = get("area");
+    const x = (event.clientX - box.left) / box.width, y = (event.clientY - box.top) / box.height;
+    const col = Math.floor((x - l) / (r - l) * get("cols")), row = Math.floor((y - t) / (b - t) * get("rows"));
+    return { x: clamp(x, 0, 1), y: clamp(y, 0, 1), row: clamp(row, 0, get("rows") - 1), col: clamp(col, 0, get("cols") - 1) };
+  }
+  function place(row, col) {
+    if (row === get("row") && col === get("col")) return;
+    model.set({ row, col });
+    model.save_changes();
+    draw();
+  }
+  function box(l, t, r, b) {
+    model.set("box", [Math.min(l, r), Math.min(t, b), Math.max(l, r), Math.max(t, b)]);
+    model.save_changes();
+    draw();
+  }
+  function over(value) {
+    const now = JSON.stringify(value), old = JSON.stringify(hover);
+    if (now === old) return;
+    hover = value;
+    draw();
+    if (get("watch_hover")) { model.set("hover", value || [-1, -1]); model.save_changes(); }
+  }
+  canvas.addEventListener("pointerdown", (event) => {
+    canvas.focus({ preventScroll: true });
+    canvas.setPointerCapture(event.pointerId);
+    dragFrom = at(event);
+    if (get("mode") !== "box") place(dragFrom.row, dragFrom.col);
+    event.preventDefault();
+  });
+  canvas.addEventListener("pointermove", (event) => {
+    const here = at(event);
+    if (get("mode") === "box") { if (dragFrom) box(dragFrom.x, dragFrom.y, here.x, here.y); return; }
+    if (dragFrom) place(here.row, here.col);
+    over([here.row, here.col]);
+  });
+  canvas.addEventListener("pointerup", () => { dragFrom = null; });
+  canvas.addEventListener("pointercancel", () => { dragFrom = null; });
+  canvas.addEventListener("pointerleave", () => { if (!dragFrom) over(null); });
+  canvas.addEventListener("keydown", (event) => {
+    const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+    if (!step || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    event.stopPropagation();
+    if (get("mode") === "box") {
+      let [l, t, r, b] = get("box");
+      const d = 0.02, dx = step[1] * d, dy = step[0] * d;
+      if (event.shiftKey) { r = clamp(r + dx, l + d, 1); b = clamp(b + dy, t + d, 1); }
+      else {
+        const mx = clamp(dx, -l, 1 - r), my = clamp(dy, -t, 1 - b);
+        l += mx; r += mx; t += my; b += my;
+      }
+      box(l, t, r, b);
+      return;
+    }
+    const times = event.shiftKey ? 5 : 1;
+    place(clamp(Math.max(get("row"), 0) + times * step[0], 0, get("rows") - 1),
+          clamp(Math.max(get("col"), 0) + times * step[1], 0, get("cols") - 1));
+  });
+  canvas.addEventListener("focus", () => el.classList.add("zfkit-focused"));
+  canvas.addEventListener("blur", () => el.classList.remove("zfkit-focused"));
+  const changes = "change:row change:col change:rows change:cols change:area change:extent change:box change:mode change:label";
+  model.on(changes, draw);
+  const watching = new ResizeObserver(draw);
+  watching.observe(canvas);
+  requestAnimationFrame(() => prepare(el.closest(".zfkit")));
+  model.send({ kind: "ready" });
+  draw();
+  return () => { model.off(changes, draw); watching.disconnect(); };
+}
+export default { render };
