@@ -56,9 +56,8 @@ def main() -> None:
             ours = found.drop_per_pixel().to(theirs)
             difference = max(difference, float((ours - theirs[0, 0]).abs().max()))
     places = found.activity.numel()
-    print(
-        f"{machine()}; {model.name}, {places} places of {size} px; {options.pictures} pictures, {options.repeat} times each"
-    )
+    head = f"{machine()}; {model.name}, {places} places of {size} px"
+    print(f"{head}; {options.pictures} pictures, {options.repeat} times each")
     print(f"largest difference of the attributions from Captum's: {difference:.1e} (probabilities)\n")
     rows = []
     for name, taken in times.items():

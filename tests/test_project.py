@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -81,6 +82,15 @@ def test_readme_links_lead_somewhere():
         ):
             if not target.startswith("http"):
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_notebook_links_lead_somewhere():
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        for cell in json.loads(notebook.read_text())["cells"]:
+            words = "".join(cell["source"]) if cell["cell_type"] == "markdown" else ""
+            for target in re.findall(r"\]\(([^)#]+)", words):
+                if not target.startswith("http"):
+                    assert (notebook.parent / target).exists(), f"{notebook.name} links to {target}"
 
 
 def test_the_wheel_holds_weights_and_no_stray_files(tmp_path):
