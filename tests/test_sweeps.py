@@ -591,7 +591,8 @@ def test_ctrl_c_leaves_finished_runs_whole_and_no_kernel_behind(tmp_path):
     (tmp_path / "grid.yaml").write_text("x: [1, 2, 3]")
     command = [sys.executable, "-m", "zfkit", "sweep", str(path), "--grid", "grid.yaml", "--jobs", "2"]
     going = subprocess.Popen(
-        command, cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command, cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job starts with it ignored
     )  # fmt: skip
     try:
         wanted = [tmp_path / "runs" / "x=1.ipynb", tmp_path / "2.pid", tmp_path / "3.pid"]
