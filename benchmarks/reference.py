@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shards", default="train-*.parquet", help="which training files (default: all)")
     parser.add_argument("--limit", type=int, help="only the first so many training pictures")
+    parser.add_argument("--val-limit", type=int, help="measure on the first so many validation pictures only")
     parser.add_argument("--device")
     parser.add_argument("--precision")
     parser.add_argument("--compile", action="store_true")
@@ -43,7 +44,7 @@ def main() -> int:
     args = parser.parse_args()
 
     train = zfkit.load_images(f"parquet:{args.data}/{args.shards}", size=64, limit=args.limit).in_memory()
-    val = zfkit.load_images(f"parquet:{args.data}/valid-*.parquet", size=64)
+    val = zfkit.load_images(f"parquet:{args.data}/valid-*.parquet", size=64, limit=args.val_limit)
     recipe = zfkit.Recipe(epochs=args.epochs, seed=args.seed)
     data = f"Tiny ImageNet, {len(train.classes)} classes, {len(train):,} training images of 64 px"
     print(f"torch {torch.__version__}, {platform.machine()}, {data}")
