@@ -1007,7 +1007,7 @@ def test_profile_correlations_and_selectivity_of_known_maps():
 
 def test_app_notebook_and_its_template_are_in_place():
     root = Path(zfkit.__file__).resolve().parents[1]
-    app = json.loads((root / "notebooks" / "app.ipynb").read_text())
+    app = json.loads((root / "zfkit" / "widgets" / "page" / "app.ipynb").read_text())
     assert "zfkit.explore(" in "".join(app["cells"][-1]["source"])
     target = (root / "Makefile").read_text().split("\napp:")[1].split("\n\n")[0]
     assert "--Voila.ip=127.0.0.1" in target and "--token" in target and "--template=zfkit" in target

@@ -181,7 +181,7 @@ def notebooks(tmp_path_factory, truth):
     folder = tmp_path_factory.mktemp("notebooks")
     table = truth.top.save(folder / "top.parquet")
     b.write_notebook(folder / "explorer.ipynb", CELL.replace("PICTURES", str(truth.folder)))
-    page = nbformat.read(ROOT / "notebooks" / "app.ipynb", as_version=4)
+    page = nbformat.read(ROOT / "zfkit" / "widgets" / "page" / "app.ipynb", as_version=4)
     parameters = next(cell for cell in page.cells if "parameters" in cell.metadata.get("tags", []))
     values = {"images": f"folder:{truth.folder}", "table": str(table), **START}
     parameters.source += "".join(f"\n{name} = {value!r}" for name, value in values.items())

@@ -7,24 +7,13 @@ import torch
 from captum.attr import Occlusion as CaptumOcclusion
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import TINY, one_thread  # noqa: F401 (the fixture works by being here)
 from torch import nn
 
 import zfkit
 from zfkit.errors import ImageError, LayerError, ModelError, ZfkitError
 from zfkit.experiments import occlusion
-from zfkit.models import Architecture, build
-
-TINY = Architecture(
-    "zfnet", 32, conv1=(7, 2, 1), conv2=(5, 1, 2), widths=(4, 5, 6, 6, 4), hidden=8, classes=5
-)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+from zfkit.models import build
 
 
 def wrap(net, size, **options):

@@ -237,7 +237,7 @@ def draw_layer(
     title, line = caption or (patches.layer, f"{len(blocks)} of {len(top[patches.layer].value)} feature maps")
     sheet_width = max(2 * margin + columns * (block_width + between) - between, 900)
     small, middle, large = (ImageFont.load_default(size) for size in (15, 17, 30))
-    lines = _wrap(line, middle, sheet_width - 2 * margin)
+    lines = wrap_words(line, middle, sheet_width - 2 * margin)
     top_of_grid = margin + 40 + 24 * len(lines) + 14
     sheet = Image.new(
         "RGB", (sheet_width, top_of_grid + rows * (height + head + between) - between + margin), "white"
@@ -264,7 +264,8 @@ def number(value: float | Tensor) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
+def wrap_words(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """The text in lines of at most `width` px; a longer word stands alone."""
     lines = [""]
     for word in text.split(" "):
         longer = f"{lines[-1]} {word}".strip()

@@ -25,7 +25,8 @@ BLOCKS_MIXED = 16  # row groups of Parquet that are shuffled together: as many a
 
 def generator(*parts: int, device: str | torch.device = "cpu") -> torch.Generator:
     """A random generator that depends on these numbers only (seed, epoch, step ...)."""
-    state = np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]
+    # How many there are goes in, too: numpy takes (1, 2) and (1, 2, 0) for the same seed.
+    state = np.random.SeedSequence([*parts, len(parts)]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(state) % 2**63)
 
 
@@ -128,18 +129,18 @@ class Feed(Protocol):
 
 
 class Resident:
-    """A set that lives on the device as uint8 (N, H, W, 3)."""
+    """A set in memory, copied to the device as uint8 (N, H, W, 3)."""
 
     def __init__(self, images: ImageSet, geometry: Geometry, mean: Tensor, device: torch.device) -> None:
-        images = images if images.labels is not None else images.in_memory()
         self.geometry, self.mean, self.device = geometry, mean.to(device), device
         whole = images.take(torch.arange(len(images)))  # (N, 3, H, W)
         self._pictures = torch.empty((len(whole), *whole.shape[2:], 3), dtype=torch.uint8, device=device)
         for start in range(0, len(whole), 4096):  # in parts: a permuted copy of the whole is not needed
             part = slice(start, start + 4096)
             self._pictures[part] = whole[part].to(device).permute(0, 2, 3, 1)
-        assert images.labels is not None
-        self._labels = images.labels.to(device)
+        labels = images.known_labels()
+        assert labels is not None
+        self._labels = labels.to(device)
 
     def batches(self, draws: Draws, spans: list[slice]) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Feed`."""
@@ -165,9 +166,13 @@ class Streamed:
         """See `Feed`."""
         from torch.utils.data import DataLoader
 
+        crops: Any = _Crops(self.images, draws, self.geometry, self.mean)
+        batches: Any = [
+            range(s.start, s.stop) for s in spans
+        ]  # not lists: of a million places they are large
         loader: Any = DataLoader(
-            _Crops(self.images, draws, self.geometry, self.mean),  # type: ignore[arg-type]
-            batch_sampler=[list(range(s.start, s.stop)) for s in spans],
+            crops,
+            batch_sampler=batches,
             num_workers=self.workers,
             # Readers are closures over open sources: a forked process has them, a spawned one would not.
             multiprocessing_context="fork" if self.workers else None,

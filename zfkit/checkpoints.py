@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
+import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,25 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def only_writer(file: Path, refusal: Exception) -> Iterator[None]:
+    """Hold a lock on `file`, made where there is none; it goes with the process, however that ends.
+
+    Raises `refusal` where another process holds it. On a file system without locks, and on Windows, nothing is held.
+    """
+    with file.open("a") as lock:
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise refusal from None
+            except OSError:
+                pass  # a file system without locks
+        yield
 
 
 def _check_is_safetensors(path: Path) -> None:

@@ -39,7 +39,7 @@ MINE_EXAMPLE = """examples:
 
 
 TRAIN_EXAMPLE = """examples:
-  zfkit train --epochs 20                                       a narrow network on drawn textures, a few minutes
+  zfkit train --epochs 30                                       a narrow network on drawn textures, a few minutes
   zfkit train --model zfnet64 --images "parquet:tiny/train-*.parquet" --val "parquet:tiny/valid-*.parquet" \\
       --size 64 --epochs 50 --out runs/zfnet64
   torchrun --nproc-per-node 8 -m zfkit train --model zfnet224 --images "parquet:imagenet/train-*.parquet" \\

@@ -37,19 +37,16 @@ PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK)
 GREY = "#8C8C8C"  # controls: random filters, shuffled labels, untrained networks
 MODEL_COLOURS = {"zfnet64": BLUE, "alexnet64": ORANGE}  # the bundled pair keeps its colours in every figure
 
+# What matplotlib reads while it makes axes; titles and legends are set where they are drawn.
 STYLE: dict[str, Any] = {
     "figure.dpi": 100,
     "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.color": "#E6E6E6",
     "grid.linewidth": 0.8,
     "axes.axisbelow": True,
-    "legend.frameon": False,
-    "image.interpolation": "nearest",
 }
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import Provenance, save_weights, write_whole
+from .checkpoints import Provenance, only_writer, save_weights, write_whole
 from .errors import TrainingError
 from .models import VisionModel, load_model
 
@@ -108,8 +108,6 @@ class Run:
             raise TrainingError(
                 f"cannot write into {self.folder} ({error.strerror}): give a folder that can be written"
             ) from None
-        for left in [*self.folder.glob(".*.safetensors"), *self.folder.glob("snapshots/.*.safetensors")]:
-            left.unlink(missing_ok=True)  # half written by a process that was killed
         needed = parameters * (2 * (snapshots + 1) + 3 * 8)
         there = sum(file.stat().st_size for file in self.folder.rglob("*.safetensors"))
         free = shutil.disk_usage(self.folder).free
@@ -121,19 +119,13 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder against a second training; the lock goes with the process, however it ends."""
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            yield
-            return
-        with (self.folder / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise TrainingError(
-                    f"another process is training into {self.folder}: wait for it, or give another folder"
-                ) from None
+        """Hold the folder against a second training, and take away what a process that was killed left half written."""
+        refusal = TrainingError(
+            f"another process is training into {self.folder}: wait for it, or give another folder"
+        )
+        with only_writer(self.folder / ".lock", refusal):
+            for left in [*self.folder.glob(".*.safetensors"), *self.folder.glob("snapshots/.*.safetensors")]:
+                left.unlink(missing_ok=True)
             yield
 
     def finish(self, net: nn.Module, provenance: Provenance) -> Path:

@@ -16,7 +16,6 @@ import os
 import platform
 import re
 import shutil
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -30,7 +29,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from tqdm.auto import tqdm
 
-from ..checkpoints import write_whole
+from ..checkpoints import only_writer, write_whole
 from ..errors import ZfkitError
 from .gallery import Figure, Outcome, results, write_gallery
 from .parameters import TAG, Run, canonical, expand, read_grid, read_parameters
@@ -602,21 +601,10 @@ def _only_writer(out: Path) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):  # better now than after the first run
             pass
-        lock = (out / ".sweep.lock").open("a")
     except OSError as error:
         raise _cannot_write(out, error) from None
-    with lock:
-        if sys.platform != "win32":
-            import fcntl
-
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ZfkitError(
-                    f"another sweep is writing to {str(out)!r}: wait for it, or give another --out"
-                ) from None
-            except OSError:
-                pass  # a file system without locks
+    refusal = ZfkitError(f"another sweep is writing to {str(out)!r}: wait for it, or give another --out")
+    with only_writer(out / ".sweep.lock", refusal):
         yield
 
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..atlas import PERCENTILE, number, signed_to_rgb
+from ..atlas import PERCENTILE, number, signed_to_rgb, wrap_words
 from ..receptive_field import Box, Field
 
 TILE, GAP = 92, 2  # of the 3x3 grids, in px
@@ -185,7 +185,7 @@ def with_caption(
     table = [line for n, end in zip(columns, ends, strict=True) if (line := blocks[end - n : end])]
     widths = [sum(p.width for _, p in line) + space * (len(line) - 1) for line in table]
     width = max([*widths, 480]) + 2 * margin
-    wrapped = [part for line in lines for part in _wrap(line, small, width - 2 * margin)]
+    wrapped = [part for line in lines for part in wrap_words(line, small, width - 2 * margin)]
     heights = [max(p.height for _, p in line) + head + space for line in table]
     height = margin + 34 + sum(heights) + 18 * len(wrapped) + margin
     sheet = Image.new("RGB", (width, height), "white")
@@ -202,17 +202,6 @@ def with_caption(
     for i, words in enumerate(wrapped):
         draw.text((margin, y + 18 * i), words, "#4b5260", small)
     return sheet
-
-
-def _wrap(words: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    lines = [""]
-    for word in words.split(" "):
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width or not lines[-1]:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines
 
 
 # --------------------------------------------------------------------------------------------------- plots

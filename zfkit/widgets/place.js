@@ -56,7 +56,7 @@ function render({ model, el }) {
     const [l, t, r, b] = get("box");
     canvas.setAttribute("aria-label", get("label") + (get("mode") === "box"
       ? `. Box from ${Math.round(100 * l)}, ${Math.round(100 * t)} to ${Math.round(100 * r)}, ${Math.round(100 * b)} percent; arrow keys move it, with Shift resize it`
-      : `. Row ${get("row") + 1} of ${get("rows")}, column ${get("col") + 1} of ${get("cols")}; arrow keys move`));
+      : `. Row ${get("row")} of 0 to ${get("rows") - 1}, column ${get("col")} of 0 to ${get("cols") - 1}; arrow keys move`));
   }
   function cell(row, col) {  // fractions of the picture: left, top, width, height
     const [l, t, r, b] = get("area"), [high, wide] = get("extent");
