@@ -12,6 +12,7 @@ import nbformat
 from nbclient import NotebookClient
 
 KEPT_METADATA = ("kernelspec", "language_info")
+WIDGET = "application/vnd.jupyter.widget-view+json"
 LARGEST = 2 * 2**20  # bytes, as GitHub still shows a notebook
 
 
@@ -31,8 +32,11 @@ def execute(path: Path) -> None:
     notebook.metadata = {k: notebook.metadata[k] for k in KEPT_METADATA if k in notebook.metadata}
     notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata["language_info"] = {"name": "python"}
-    for cell in notebook.cells:
+    for number, cell in enumerate(notebook.cells):
         cell.metadata.pop("execution", None)
+        for place, output in enumerate(cell.get("outputs", [])):
+            if WIDGET in output.get("data", {}):  # ids are drawn anew in each run; no state is stored under them
+                output.data[WIDGET]["model_id"] = f"{number:016x}{place:016x}"
     part = path.with_suffix(".part")
     nbformat.write(notebook, part)
     if part.stat().st_size >= LARGEST:
