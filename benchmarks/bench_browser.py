@@ -1,10 +1,11 @@
 """From key press to changed pixels: the explorer in JupyterLab and on a Voila page, in a real Chromium.
 
-    .venv/bin/python benchmarks/bench_browser.py [--steps 40] [--front lab voila] [--pause 300]
+    .venv/bin/python benchmarks/bench_browser.py [--steps 40] [--front lab voila] [--pause 300] [--warm 120]
 
 For every convolutional layer of zfnet64 on the bundled photographs: the arrow key on the map slider, until the frame
 that shows the new grid of projections. "page turning" waits `--pause` ms between two keys, so that neighbours may have
-been computed ahead; "far jumps" types a map's number and Enter, which nobody can foresee. Both ends are read from the
+been computed ahead; "far jumps" types a map's number and Enter, which nobody can foresee. `--warm` leaves the page alone
+for so many seconds first, in which the explorer computes all maps ahead; with 0 it starts cold. Both ends are read from the
 page's own clock: the time stamp of the key's event, and the first task after the frame that shows the new picture.
 """
 
@@ -58,15 +59,19 @@ def row(front: str, layer: str, way: str, taken: list[float | None]) -> list[str
 
 
 def drive(
-    page: Any, front: str, layers: tuple[str, ...], maps: dict[str, int], steps: int, pause: float
+    page: Any,
+    front: str,
+    layers: tuple[str, ...],
+    maps: dict[str, int],
+    steps: int,
+    pause: float,
+    warm: float,
 ) -> list[list[str]]:
     """All layers in one front end."""
     rows, draw = [], random.Random(0)
     page.wait_for(GRID)
     find = lambda selector: page.tab.locator(f".zfkit-explorer {selector}")  # noqa: E731
-    page.tab.wait_for_timeout(
-        20 * pause
-    )  # what is computed in idle time, the profile of all maps, is under way
+    page.tab.wait_for_timeout(max(1000 * warm, 20 * pause))
     for layer in layers:
         find(f".zfkit-layers button:has-text('{layer}')").click()
         page.tab.wait_for_timeout(10 * pause)
@@ -90,6 +95,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=40, help="keys for each layer and way")
     parser.add_argument("--pause", type=float, default=300, help="ms between two keys")
+    parser.add_argument("--warm", type=float, default=120, help="s that the page is left alone for at first")
     parser.add_argument("--front", nargs="+", default=["lab", "voila"], choices=["lab", "voila"])
     parser.add_argument("--layers", nargs="+", help="default: all convolutional layers")
     options = parser.parse_args()
@@ -112,13 +118,16 @@ def main() -> None:
             if front == "lab":
                 with b.jupyter_lab(folder / front, notebooks) as server:
                     page = b.open_lab(browser, server, "explorer.ipynb", height=1100)
-                    rows += drive(page, "JupyterLab", layers, maps, options.steps, options.pause)
+                    rows += drive(
+                        page, "JupyterLab", layers, maps, options.steps, options.pause, options.warm
+                    )
             else:
                 with b.voila(folder / front, notebooks / "explorer.ipynb") as server:
                     page = b.open_voila(browser, server, height=1100)
-                    rows += drive(page, "Voila", layers, maps, options.steps, options.pause)
+                    rows += drive(page, "Voila", layers, maps, options.steps, options.pause, options.warm)
     print(
-        f"{machine()}\nms from key press to the frame with the new projections, {len(photos)} photographs\n"
+        f"{machine()}\nms from key press to the frame with the new projections, {len(photos)} photographs, "
+        f"{options.warm:g} s after opening\n"
     )
     table(["front end", "layer", "way", "n", "p50", "p95", "max"], rows)
 

@@ -215,11 +215,11 @@ def root_flag() -> list[str]:
 
 
 @contextmanager
-def jupyter_lab(folder: Path, notebooks: Path) -> Iterator[Server]:
-    """JupyterLab over a folder of notebooks; `folder` takes settings and log."""
+def jupyter_lab(folder: Path, notebooks: Path, front: str = "lab") -> Iterator[Server]:
+    """JupyterLab (or, with "notebook", Notebook 7) over a folder of notebooks; `folder` takes settings and log."""
     port = free_port()
     command = [
-        sys.executable, "-m", "jupyter", "lab", "--no-browser", "--expose-app-in-browser", f"--port={port}",
+        sys.executable, "-m", "jupyter", front, "--no-browser", "--expose-app-in-browser", f"--port={port}",
         "--ServerApp.port_retries=0", f"--ServerApp.root_dir={notebooks}", *root_flag(),
     ]  # fmt: skip
     with serving(command, folder, port, notebooks) as server:
@@ -437,10 +437,13 @@ def open_page(browser: Any, width: int = 1280, height: int = 900) -> Page:
     return page
 
 
-def open_lab(browser: Any, server: Server, notebook: str, run: bool = True, **size: int) -> Page:
-    """A notebook in JupyterLab, all cells run."""
+def open_lab(
+    browser: Any, server: Server, notebook: str, run: bool = True, front: str = "lab", **size: int
+) -> Page:
+    """A notebook in JupyterLab (or, with "notebook", in Notebook 7), all cells run."""
     page = open_page(browser, **size)
-    page.tab.goto(f"{server.url}/lab/tree/{notebook}?token={server.token}&reset")
+    where = {"lab": "lab/tree", "notebook": "notebooks"}[front]
+    page.tab.goto(f"{server.url}/{where}/{notebook}?token={server.token}&reset")
     page.tab.wait_for_function(
         "window.jupyterapp && jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel",
         timeout=PATIENCE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -104,3 +105,59 @@ def test_the_wheel_holds_weights_and_no_stray_files(tmp_path):
     assert {"zfkit/weights/zfnet64.safetensors", "zfkit/weights/alexnet64.safetensors"} <= names
     inside = {n.split("/")[0] for n in names}
     assert inside == {"zfkit", next(n for n in inside if n.endswith(".dist-info"))}
+
+    # Installed somewhere else, it makes an atlas from an empty folder: weights, album and style came along.
+    empty, elsewhere = tmp_path / "empty", tmp_path / "installed"
+    empty.mkdir()
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        elsewhere,
+        wheel,
+    ]
+    subprocess.run(pip, check=True, capture_output=True)
+    code = (
+        "import sys, zfkit; print(zfkit.__file__); from zfkit.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    options = [
+        "atlas",
+        "--images",
+        "photos",
+        "--limit",
+        "12",
+        "--maps",
+        "2",
+        "--layers",
+        "conv1",
+        "--out",
+        "atlas",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *options],
+        cwd=empty,
+        env={**os.environ, "PYTHONPATH": str(elsewhere)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(elsewhere))
+    assert "conv1" in (empty / "atlas" / "index.html").read_text()
+
+
+def test_badges_open_notebooks_that_are_there_in_the_one_repository():
+    home = PYPROJECT["project"]["urls"]["Homepage"].removeprefix("https://github.com/")
+    readme = (ROOT / "README.md").read_text()
+    assert f"git clone https://github.com/{home} " in readme
+    binder = re.findall(r"mybinder\.org/v2/gh/([^/]+/[^/]+)/HEAD\?labpath=([^)]+)", readme)
+    colab = re.findall(r"colab\.research\.google\.com/github/([^/]+/[^/]+)/blob/main/([^)]+)", readme)
+    assert len(binder) == len(colab) == 1
+    for repository, notebook in binder + colab:
+        assert repository == home and (ROOT / notebook).exists()
+        cells = json.loads((ROOT / notebook).read_text())["cells"]
+        assert any(f"git+https://github.com/{home}" in "".join(cell["source"]) for cell in cells)  # for Colab

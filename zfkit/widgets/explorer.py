@@ -47,7 +47,7 @@ from .drawing import GAP, GRID, LARGE
 from .state import GAINS, METHODS, ORDERS, TABS, State
 from .view import COMPARED, ExplorerView, Grids, bundled_others, mined
 
-AHEAD = 4  # neighbouring maps computed ahead, on either side
+AHEAD = 4  # neighbouring maps computed ahead of all else, on either side
 _CSS = (Path(__file__).parent / "explorer.css").read_text(encoding="utf-8")
 
 SENTENCES = {
@@ -75,9 +75,11 @@ class Explorer(Panel):
         state: State | None = None,
         *,
         save_to: str | Path | None = ".",
+        ahead: bool = True,
         seed: int | None = None,
     ) -> None:
         super().__init__("", _CSS)
+        self.ahead = ahead
         self.view, self.save_to = view, None if save_to is None else Path(save_to)
         self.state = view.checked(state or State())
         self._random = random.Random(seed)
@@ -635,21 +637,37 @@ class Explorer(Panel):
         self.worker.submit("ahead", self._ahead(self.state), Worker.IDLE)
         if self.view.profile is None and not self.worker.has("profile"):
             self.worker.submit("profile", self._profile(), Worker.LATER)
+        if self.ahead:
+            self.worker.submit("all", self._all_ahead(self.state), Worker.LATER)
 
     def _ahead(self, state: State) -> Steps:
-        """Neighbours on the slider, those ahead first, and the first of every other layer."""
+        """Neighbours on the slider, those on the way first, and the first of every other layer."""
         if state.tab != "maps":
             return
-        order = self._channels
-        at = self._place(state.channel)
-        for distance in range(1, AHEAD + 1):
-            for side in (self._facing, -self._facing):
-                place = at + side * distance
-                if 0 <= place < len(order):
-                    yield from self.view.prepare(replace(state, channel=int(order[place])))
+        for channel in self._around(state)[: 2 * AHEAD]:
+            yield from self.view.prepare(replace(state, channel=channel))
         for layer in self.view.layers:
             if layer != state.layer:
                 yield from self.view.prepare(replace(state, layer=layer, channel=0))
+
+    def _all_ahead(self, state: State) -> Steps:
+        """All maps, those of the layer first, as long as there is room for them."""
+        if state.tab != "maps" or state.gain != 1:  # with another gain all would have to be drawn again
+            return
+        maps = {state.layer: self._around(state)}
+        maps |= {n: list(range(self.view.count(n))) for n in self.view.layers if n not in maps}
+        for layer, channels in maps.items():
+            for channel in channels:
+                if self.view.full:
+                    return
+                yield from self.view.prepare(replace(state, layer=layer, channel=channel))
+
+    def _around(self, state: State) -> list[int]:
+        """The other maps on the slider, the nearest first; of two as near, the one in the direction of travel."""
+        at = self._place(state.channel)
+        places = [p for p in range(len(self._channels)) if p != at]
+        places.sort(key=lambda p: (abs(p - at), -self._facing * (p - at)))
+        return [int(self._channels[p]) for p in places]
 
     def _profile(self) -> Steps:
         yield from self.view.profile_steps()
@@ -861,6 +879,7 @@ def explore(
     *,
     others: Mapping[str, VisionModel | Callable[[], VisionModel]] | None = None,
     save_to: str | Path | None = ".",
+    ahead: bool = True,
     **state: Any,
 ) -> Explorer:
     """Every layer and feature map at the end of a slider, in a notebook.
@@ -869,6 +888,8 @@ def explore(
         model, photos, top: a network, pictures, and what `mine` made of them; None mines them now (`mined`).
         others: models to compare with, by name; a model, or a function that loads it. Default: the bundled ones.
         save_to: folder for "save picture"; None for a link to download it and no file.
+        ahead: compute the pictures of all maps while nothing else is to be done (about a minute for the bundled
+            network, at most 192 MiB); False: those of the neighbouring maps alone.
         state: any field of `State`: where to open, as ``layer="conv4", channel=117``.
 
     Raises ZfkitError for a table of other pictures or another network, and for a state that does not exist.
@@ -884,4 +905,4 @@ def explore(
         if name not in known:
             raise ZfkitError(unknown("field of the explorer's state", name, known))
     view = ExplorerView(model, photos, top, bundled_others(model) if others is None else others)
-    return Explorer(view, State(**state), save_to=save_to)
+    return Explorer(view, State(**state), save_to=save_to, ahead=ahead)

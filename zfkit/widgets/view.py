@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import html
 import io
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -25,6 +26,7 @@ from ..atlas import fits_inside, number
 from ..deconv import Deconvnet, Options, Rule, Tape, forward
 from ..deconv import paste as paste_windows
 from ..errors import ImageError, LayerError, ZfkitError, unknown
+from ..health import Thresholds
 from ..images import MAX_PIXELS, ImageSet, decode, square, to_tensor
 from ..models import VisionModel, load_model, wrap_model
 from ..patches import Patches, project_top
@@ -38,7 +40,7 @@ from .state import METHODS, State
 SHOWN = 9  # pictures of each map
 PROFILED = 2000  # pictures at most in a `Profile`
 TOP = 100  # pictures in a map's class histogram
-RARE = 0.01  # active on fewer of the pictures: a warning
+PIECE = 0.02  # s; what is computed ahead comes in pieces of about that length
 SMALL = 8  # px; a picture of your own must have that many along its smaller side
 
 Others = Mapping[str, VisionModel | Callable[[], VisionModel]]
@@ -154,8 +156,9 @@ class ExplorerView:
         self.profile: Profile | None = None
         self.frequencies: dict[str, np.ndarray] = {}
         self._patches = Cache(192 * 2**20, _patches_bytes)
-        self._grids = Cache(64 * 2**20, lambda g: len(g.projections) + len(g.patches) + 200)
+        self._grids = Cache(192 * 2**20, lambda g: len(g.projections) + len(g.patches) + 200)
         self._tapes = Cache(24, lambda _: 1)
+        self._at_once: dict[tuple[str, Rule], int] = {}  # pictures in one piece of `prepare`
         self._kept = Cache(16, lambda _: 1)
         self._shuffled: VisionModel | None = None
 
@@ -318,23 +321,33 @@ class ExplorerView:
         return found
 
     def prepare(self, state: State) -> Generator[None, None, None]:
-        """The grids of a state ahead of time, in pieces of a few pictures."""
+        """The grids of a state ahead of time, in pieces so short that nobody waits for one to end."""
         if self._grids.get(self._grid_key(state)) is not None or self.grids_sentence(state):
             return
         key = (state.layer, state.channel, state.rule)
         if self._patches.get(key) is None:
-            parts = []
-            for start in range(0, self.shown, 3):
-                table = self._part(self.top, state.layer, start, min(start + 3, self.shown))
+            parts, start = [], 0
+            while start < self.shown:
+                stop = min(start + self._at_once.get((state.layer, state.rule), 1), self.shown)
+                table = self._part(self.top, state.layer, start, stop)
+                began = time.perf_counter()
                 parts.append(
                     project_top(self.model, self.photos, table, state.layer, [state.channel], rule=state.rule)
                 )
+                each = (time.perf_counter() - began) / (stop - start)
+                self._at_once[state.layer, state.rule] = max(1, min(self.shown, int(PIECE / each)))
+                start = stop
                 yield
             names = ("projection", "photo", "box", "image", "row", "col", "value")
             joined: dict[str, Any] = {n: torch.cat([getattr(p, n) for p in parts], 1) for n in names}
             self._patches.put(key, replace(parts[0], **joined))
         self.grids(state)
         yield
+
+    @property
+    def full(self) -> bool:
+        """Whether more grids computed ahead would push out others."""
+        return self._grids.bytes > 0.9 * self._grids.limit
 
     @staticmethod
     def _grid_key(state: State) -> tuple[Any, ...]:
@@ -527,23 +540,25 @@ class ExplorerView:
     def _warnings(self, state: State) -> str:
         """What is wrong with the map, in words, as far as the table and the weights tell."""
         layer, c = state.layer, state.channel
-        t = self.top[layer]
+        t, limits = self.top[layer], Thresholds()  # those of `diagnose`
         told = []
         if float(t.max[c]) <= 0:
             told.append("Dead: never above 0 on these pictures.")
-        elif float(t.active[c]) < RARE:
+        elif float(t.active[c]) < limits.rare_pictures:
             told.append(f"Rarely active: above 0 on {float(t.active[c]):.1%} of the pictures.")
         weights = self._weights(layer)
         if weights is not None:
             flat = weights.flatten(1)
             largest = flat.abs().amax(1)
-            if float(largest[c]) < 0.01 * float(largest.max()):
-                told.append("Weak filter: its largest weight is under 1% of the layer's largest.")
+            if float(largest[c]) < limits.weak * float(largest.max()):
+                told.append(
+                    f"Weak filter: its largest weight is under {limits.weak:.0%} of the layer's largest."
+                )
             norm = flat.norm(dim=1).clamp(min=1e-30)
             cosine = (flat @ flat[c]) / (norm * norm[c])
             cosine[c] = -1
             twin = int(cosine.argmax())
-            if float(cosine[twin]) > 0.95:
+            if float(cosine[twin]) > limits.cosine:
                 told.append(f"Nearly a duplicate of map {twin} (cosine {float(cosine[twin]):.2f}).")
         items = "".join(f"<li>{html.escape(s)}</li>" for s in told)
         return f'<ul class="zfkit-warnings" aria-label="health warnings">{items}</ul>' if items else (
