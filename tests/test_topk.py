@@ -684,7 +684,7 @@ def test_projecting_refuses_what_it_cannot_do(options, message):
 @given(data=st.data())
 def test_a_crop_holds_what_the_unit_sees_and_keeps_the_grid(data):
     model, size, side = data.draw(nets())
-    crop = patches_module._Crop.plan(model, "3", size)
+    crop = patches_module.Crop.plan(model, "3", size)
     row, col = data.draw(st.integers(0, side - 1)), data.draw(st.integers(0, side - 1))
     (corner,) = crop.corners(torch.tensor([[row, col]])).tolist()
     field = zfkit.receptive_field(model, "3")
@@ -700,10 +700,10 @@ def test_a_crop_holds_what_the_unit_sees_and_keeps_the_grid(data):
 
 
 def test_there_is_no_crop_where_a_unit_sees_everything_or_strides_differ():
-    assert patches_module._Crop.plan(zfkit.load_model("zfnet64", device="cpu"), "fc6", 64) is None
+    assert patches_module.Crop.plan(zfkit.load_model("zfnet64", device="cpu"), "fc6", 64) is None
     net = nn.Sequential(nn.Conv2d(3, 2, 3, stride=(1, 2)))
     model = zfkit.wrap_model(net.double(), mean=128, scale=1 / 64, input_size=12)
-    assert patches_module._Crop.plan(model, "0", 12) is None
+    assert patches_module.Crop.plan(model, "0", 12) is None
     images = image_set(random_pixels(1, 12))
     top = table_of(model, images, {"0": [(0, 9, 0), (0, 2, 4)]})
     assert_windows_equal_whole_pictures(model, images, top, "0")

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from .deconv import Deconvnet, Norm, Options, Rule, Seed, Tape, forward, paste
 from .errors import LayerError, ZfkitError
+from .graph import Portions
 from .images import ImageSet
 from .models import VisionModel
 from .receptive_field import extents
@@ -168,11 +169,11 @@ def _windows(
     the whole picture, which its units share, with those of other layers.
     """
     whole: dict[str, _Units] = {}
-    crops: dict[str, tuple[_Units, _Crop]] = {}
+    crops: dict[str, tuple[_Units, Crop]] = {}
     for layer, of_layer in units.items():
         if not len(of_layer):
             continue
-        crop = _Crop.plan(model, layer, photos.size)
+        crop = Crop.plan(model, layer, photos.size)
         pictures = len(of_layer.image.unique())
         if crop is not None and len(of_layer) * crop.size**2 < pictures * photos.size**2:
             crops[layer] = of_layer, crop
@@ -196,34 +197,39 @@ def _from_pictures(
         return
     deconvnet = Deconvnet(model.network, list(units), options)
     used = torch.cat([u.image for u in units.values()]).unique()  # sorted
-    for batch in used.split(max(1, FORWARD_PIXELS // photos.size**2)):
-        pixels = photos.take(batch)
-        tape = forward(model, deconvnet, model.preprocess(pixels))
-        for layer, of_layer in units.items():
-            here = of_layer.pick(torch.isin(of_layer.image, batch).nonzero()[:, 0])
-            local = torch.searchsorted(batch, here.image)
-            yield from _reverse(model, deconvnet, tape, layer, here, local, here.position, pixels)
+    portions = Portions(f"projecting {model.name}", max(1, FORWARD_PIXELS // photos.size**2))
+    for part in portions.of(len(used)):
+        with portions.attempt():  # what was handed over before memory ran out is then handed over again
+            batch = used[part]
+            pixels = photos.take(batch)
+            tape = forward(model, deconvnet, model.preprocess(pixels))
+            for layer, of_layer in units.items():
+                here = of_layer.pick(torch.isin(of_layer.image, batch).nonzero()[:, 0])
+                local = torch.searchsorted(batch, here.image)
+                yield from _reverse(model, deconvnet, tape, layer, here, local, here.position, pixels)
 
 
 def _from_crops(
-    model: VisionModel, photos: ImageSet, layer: str, units: _Units, crop: _Crop, options: Options
+    model: VisionModel, photos: ImageSet, layer: str, units: _Units, crop: Crop, options: Options
 ) -> Iterator[Projected]:
     deconvnet = Deconvnet(model.network, [layer], options)
     order = units.image.argsort(stable=True)
-    for part in order.split(max(1, FORWARD_PIXELS // crop.size**2)):
-        here = units.pick(part)
-        pictures, local = here.image.unique(return_inverse=True)
-        pixels = photos.take(pictures)
-        corner = crop.corners(here.position)  # (B, 2)
-        cut = torch.stack(
-            [
-                pixels[i, :, top : top + crop.size, left : left + crop.size]
-                for i, (top, left) in zip(local.tolist(), corner.tolist(), strict=True)
-            ]
-        )
-        tape = forward(model, deconvnet, model.preprocess(cut))
-        position = here.position - corner // crop.stride
-        yield from _reverse(model, deconvnet, tape, layer, here, torch.arange(len(here)), position, cut)
+    portions = Portions(f"projecting {model.name}", max(1, FORWARD_PIXELS // crop.size**2))
+    for part in portions.of(len(order)):
+        with portions.attempt():
+            here = units.pick(order[part])
+            pictures, local = here.image.unique(return_inverse=True)
+            pixels = photos.take(pictures)
+            corner = crop.corners(here.position)  # (B, 2)
+            cut = torch.stack(
+                [
+                    pixels[i, :, top : top + crop.size, left : left + crop.size]
+                    for i, (top, left) in zip(local.tolist(), corner.tolist(), strict=True)
+                ]
+            )
+            tape = forward(model, deconvnet, model.preprocess(cut))
+            position = here.position - corner // crop.stride
+            yield from _reverse(model, deconvnet, tape, layer, here, torch.arange(len(here)), position, cut)
 
 
 def _reverse(
@@ -242,19 +248,22 @@ def _reverse(
     rows, columns = field_in(model, pixels.shape[-1], layer)
     flat = tape.outputs[layer].dim() == 2
     device = model.device
-    for part in torch.arange(len(units)).split(max(1, REVERSE_BYTES // deconvnet.unit_bytes(layer, tape))):
-        place = position[part]
-        R, window = deconvnet.reverse(
-            tape, layer, image[part].to(device), units.channel[part].to(device), None if flat else place
-        )
-        origin = torch.stack(
-            [place[:, 0] * rows.stride + rows.low, place[:, 1] * columns.stride + columns.low], 1
-        )
-        size = (rows.size, columns.size)
-        offset = window.origin - origin.to(device)
-        if window.size != size or offset.any():  # it was the whole picture
-            R = paste(R, offset, size)
-        yield layer, units.slot[part], R.cpu(), _cut_photo(pixels, image[part], origin, size)
+    size = max(1, REVERSE_BYTES // deconvnet.unit_bytes(layer, tape))
+    portions = Portions(f"projecting {layer} of {model.name}", size, "units", inner=True)
+    for part in portions.of(len(units)):
+        with portions.attempt():
+            place = position[part]
+            R, window = deconvnet.reverse(
+                tape, layer, image[part].to(device), units.channel[part].to(device), None if flat else place
+            )
+            origin = torch.stack(
+                [place[:, 0] * rows.stride + rows.low, place[:, 1] * columns.stride + columns.low], 1
+            )
+            field = (rows.size, columns.size)
+            offset = window.origin - origin.to(device)
+            if window.size != field or offset.any():  # it was the whole picture
+                R = paste(R, offset, field)
+            yield layer, units.slot[part], R.cpu(), _cut_photo(pixels, image[part], origin, field)
 
 
 def _cut_photo(pixels: Tensor, image: Tensor, origin: Tensor, size: tuple[int, int]) -> Tensor:
@@ -271,7 +280,7 @@ def _cut_photo(pixels: Tensor, image: Tensor, origin: Tensor, size: tuple[int, i
 
 
 @dataclass(frozen=True)
-class _Crop:
+class Crop:
     """Squares of a picture that hold a unit's receptive field and change nothing about it.
 
     Their corners are multiples of the layer's stride, so that every map before it keeps its grid; where the
@@ -284,7 +293,7 @@ class _Crop:
     picture: int
 
     @classmethod
-    def plan(cls, model: VisionModel, layer: str, picture: int) -> _Crop | None:
+    def plan(cls, model: VisionModel, layer: str, picture: int) -> Crop | None:
         """The crop for a layer; None where units see everything, or strides of rows and columns differ."""
         extent = extents(model.network, layer).get(model.network.input)
         if extent is None or extent[0].stride != extent[1].stride:
