@@ -4,9 +4,9 @@
 
 For every convolutional layer of zfnet64 on the bundled photographs: the arrow key on the map slider, until the frame
 that shows the new grid of projections. "page turning" waits `--pause` ms between two keys, so that neighbours may have
-been computed ahead; "far jumps" types a map's number and Enter, which nobody can foresee. `--warm` leaves the page alone
-for so many seconds first, in which the explorer computes all maps ahead; with 0 it starts cold. Both ends are read from the
-page's own clock: the time stamp of the key's event, and the first task after the frame that shows the new picture.
+been computed ahead; "far jumps" types a map's number and Enter. `--warm` leaves the page alone for so many seconds
+first, in which the explorer computes all maps ahead; with 0 it starts cold. Both ends are read from the page's own
+clock: the time stamp of the key's event, and the first task after the frame that shows the new picture.
 """
 
 from __future__ import annotations

@@ -35,7 +35,9 @@ def execute(path: Path) -> None:
     for number, cell in enumerate(notebook.cells):
         cell.metadata.pop("execution", None)
         for place, output in enumerate(cell.get("outputs", [])):
-            if WIDGET in output.get("data", {}):  # ids are drawn anew in each run; no state is stored under them
+            if WIDGET in output.get(
+                "data", {}
+            ):  # ids are drawn anew in each run; no state is stored under them
                 output.data[WIDGET]["model_id"] = f"{number:016x}{place:016x}"
     part = path.with_suffix(".part")
     nbformat.write(notebook, part)

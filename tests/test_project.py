@@ -77,7 +77,7 @@ def test_every_dependency_has_a_reason():
 
 
 def test_readme_links_lead_somewhere():
-    for page in [ROOT / "README.md", ROOT / "data" / "README.md", ROOT / "CHANGELOG.md"]:
+    for page in [ROOT / n for n in ("README.md", "data/README.md", "CHANGELOG.md", "CONTRIBUTING.md")]:
         for target in re.findall(r"\]\(([^)#]+)", page.read_text()) + re.findall(
             r'src="([^"]+)"', page.read_text()
         ):
@@ -103,6 +103,10 @@ def test_the_wheel_holds_weights_and_no_stray_files(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"zfkit/weights/zfnet64.safetensors", "zfkit/weights/alexnet64.safetensors"} <= names
+    assert {
+        "zfkit/experiments/data/ablation-textures.csv",
+        "zfkit/experiments/data/first_layer.parquet",
+    } <= names
     inside = {n.split("/")[0] for n in names}
     assert inside == {"zfkit", next(n for n in inside if n.endswith(".dist-info"))}
 

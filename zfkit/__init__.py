@@ -24,11 +24,23 @@ from .aliasing import (
 from .atlas import Atlas, draw_layer, fits_inside, sample_maps, signed_to_rgb, write_atlas
 from .checkpoints import load_weights, read_provenance, save_weights
 from .deconv import Deconvnet, Options, project, register_rule
-from .errors import ImageError, LayerError, ModelError, TrainingError, ZfkitError
+from .errors import ImageError, LayerError, ModelError, TrainingError, WriteError, ZfkitError
+from .experiments.ablation import Ablation, ablate, ablation_counts, ablations, read_ablation
 from .experiments.correspondence import Correspondence, PartPictures, correspondence, part_pictures
+from .experiments.ensemble import Ensemble, ensemble
+from .experiments.evolution import Evolution, bundled_runs, convergence, evolution
+from .experiments.first_layer import (
+    FirstLayerRuns,
+    factorial_effects,
+    first_layer,
+    load_first_layer_runs,
+    measure_first_layer,
+)
 from .experiments.invariance import Invariance, invariance
 from .experiments.occlusion import Elsewhere, Occlusion, occlude, project_elsewhere
+from .experiments.randomisation import SanityChecks, randomise, sanity_checks
 from .experiments.selectivity import PoseVariation, Selectivity, pose_variation, selectivity
+from .experiments.transfer import Transfer, feature_layers, transfer
 from .health import Finding, Report, Thresholds, diagnose
 from .images import ImageSet, load_images, open_image
 from .models import (
@@ -57,7 +69,7 @@ from .spectra import (
     spectral_table,
 )
 from .sweeps import record, sweep
-from .topk import TopK, mine
+from .topk import Estimate, TopK, estimate_mining, mine, mine_share
 from .training import RECIPES, Accuracy, Recipe, Watched, evaluate, fit
 
 __version__ = "0.1.0"
@@ -67,7 +79,15 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from .widgets import Explorer, GratingExplorer, InvarianceExplorer, OcclusionExplorer, PartsExplorer
+    from .experiments.evolution import Source
+    from .widgets import (
+        EvolutionExplorer,
+        Explorer,
+        GratingExplorer,
+        InvarianceExplorer,
+        OcclusionExplorer,
+        PartsExplorer,
+    )
 
 
 def explore(model: VisionModel, photos: ImageSet, top: TopK | None = None, **options: Any) -> Explorer:
@@ -115,6 +135,18 @@ def explore_invariance(model: VisionModel, images: ImageSet | Tensor, **options:
     return open_invariance(model, images, **options)
 
 
+def explore_evolution(
+    source: Evolution | Source, images: ImageSet | None = None, **options: Any
+) -> EvolutionExplorer:
+    """An epoch slider and a Play button over the snapshots of a training: `zfkit.widgets.explore_evolution`.
+
+    >>> zfkit.explore_evolution("runs/mine", zfkit.load_images("textures", size=64))
+    """
+    from .widgets import explore_evolution as open_evolution  # ipywidgets is for notebooks alone
+
+    return open_evolution(source, images, **options)
+
+
 def explore_parts(model: VisionModel, pictures: Tensor, parts: Any, **options: Any) -> PartsExplorer:
     """Draw boxes around the same parts in several pictures, and compare: `zfkit.widgets.explore_parts`.
 
@@ -127,6 +159,7 @@ def explore_parts(model: VisionModel, pictures: Tensor, parts: Any, **options: A
 
 __all__ = [
     "RECIPES",
+    "Ablation",
     "Accuracy",
     "AlexNet",
     "Aliasing",
@@ -137,9 +170,13 @@ __all__ = [
     "Correspondence",
     "Deconvnet",
     "Elsewhere",
+    "Ensemble",
+    "Estimate",
+    "Evolution",
     "Field",
     "FilterSpectra",
     "Finding",
+    "FirstLayerRuns",
     "GratingResponse",
     "ImageError",
     "ImageSet",
@@ -156,27 +193,42 @@ __all__ = [
     "Recipe",
     "Report",
     "Run",
+    "SanityChecks",
     "Selectivity",
     "ShiftConsistency",
     "Thresholds",
     "TopK",
     "TrainingError",
+    "Transfer",
     "VisionModel",
     "Watched",
+    "WriteError",
     "ZFNet",
     "ZfkitError",
+    "ablate",
+    "ablation_counts",
+    "ablations",
     "build",
+    "bundled_runs",
     "compare_spectra",
+    "convergence",
     "correspondence",
     "diagnose",
     "draw_layer",
+    "ensemble",
+    "estimate_mining",
     "evaluate",
+    "evolution",
     "explore",
+    "explore_evolution",
     "explore_gratings",
     "explore_invariance",
     "explore_occlusion",
     "explore_parts",
+    "factorial_effects",
+    "feature_layers",
     "filter_spectra",
+    "first_layer",
     "fit",
     "fits_inside",
     "fold",
@@ -185,12 +237,15 @@ __all__ = [
     "invariance",
     "lattice",
     "list_models",
+    "load_first_layer_runs",
     "load_images",
     "load_model",
     "load_onnx",
     "load_weights",
     "measure_aliasing",
+    "measure_first_layer",
     "mine",
+    "mine_share",
     "occlude",
     "open_image",
     "part_pictures",
@@ -199,11 +254,14 @@ __all__ = [
     "project_elsewhere",
     "project_top",
     "random_control",
+    "randomise",
+    "read_ablation",
     "read_provenance",
     "receptive_field",
     "record",
     "register_rule",
     "sample_maps",
+    "sanity_checks",
     "save_weights",
     "selectivity",
     "shift_consistency",
@@ -211,6 +269,7 @@ __all__ = [
     "spectral_table",
     "subsampling_layers",
     "sweep",
+    "transfer",
     "wrap_model",
     "write_atlas",
 ]

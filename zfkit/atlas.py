@@ -9,6 +9,7 @@ import base64
 import html
 import io
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +21,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .checkpoints import write_whole
+from .checkpoints import only_writer
 from .deconv import Options
-from .errors import LayerError, ZfkitError
+from .errors import LayerError, ZfkitError, printable
 from .images import PHOTOGRAPHS, ImageSet
 from .models import VisionModel
 from .patches import Patches, project_many
@@ -139,18 +140,47 @@ def write_atlas(
     found = project_many(model, images, top, chosen, k=min(k, top.k), options=options, progress=progress)
     pictures = {}
     page = _page(model, images, top, found)
+    sheets = {name: draw_layer(found[name], top, _caption(model, images, top, found[name])) for name in names}
+    refusal = ZfkitError(f"another process is writing to {str(out)!r}: wait for it, or choose another folder")
+    part = folder / ".part"
     try:
-        for name in names:
-            file = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.png"
-            sheet = draw_layer(found[name], top, _caption(model, images, top, found[name]))
-            write_whole(file, lambda part, sheet=sheet: sheet.save(part, "PNG"))  # type: ignore[misc]
-            pictures[name] = file
-        write_whole(folder / "index.html", lambda part: part.write_text(page, encoding="utf-8"))
-        return Atlas(folder / "index.html", pictures, top.save(folder / "topk.parquet"))
+        with only_writer(folder, refusal):  # or one's page could end up beside another's pictures
+            try:  # all of it first, so that a full disk leaves the old atlas as it was
+                shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+                part.mkdir()
+                for name, file in _file_names(names).items():
+                    sheets[name].save(part / file, "PNG")
+                    pictures[name] = folder / file
+                (part / "index.html").write_text(page, encoding="utf-8")
+                top.save(part / "topk.parquet")
+                for done in [*pictures.values(), folder / "index.html", folder / "topk.parquet"]:
+                    (part / done.name).replace(done)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+        return Atlas(folder / "index.html", pictures, folder / "topk.parquet")
     except OSError as error:
         raise ZfkitError(
             f"cannot write to {str(out)!r} ({error.strerror or error}); make room or choose another folder"
         ) from error
+
+
+def _file_names(layers: Sequence[str]) -> dict[str, str]:
+    """A file name for each layer's picture: of letters, digits, "_", "." and "-", and no two alike.
+
+    File systems may fold case, and take no more than 255 bytes.
+    """
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for layer in layers:
+        plain = re.sub(r"[^A-Za-z0-9_.-]", "_", layer)[:200]
+        plain = "_" + plain if plain.startswith(".") else plain
+        name, n = plain, 1
+        while name.lower() in taken:
+            n += 1
+            name = f"{plain}-{n}"
+        taken.add(name.lower())
+        names[layer] = f"{name}.png"
+    return names
 
 
 def _check_maps(maps: int | str | Mapping[str, Sequence[int]], layers: Sequence[str]) -> None:
@@ -401,9 +431,8 @@ def _card(images: ImageSet, top: TopK, patches: Patches, i: int) -> str:
 def _told(images: ImageSet, i: int) -> str:
     """A picture's name, and its class where it has one."""
     label = int(images.labels[i]) if images.labels is not None else -1
-    return (
-        f"{images.name(i)} ({images.classes[label]})" if 0 <= label < len(images.classes) else images.name(i)
-    )
+    name = printable(images.name(i))
+    return f"{name} ({printable(images.classes[label])})" if 0 <= label < len(images.classes) else name
 
 
 def _data_url(picture: Image.Image, lossless: bool) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import glob
 import os
 import sys
 from collections.abc import Sequence
@@ -15,15 +16,15 @@ import torch.distributed as dist
 
 from . import __version__
 from .atlas import write_atlas
-from .checkpoints import write_whole
+from .checkpoints import check_room, write_whole
 from .deconv import Options
 from .doctor import examine
-from .errors import ZfkitError
+from .errors import ZfkitError, out_of_memory
 from .images import ImageSet, load_images
 from .models import ARCHITECTURES, VisionModel, list_models, load_model
 from .plotting import training_figure
 from .sweeps import plan_sweep, run_sweep
-from .topk import TopK, mine
+from .topk import TopK, estimate_mining, mine, mine_share, state_of
 from .training import RECIPES, Recipe, evaluate, fit
 
 ATLAS_EXAMPLE = """examples:
@@ -33,7 +34,10 @@ ATLAS_EXAMPLE = """examples:
 """
 MINE_EXAMPLE = """examples:
   zfkit mine --images "parquet:shards/*.parquet" --size 64 --out topk.parquet
+  zfkit mine --images folder:my/pictures --dry-run                           how long it will take, how much disk
   torchrun --nproc-per-node 2 -m zfkit mine --images folder:my/pictures      in two processes, the same table
+  zfkit mine --images folder:my/pictures --share 0/8                         one of eight jobs, on any machine,
+  zfkit mine --images folder:my/pictures --merge 8                           and, when all are done, their table
   python -c 'import zfkit; print(zfkit.TopK.load("topk.parquet").table("conv5"))'
 """
 
@@ -74,6 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return result
     except ZfkitError as error:
         print(f"zfkit {args.command}: {error}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        told = "out of memory; take smaller pictures, a smaller batch size, or another device"
+        print(f"zfkit {args.command}: {told} ({' '.join(str(error).split())[:200]})", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"zfkit {args.command}: {stop or 'interrupted'}", file=sys.stderr)
@@ -123,6 +133,14 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint-every", default=10_000, type=int, metavar="N",
         help="keep the state in OUT.part every N pictures; the same command goes on from there (default: %(default)s)",
     )  # fmt: skip
+    mining.add_argument("--dry-run", action="store_true", help="say how long it will take, and stop")
+    mining.add_argument(
+        "--share",
+        type=_share,
+        metavar="I/N",
+        help="look at share I (0 to N - 1) of N only; its state is OUT.part.IofN",
+    )
+    mining.add_argument("--merge", type=int, metavar="N", help="make the table out of the states of N shares")
     mining.set_defaults(run=_mine)
 
     train = _command(commands, "train", "train a network by the paper's recipe", TRAIN_EXAMPLE)
@@ -249,6 +267,15 @@ def _number(text: str) -> float | None:
     return None if text == "none" else float(text)
 
 
+def _share(text: str) -> tuple[int, int]:
+    share, _, of = text.partition("/")
+    if not (share.isdecimal() and of.isdecimal() and int(share) < int(of)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no share such as 0/8, the first of eight, to 7/8, the last"
+        )
+    return int(share), int(of)
+
+
 def _maps(text: str) -> int | Literal["all"]:
     if text == "all":
         return "all"
@@ -333,11 +360,14 @@ def _tell(args: argparse.Namespace, top: TopK) -> None:
     print(f"  pictures  {', '.join(str(p) for p in sorted(out.glob('*.png')))}")
     if args.notebook:
         print(f"  notebook  {out / Path(args.notebook).name}")
+    print(f"  table     {out / 'topk.parquet'}   (zfkit.TopK.load)\n\nTry next:")
+    checkout = Path("Makefile").exists() and Path("notebooks").is_dir()
+    if checkout:
+        print("  make lab                                       the notebooks, in JupyterLab")
     print(
-        f"  table     {out / 'topk.parquet'}   (zfkit.TopK.load)\n\nTry next:\n"
-        "  make lab                                       the notebooks, in JupyterLab\n"
-        "  zfkit atlas --images folder:PATH --out mine    your own pictures (from .venv/bin/, or activate it)\n"
-        "  zfkit atlas --maps all                         every feature map\n"
+        "  zfkit atlas --images folder:PATH --out mine    your own pictures"
+        + (" (from .venv/bin/, or activate it)" if checkout else "")
+        + "\n  zfkit atlas --maps all                         every feature map\n"
     )
 
 
@@ -349,22 +379,61 @@ def _mine(args: argparse.Namespace) -> int:
             args.device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     first = not together or dist.get_rank() == 0
     out = Path(args.out)
+    if not out.name:
+        raise ZfkitError(f"--out names no file: {args.out!r}")
+    part = out.with_name(f"{out.name}.part")
+    if together and (args.share or args.merge):
+        raise ZfkitError("torchrun makes the shares and merges them by itself: leave out --share and --merge")
+    if args.share and args.merge is not None:
+        raise ZfkitError("--share mines and --merge does not: give one of them")
     try:
         model, images = _inputs(args, progress=first)
-        top = mine(
-            model, images, args.layers, args.k, inside=args.inside, batch_size=args.batch_size,
-            precision=args.precision, checkpoint=out.with_name(f"{out.name}.part"),
-            checkpoint_every=args.checkpoint_every,
-        )  # fmt: skip
+        if args.merge is not None:
+            return _merge(args, model, images, out)
+        options = {
+            "layers": args.layers, "k": args.k, "inside": args.inside, "batch_size": args.batch_size,
+            "precision": args.precision,
+        }  # fmt: skip
+        if first:
+            check_room(out, 0)
+            world = dist.get_world_size() if together else 1
+            estimate = estimate_mining(
+                model, images, **options, processes=args.share[1] if args.share else world
+            )
+            print(estimate, flush=True)
+            check_room(out, 0 if args.dry_run else estimate.table_bytes + world * estimate.state_bytes)
+        if args.dry_run:
+            return 0
+        options["checkpoint_every"] = args.checkpoint_every
+        if args.share:
+            state = mine_share(model, images, part, *args.share, **options)
+            share, of = args.share
+            print(
+                f"share {share} of {of} is done\n  state  {state}\nWhen all are: zfkit mine ... --merge {of}"
+            )
+            return 0
+        top = mine(model, images, **options, checkpoint=part)
         if first:
             print(f"{top!r}\n  table  {top.save(out)}")
-            for part in out.parent.glob(f"{out.name}.part*"):
-                part.unlink()
+            for state in out.parent.glob(f"{glob.escape(out.name)}.part*"):
+                state.unlink()
         if together:
             dist.barrier()
     finally:
         if together:
             dist.destroy_process_group()
+    return 0
+
+
+def _merge(args: argparse.Namespace, model: VisionModel, images: ImageSet, out: Path) -> int:
+    if not 1 <= args.merge <= 100_000:
+        raise ZfkitError(f"--merge must be how many shares there are, from 1 on, not {args.merge}")
+    states = [state_of(out.with_name(f"{out.name}.part"), i, args.merge) for i in range(args.merge)]
+    top = TopK.merge(states, images)
+    top.check(model, images)
+    print(f"{top!r}\n  table  {top.save(out)}")
+    for state in states:
+        state.unlink()
     return 0
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import graph
-from .errors import LayerError, ZfkitError, unknown
+from .errors import LayerError, ZfkitError, out_of_memory, unknown
 from .graph import Network, Step, pair
 from .models import BlurPool, VisionModel
 from .receptive_field import Extent, extents, filters
@@ -726,7 +726,7 @@ def forward(model: VisionModel, deconvnet: Deconvnet, batch: Tensor) -> Tape:
 
 def cannot_run(model: VisionModel, layers: Sequence[str], batch: Tensor, error: RuntimeError) -> Exception:
     """What to raise when a network fails on these images: their size is wrong, unless memory ran out."""
-    if isinstance(error, torch.OutOfMemoryError | ZfkitError):
+    if isinstance(error, ZfkitError) or out_of_memory(error):
         return error
     return LayerError(
         f"{model.name} cannot run to {', '.join(layers)} on images of {batch.shape[3]} x {batch.shape[2]} px; "

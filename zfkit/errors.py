@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class ZfkitError(ValueError):
@@ -24,6 +25,43 @@ class LayerError(ZfkitError):
 
 class TrainingError(ZfkitError):
     """A training that cannot start, cannot go on, or would lead nowhere."""
+
+
+class WriteError(ZfkitError, OSError):
+    """A file cannot be written: the disk is full, or the folder may not be written to.
+
+    `errno` and `strerror` are those of the system's error.
+    """
+
+    def __init__(self, path: Any, error: OSError) -> None:
+        reason = error.strerror or str(error)
+        super().__init__(
+            f"cannot write {printable(str(path))!r} ({reason}); what was there before is as it was. Make room, or "
+            "choose another place"
+        )
+        self.errno, self.strerror, self.filename = error.errno, reason, str(path)
+
+    def __str__(self) -> str:  # not OSError's, which would put the numbers in front
+        return str(self.args[0])
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Did memory run out, on the CPU or on a GPU? torch says so in several ways."""
+    told = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in told  # torch on Linux
+        or "not enough memory" in told  # torch on Windows
+        or "out of memory" in told  # MPS, and older drivers
+    )
+
+
+def printable(text: str) -> str:
+    """The text on one line for terminals, pages and logs: line ends, control and undecodable characters escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def unknown(what: str, name: object, names: Iterable[str], limit: int = 8) -> str:

@@ -13,6 +13,7 @@ import importlib.util
 import io
 import json
 import os
+import stat
 import threading
 import warnings
 from collections import OrderedDict
@@ -29,7 +30,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import textures
-from .errors import ImageError, unknown
+from .errors import ImageError, ZfkitError, printable, unknown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +39,13 @@ IN_MEMORY_BYTES = 2**30  # sets up to this size are decoded once and kept
 MAX_PIXELS = 100_000_000  # a 300 MB picture; beyond that a file is taken for a decompression bomb
 BLOCKS_KEPT = 16  # row groups of Parquet that are held while their pictures are read in mixed order
 UNLABELLED = -1
+# Suffixes of pictures that Pillow reads with a plugin at most: they are named, not passed over in silence.
+OTHER_PICTURES = frozenset(
+    {".svg", ".svgz", ".heic", ".heif", ".hif", ".avif", ".jxl", ".jxr", ".exr", ".hdr", ".xcf", ".ai", ".raw",
+     ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"}
+)  # fmt: skip
+MOST_ROWS = 10**10  # in a Parquet file; a footer that tells of more is damaged
+SNIFFED = 10_000  # files with other suffixes whose first bytes are looked at; each has to be opened
 
 
 class Batch(NamedTuple):
@@ -100,6 +108,7 @@ class ImageSet:
         blocks: Tensor | None = None,
         read_labels: Callable[[], Sequence[int] | np.ndarray] | None = None,
         truth: Callable[[int], tuple[Any, ...]] | None = None,
+        stamp: Callable[[], str] | None = None,
     ) -> None:
         self.source, self.size, self.classes = source, size, tuple(classes)
         self.windows, self.blocks = windows, blocks
@@ -107,11 +116,13 @@ class ImageSet:
         self.skipped = list(skipped)
         self._read = read
         self._truth = truth  # place -> a row of `truth`
+        self._stamp = stamp  # what the fingerprint takes in beside the names
         self._names = names
         self._pixels: Tensor | None = None  # (N, 3, S, S) uint8 once in memory
         self._labels: Tensor | None = None  # (N,) int64
         self._labels_read: Tensor | None = None  # the same, of a set that streams
         self._fingerprint: str | None = None
+        self._reported: set[int] = set()  # places of unreadable pictures that are in `skipped`
 
     def __len__(self) -> int:
         return len(self._names)
@@ -179,7 +190,7 @@ class ImageSet:
         An unreadable picture is left out, warned about by name, and listed in `skipped`.
         """
         stop = len(self) if stop is None else min(stop, len(self))
-        spans = [range(a, min(a + batch_size, stop)) for a in range(start, stop, batch_size)]
+        spans = Spans(start, stop, batch_size)
         if self._pixels is not None and self._labels is not None:
             for span in spans:
                 part = slice(span.start, span.stop)
@@ -200,9 +211,9 @@ class ImageSet:
             try:
                 picture, label = future.result()
             except ImageError as error:
-                name = self._names[i]
-                if all(name != s.name for s in self.skipped):
-                    self.skipped.append(Skipped(name, str(error)))
+                if i not in self._reported:
+                    self._reported.add(i)
+                    self.skipped.append(Skipped(self._names[i], str(error)))
                     warnings.warn(f"skipped {error}", stacklevel=3)
                 continue
             index.append(i)
@@ -238,17 +249,24 @@ class ImageSet:
             windows=windows,
             skipped=self.skipped,
             truth=truth and (lambda i: truth(places[i])),
+            stamp=self._stamp,
         )
         loaded._pixels = torch.cat([b.pixels for b in batches])
         loaded._labels = torch.cat([b.label for b in batches])
         return loaded
 
     def fingerprint(self) -> str:
-        """16 hex digits that change with the set's names, order or size (not a hash of every pixel)."""
+        """16 hex digits that change with the set's names, order or size, and with what is cheap to know of its content.
+
+        Of Parquet that are the files' footers, which hold the sizes and extremes of what is stored; of a folder
+        the sizes of up to 1,000 of its files. It is no hash of every pixel.
+        """
         if self._fingerprint is None:
             digest = hashlib.sha256(f"{self.size} {len(self)}".encode())
             for name in self._names:
-                digest.update(name.encode() + b"\0")
+                digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+            if self._stamp is not None:
+                digest.update(self._stamp().encode())
             self._fingerprint = digest.hexdigest()[:16]
         return self._fingerprint
 
@@ -268,9 +286,12 @@ class ImageSet:
 def decode(file: str | Path | IO[bytes] | bytes, name: str = "") -> Image.Image:
     """Any picture file as an upright RGB `PIL.Image`: EXIF turned, alpha over white, 16 bit scaled to 8.
 
-    Of an animation, the first frame. Raises ImageError, naming the file, for what cannot be decoded.
+    Of an animation or of several pages, the first. Raises ImageError, naming the file, for what cannot be decoded,
+    for what is no ordinary file (a pipe would be waited for without end), and for PostScript (a program).
     """
-    name = name or (str(file) if isinstance(file, str | Path) else "picture")
+    name = printable(name or (str(file) if isinstance(file, str | Path) else "picture"))
+    if isinstance(file, str | Path):
+        _check_is_file(file, name)
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
             if opened.width * opened.height > MAX_PIXELS:
@@ -278,28 +299,126 @@ def decode(file: str | Path | IO[bytes] | bytes, name: str = "") -> Image.Image:
                     f"{name}: {opened.width} x {opened.height} pixels are more than {MAX_PIXELS:,}; "
                     "make it smaller first"
                 )
+            if opened.format == "EPS":
+                raise ImageError(
+                    f"{name}: PostScript is a program that would have to be run; convert it to PNG first"
+                )
+            if opened.format in ("JPEG", "MPO") and not _has_end(opened.fp):
+                raise ImageError(
+                    f"{name}: damaged or truncated picture (no end marker: cut off or overwritten); replace it"
+                )
             opened.load()
             return to_rgb(opened, name)
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(
-            f"{name}: not a picture in a format that Pillow reads; remove or convert it"
-        ) from None
+        raise ImageError(f"{name}: {_what_it_is(file)}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(f"{name}: its pixels are more than {MAX_PIXELS:,}; make it smaller first") from None
+    except PermissionError:
+        raise ImageError(f"{name}: may not be read (permission denied); change its permissions") from None
+    except MemoryError:
+        raise ImageError(f"{name}: decoding it takes more memory than there is; make it smaller") from None
     except Exception as error:  # Pillow's decoders raise all sorts on damaged files
-        raise ImageError(f"{name}: damaged or truncated picture ({error}); replace or remove it") from None
+        raise ImageError(
+            f"{name}: damaged or truncated picture ({printable(_one_line(error))}); replace or remove it"
+        ) from None
+
+
+def _check_is_file(path: str | Path, name: str) -> None:
+    """Raise ImageError for a path that is no file to read: opening a pipe, say, would wait for somebody to write."""
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 (of a million files)
+    except OSError as error:
+        linked = os.path.islink(path)  # noqa: PTH114
+        what = "a link that leads nowhere" if linked else "cannot be read"
+        raise ImageError(f"{name}: {what} ({error.strerror}); mend or remove it") from None
+    except ValueError as error:  # a NUL in the name
+        raise ImageError(f"{name}: cannot be read ({error}); mend the name") from None
+    kinds = {
+        stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }  # fmt: skip
+    if not stat.S_ISREG(mode):
+        raise ImageError(f"{name}: {kinds.get(stat.S_IFMT(mode), 'something else')}, not a file; remove it")
+
+
+def _has_end(file: Any) -> bool:
+    """Does a JPEG end as it should, by its marker FF D9?
+
+    The decoder takes whatever bytes follow for pixels, so that a file whose end was lost to zeros (as after a
+    power cut) would come out grey below some line. Other data may follow the marker.
+    """
+    place = file.tell()
+    try:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 64))
+        if b"\xff\xd9" in file.read():
+            return True
+        file.seek(2)  # behind FF D8: segments, each FF, kind, length, until the scan
+        while len(head := file.read(4)) == 4 and head[0] == 0xFF and head[1] != 0xDA:
+            file.seek(max(0, int.from_bytes(head[2:], "big") - 2), os.SEEK_CUR)
+        before = b""
+        while block := file.read(1 << 20):
+            if b"\xff\xd9" in before + block:  # within a scan FF is followed by 00 or a restart marker
+                return True
+            before = block[-1:]
+        return False
+    finally:
+        file.seek(place)
+
+
+def _what_it_is(file: str | Path | IO[bytes] | bytes) -> str:
+    """Why these bytes are no picture, and what to do."""
+    if isinstance(file, bytes):
+        head = file[:1024]
+    elif isinstance(file, str | Path):
+        with contextlib.suppress(OSError), open(file, "rb") as opened:  # noqa: PTH123
+            head = opened.read(1024)
+    else:
+        file.seek(0)
+        head = file.read(1024)
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not head:
+        return "the file is empty; replace or remove it"
+    if text.startswith((b"<!doctype html", b"<html", b"<head")):
+        return "a web page, not a picture; download the picture itself"
+    if text.startswith((b"<?xml", b"<svg")) and b"<svg" in text:
+        return "an SVG drawing, not a picture of pixels; convert it to PNG"
+    if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"heim", b"heis"):
+        return (
+            "HEIC, not a picture that Pillow reads by itself; convert it, or install and register pillow-heif"
+        )
+    if not head.strip(b"\0"):
+        return "nothing but zeros, not a picture; restore or remove it"
+    return "not a picture in a format that Pillow reads; remove or convert it"
+
+
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+
+
+def _begins_as_picture(path: str) -> bool:
+    """Are the first bytes those of a JPEG, PNG, GIF, TIFF or WebP?"""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
+            return False
+        with open(path, "rb") as file:  # noqa: PTH123
+            head = file.read(12)
+    except OSError:
+        return False
+    return head.startswith(_SIGNATURES) or (head[:4] == b"RIFF" and head[8:] == b"WEBP")
 
 
 def to_rgb(picture: Image.Image, name: str = "picture") -> Image.Image:
     """Upright 8-bit RGB, as `decode` describes. Raises ImageError for pictures without a known range."""
     picture = ImageOps.exif_transpose(picture)
     if picture.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):
-        values = np.asarray(picture).astype(np.int64)
+        values = np.asarray(picture)
         if values.min() < 0 or values.max() > 65535:
             raise ImageError(
                 f"{name}: integers beyond 16 bits have no known range; convert it to 8 bits first"
             )
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
     if picture.mode == "F":
         raise ImageError(f"{name}: floating-point pixels have no known range; convert it to 8 bits first")
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
@@ -329,7 +448,7 @@ def open_image(path: str | Path, size: int = 224) -> Tensor:
 
     Raises ImageError where the file is missing or cannot be decoded.
     """
-    if not Path(path).exists():
+    if not os.path.lexists(path):
         raise ImageError(f"there is no file {str(path)!r}; check the path")
     return to_tensor(square(decode(path), size))
 
@@ -368,10 +487,12 @@ def load_images(
     >>> photos = load_images("photos")
     >>> pixels, label = photos[3]          # uint8 (3, 224, 224), -1
     """
-    if size is not None and size < 1:
-        raise ImageError(f"size must be at least 1 pixel, not {size}")
-    if limit is not None and limit < 1:
-        raise ImageError(f"limit must be at least 1 picture or None, not {limit}")
+    if size is not None and (type(size) is not int or size < 1):
+        raise ImageError(f"size must be at least 1 pixel, not {size!r}")
+    if size is not None and size**2 > MAX_PIXELS:
+        raise ImageError(f"size must be at most {int(MAX_PIXELS**0.5):,} pixels, not {size:,}")
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise ImageError(f"limit must be at least 1 picture or None, not {limit!r}")
     source = str(source)  # a Path would be a mistake, and gets the hint below
     kind, _, rest = source.partition(":")
     size = size or (64 if kind == "textures" else 224)
@@ -384,11 +505,20 @@ def load_images(
     }
     if kind not in openers:
         names = ["photos", "textures", "folder:PATH", "parquet:PATH", "torchvision:NAME"]
-        hint = f" For a folder of pictures say 'folder:{source}'." if Path(source).exists() else ""
+        hint = f" For a folder of pictures say 'folder:{source}'." if os.path.exists(source) else ""  # noqa: PTH110 (False also for names that no file can have)
         raise ImageError(unknown("image source", source, names) + "." + hint)
     if kind not in ("photos", "textures") and not rest:
         raise ImageError(f"{source!r} lacks what comes after the colon, as in 'folder:my/pictures'")
-    images = openers[kind]()
+    try:
+        images = openers[kind]()
+    except ZfkitError:
+        raise
+    except (ValueError, OSError, RuntimeError) as error:  # names that no file has: a NUL, too long, ~nobody
+        raise ImageError(
+            f"{printable(source)!r} cannot be read ({_one_line(error)}); check the path"
+        ) from error
+    for skipped in images.skipped if kind == "folder" else ():
+        warnings.warn(f"skipped {skipped.reason}", stacklevel=2)
     images.source = source
     if limit is not None and limit < len(images):
         images._names = images._names[:limit]
@@ -519,6 +649,22 @@ def _starts(length: int, size: int) -> list[int]:
     return [round(i * (length - size) / steps) for i in range(steps + 1)] if steps else [0]
 
 
+class Spans(Sequence[range]):
+    """Consecutive runs of places from `start` to `stop`, `size` long: made when asked for, however many there are."""
+
+    def __init__(self, start: int, stop: int, size: int) -> None:
+        self._places = range(start, stop)
+        self._size = size
+
+    def __len__(self) -> int:
+        return -(-len(self._places) // self._size)
+
+    def __getitem__(self, b: Any) -> Any:
+        if not 0 <= b < len(self):
+            raise IndexError(b)
+        return self._places[b * self._size : (b + 1) * self._size]
+
+
 class Names(Sequence[str]):
     """Names as one run of bytes: 1.28 million paths take some 60 MB, and processes that fork share them."""
 
@@ -565,7 +711,10 @@ class RowNames(Sequence[str]):
 
 
 def _folder(path: str, size: int) -> ImageSet:
-    """Every picture below a folder, in the order of their paths; first-level sub-folders are classes."""
+    """Every picture below a folder, in the order of their paths; first-level sub-folders are classes.
+
+    Links to folders are followed, but each folder is read once, so that links in a circle come to an end.
+    """
     top = Path(path).expanduser()
     if not top.exists():
         raise ImageError(f"there is no folder {path!r}; check the path (it is looked up from {Path.cwd()})")
@@ -573,17 +722,42 @@ def _folder(path: str, size: int) -> ImageSet:
         raise ImageError(f"{path!r} is a file, and a folder was expected: say 'folder:{top.parent}'")
     suffixes = Image.registered_extensions()
     files, others = [], 0
-    for folder, below, here in os.walk(top):
+    skipped: list[Skipped] = []
+
+    def left_out(name: str, why: str) -> None:
+        skipped.append(Skipped(name, f"{printable(name)}: {why}"))
+
+    def unreadable(error: OSError) -> None:
+        left_out(os.path.relpath(error.filename, top), f"a folder that may not be read ({error.strerror})")
+
+    seen = {_identity(top)}
+    for folder, below, here in os.walk(top, onerror=unreadable, followlinks=True):
+        inside = os.path.relpath(folder, top)
+        prefix = "" if inside == "." else inside + os.sep
         below.sort()
+        for name in list(below):
+            identity = _identity(os.path.join(folder, name))  # noqa: PTH118
+            if identity in seen:
+                below.remove(name)
+                left_out(prefix + name, "a link to a folder that is read already; remove it")
+            seen.add(identity)
         for file in sorted(here):
-            if os.path.splitext(file)[1].lower() in suffixes:  # noqa: PTH122 (a million Path objects are slow)
-                files.append(os.path.relpath(os.path.join(folder, file), top))  # noqa: PTH118
-            else:
-                others += 1
+            suffix = os.path.splitext(file)[1].lower()  # noqa: PTH122 (a million Path objects are slow)
+            if suffix in suffixes:
+                files.append(prefix + file)
+                continue
+            others += 1
+            if suffix in OTHER_PICTURES:
+                left_out(prefix + file, f"a {suffix} file, which Pillow does not read by itself; convert it")
+            elif others <= SNIFFED and _begins_as_picture(os.path.join(folder, file)):  # noqa: PTH118
+                left_out(
+                    prefix + file, "a picture, to judge by its content, without the suffix of one; rename it"
+                )
     if not files:
         found = f"{others} files, none with the suffix of a picture" if others else "it is empty"
+        found += f" ({skipped[0].reason})" if skipped else ""
         raise ImageError(f"no pictures in folder {path!r}: {found} (.jpg, .png, .webp, .tif, .bmp, ...)")
-    files.sort(key=lambda f: f.split(os.sep))  # noqa: PTH206 (a million Path objects are slow)
+    files.sort(key=lambda f: f.replace(os.sep, "\0"))  # as lists of their parts compare, without making them
     first = [f.partition(os.sep)[0] if os.sep in f else None for f in files]
     classes = sorted({f for f in first if f is not None})
     place = {name: i for i, name in enumerate(classes)}
@@ -593,7 +767,28 @@ def _folder(path: str, size: int) -> ImageSet:
     def read(i: int) -> tuple[Image.Image, int]:
         return decode(top / names[i], names[i]), int(labels[i])
 
-    return ImageSet(read, names, size=size, classes=classes, read_labels=lambda: labels)
+    def stamp() -> str:
+        return " ".join(str(_bytes_of(top / names[i])) for i in range(0, len(names), -(-len(names) // 1000)))
+
+    return ImageSet(
+        read, names, size=size, classes=classes, read_labels=lambda: labels, skipped=skipped, stamp=stamp
+    )
+
+
+def _identity(folder: str | Path) -> tuple[int, int] | str:
+    """What two names of one folder have in common."""
+    try:
+        told = os.stat(folder)  # noqa: PTH116
+    except OSError:
+        return str(folder)
+    return (told.st_dev, told.st_ino) if told.st_ino else os.path.realpath(folder)
+
+
+def _bytes_of(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except (OSError, ValueError):
+        return -1
 
 
 def _parquet(path: str, size: int) -> ImageSet:
@@ -614,46 +809,72 @@ def _parquet(path: str, size: int) -> ImageSet:
     rows_of: list[int] = []  # rows of each file
     labelled: list[bool] = []
     classes: list[str] = []
+    stamps: list[str] = []
     count = 0
     for f, file in enumerate(files):
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise ImageError(f"{printable(file.name)}: a pipe, socket or device, not a Parquet file")
         try:
             parquet = pq.ParquetFile(file)
-        except (pa.ArrowInvalid, OSError) as error:
+            schema = parquet.schema_arrow
+        except Exception as error:  # Arrow raises all sorts on damaged files
             raise ImageError(
-                f"{file.name}: not a readable Parquet file ({_one_line(error)}); replace it"
+                f"{printable(file.name)}: not a readable Parquet file ({_one_line(error)}); replace it"
             ) from None
-        schema = parquet.schema_arrow
-        column = schema.field("image").type if "image" in schema.names else None
+        column = schema.field("image").type if schema.names.count("image") == 1 else None
         if column is None or not pa.types.is_struct(column) or column.get_field_index("bytes") < 0:
             raise ImageError(
-                f"{file.name}: no column 'image' of struct<bytes, path>, as Hugging Face lays images out; "
-                f"its columns are: {', '.join(schema.names)}"
+                f"{printable(file.name)}: no column 'image' of struct<bytes, path>, as Hugging Face lays images out; "
+                f"its columns are: {printable(', '.join(schema.names))}"
             )
-        label = schema.field("label").type if "label" in schema.names else pa.null()
+        content = column.field("bytes").type
+        if not (
+            pa.types.is_binary(content) or pa.types.is_large_binary(content)
+        ):  # text would be taken for a path
+            raise ImageError(
+                f"{printable(file.name)}: its 'bytes' are {content}, and binary was expected, as Hugging Face lays "
+                "images out; convert them"
+            )
+        label = schema.field("label").type if schema.names.count("label") == 1 else pa.null()
         if not (pa.types.is_integer(label) or pa.types.is_boolean(label) or pa.types.is_null(label)):
             raise ImageError(
-                f"{file.name}: its column 'label' is {label}, and integers were expected, places in a list of "
-                "class names; convert or drop it"
+                f"{printable(file.name)}: its column 'label' is {label}, and integers were expected, places in a list "
+                "of class names; convert or drop it"
             )
         classes = classes or _class_names(schema.metadata or {})
-        labelled.append("label" in schema.names)
-        rows_of.append(parquet.metadata.num_rows)
-        for group in range(parquet.num_row_groups):
+        labelled.append(schema.names.count("label") == 1)
+        inside = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+        if min(inside, default=0) < 0 or sum(inside) != parquet.metadata.num_rows or sum(inside) > MOST_ROWS:
+            raise ImageError(
+                f"{printable(file.name)}: not a readable Parquet file (its footer tells of "
+                f"{parquet.metadata.num_rows:,} rows, its {len(inside)} row groups of {sum(inside):,}); replace it"
+            )
+        rows_of.append(sum(inside))
+        for group, rows in enumerate(inside):
             spans.append((f, group, count))
-            count += parquet.metadata.row_group(group).num_rows
+            count += rows
+        stamps.append(_footer(file))
         parquet.close()
     names = RowNames([str(file.relative_to(common)) for file in files], rows_of)
-    starts = np.array([s[2] for s in spans])
-    groups: OrderedDict[int, tuple[list[bytes | None], list[int]]] = OrderedDict()
+    starts = np.array([s[2] for s in spans], dtype=np.int64)
+    groups: OrderedDict[int, tuple[list[bytes | None], list[int]] | str] = (
+        OrderedDict()
+    )  # str: why it cannot be read
     lock = threading.Lock()
 
     def read_labels() -> np.ndarray:
-        parts = [
-            pq.read_table(file, columns=["label"])["label"].fill_null(UNLABELLED).to_numpy().astype(np.int64)
-            if has
-            else np.full(rows, UNLABELLED)
-            for file, has, rows in zip(files, labelled, rows_of, strict=True)
-        ]
+        parts = []
+        for file, has, rows in zip(files, labelled, rows_of, strict=True):
+            if not has:
+                parts.append(np.full(rows, UNLABELLED, dtype=np.int64))
+                continue
+            try:
+                column = pq.read_table(file, columns=["label"])["label"]
+                parts.append(column.cast(pa.int64()).fill_null(UNLABELLED).to_numpy())
+            except Exception as error:
+                raise ImageError(
+                    f"{printable(file.name)}: its labels cannot be read ({_one_line(error)}); replace the file"
+                ) from None
         return np.concatenate(parts)
 
     def read(i: int) -> tuple[Image.Image, int]:
@@ -661,32 +882,47 @@ def _parquet(path: str, size: int) -> ImageSet:
         file, group, start = spans[g]
         with lock:
             if g not in groups:
-                columns = ["image", "label"] if labelled[file] else ["image"]
-                try:  # opened each time: a file handle does not survive in the processes of a data loader
-                    with pq.ParquetFile(files[file]) as opened:
-                        table = opened.read_row_group(group, columns=columns, use_threads=False)
-                except (pa.ArrowException, OSError) as error:
-                    raise ImageError(
-                        f"{names[i]}: damaged Parquet row group ({_one_line(error)}); replace the file"
-                    ) from None
-                data = table["image"].combine_chunks().field("bytes").to_pylist()
-                labels = table["label"].to_pylist() if labelled[file] else [UNLABELLED] * len(data)
-                groups[g] = (data, [UNLABELLED if v is None else int(v) for v in labels])
+                groups[g] = read_group(file, group)
                 while len(groups) > BLOCKS_KEPT:
                     groups.popitem(last=False)
             groups.move_to_end(g)
-            data, labels = groups[g]
-        encoded = data[i - start]
-        if not encoded:
-            raise ImageError(f"{names[i]}: the row holds no picture bytes; remove it")
-        return decode(encoded, names[i]), labels[i - start]
+            found = groups[g]
+        if isinstance(found, str):
+            raise ImageError(f"{printable(names[i])}: damaged Parquet row group ({found}); replace the file")
+        data, labels = found
+        if i - start >= len(data) or not data[i - start]:
+            raise ImageError(f"{printable(names[i])}: the row holds no picture bytes; remove it")
+        return decode(data[i - start] or b"", names[i]), labels[i - start]
 
-    blocks = torch.from_numpy(starts)
-    return ImageSet(read, names, size=size, classes=classes, blocks=blocks, read_labels=read_labels)
+    def read_group(file: int, group: int) -> tuple[list[bytes | None], list[int]] | str:
+        columns = ["image", "label"] if labelled[file] else ["image"]
+        try:  # opened each time: a file handle does not survive in the processes of a data loader
+            with pq.ParquetFile(files[file]) as opened:
+                table = opened.read_row_group(group, columns=columns, use_threads=False)
+            data = table["image"].combine_chunks().field("bytes").to_pylist()
+            if not labelled[file]:
+                return data, [UNLABELLED] * len(data)
+            return data, table["label"].cast(pa.int64()).fill_null(UNLABELLED).to_pylist()
+        except Exception as error:  # Arrow raises all sorts on damaged files
+            return _one_line(error)
+
+    return ImageSet(
+        read, names, size=size, classes=classes, blocks=torch.from_numpy(starts), read_labels=read_labels,
+        stamp=lambda: " ".join(stamps),
+    )  # fmt: skip
+
+
+def _footer(file: Path) -> str:
+    """Digest of a Parquet file's footer: where every column of every row group lies, how large, from what to what."""
+    with file.open("rb") as opened:
+        opened.seek(-8, os.SEEK_END)
+        length = int.from_bytes(opened.read(4), "little")
+        opened.seek(-8 - length, os.SEEK_END)
+        return hashlib.sha256(opened.read(length)).hexdigest()[:16]
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> list[str]:
@@ -715,7 +951,9 @@ def _torchvision(name: str, size: int, root: str | Path | None, split: str) -> I
     if "train" in accepted:
         options = [{"train": split == "train"}]
     elif "split" in accepted:
-        wanted = ["train", "training"] if split == "train" else ["val", "valid", "test", "testing"]
+        wanted = (
+            ["train", "training", "trainval"] if split == "train" else ["val", "valid", "test", "testing"]
+        )
         options = [{"split": s} for s in wanted]
     for option in options:
         if "root" in accepted:
@@ -754,7 +992,7 @@ def _torchvision(name: str, size: int, root: str | Path | None, split: str) -> I
         return to_rgb(picture, f"{name} {split} {i}"), label if isinstance(label, int) else UNLABELLED
 
     names = Names([f"{name} {split} {i}" for i in range(len(dataset))])
-    classes = [str(c) for c in getattr(dataset, "classes", ())]
+    classes = [str(c) for c in getattr(dataset, "classes", getattr(dataset, "categories", ()))]
     targets = getattr(dataset, "targets", None)  # most data sets of torchvision know their labels at once
     told = isinstance(targets, Sequence | Tensor | np.ndarray) and len(targets) == len(names)
     return ImageSet(

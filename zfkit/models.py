@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checkpoints import Provenance, load_weights, read_provenance
-from .errors import ImageError, ModelError, unknown
+from .errors import ImageError, ModelError, out_of_memory, unknown
 from .graph import LEAVES, Network, pair, trace
 from .onnx_import import OnnxNetwork, load_onnx
 
@@ -416,6 +416,11 @@ def wrap_model(
         raise ModelError(
             f"{type(net).__name__} takes {channels} channels; zfkit shows networks that take 1 or 3"
         )
+    iterable = hasattr(classes, "__iter__") and not isinstance(classes, dict)
+    if classes is not None and not (iterable and all(isinstance(c, str) for c in classes)):
+        raise ModelError(
+            f"classes must be a list of names, one for each output, or None, not {classes!r:.80}"
+        )
     numbers = []
     for what, value in (("mean", mean), ("scale", scale)):
         try:
@@ -431,7 +436,13 @@ def wrap_model(
     if 0 in numbers[1]:
         raise ModelError("scale must not be 0: every picture would look the same to the network")
     model = VisionModel(
-        net.eval(), numbers[0], numbers[1], input_size, tuple(classes or ()), name, provenance or {}
+        net.eval(),
+        numbers[0],
+        numbers[1],
+        input_size,
+        tuple(() if classes is None else classes),
+        name,
+        provenance or {},
     )
     try:
         with torch.inference_mode():
@@ -541,7 +552,17 @@ def load_model(
     else:
         names = [*bundled, "zfnet224", "alexnet224", "torchvision:NAME", "PATH.safetensors", "PATH.onnx"]
         raise ModelError(unknown("model", name, names))
-    return model.to(device)
+    try:
+        if device is not None and torch.device(device).type == "meta":
+            raise RuntimeError("it holds no numbers")
+        return model.to(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises all three
+        if out_of_memory(error):
+            raise
+        raise ModelError(
+            f"{name} cannot be put on the device {str(device)!r} ({str(error).splitlines()[0]}); expected cpu, or "
+            "cuda, cuda:1, mps ... where there is one"
+        ) from None
 
 
 _MEAN = (122.5573, 114.3941, 101.4863)  # RGB 0-255, over Tiny ImageNet's training set
@@ -591,11 +612,17 @@ def _from_file(path: Path, name: str) -> VisionModel:
     net.load_state_dict(tensors, assign=True)
     for parameter in net.parameters():
         parameter.requires_grad_(False)
+    size = known.get("input_size", architecture.input_size)
+    if size != architecture.input_size:  # before a network is tried with pictures of a billion pixels
+        raise ModelError(
+            f"{path.name}: its provenance says input_size {size!r}, and its architecture {architecture.input_size!r}; "
+            "was it edited?"
+        )
     return wrap_model(
         net,
         mean=known.get("mean", _MEAN),
         scale=known.get("scale", 1.0),
-        input_size=known.get("input_size", architecture.input_size),
+        input_size=size,
         classes=known.get("classes"),
         name=name,
         provenance=known,

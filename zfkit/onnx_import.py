@@ -287,7 +287,12 @@ def _attributes(file: str, proto: Any) -> dict[str, Any]:
 
 
 def _tensors(node: _Node, numbers: Mapping[str, Array]) -> dict[str, Tensor]:
-    """Copies, in float32 but for counts. Raises ModelError for NaN and infinities."""
+    """Copies, in float32 but for counts. Raises ModelError for NaN and infinities, and for what is no real number."""
+    odd = [
+        f"{n} ({a.dtype})" for n, a in numbers.items() if a.dtype.kind != "f" and n != "num_batches_tracked"
+    ]
+    if odd:
+        raise ModelError(f"{node.name}: {', '.join(odd)} should hold floating-point numbers; export it again")
     tensors = {
         name: torch.tensor(a if a.dtype.kind == "i" else np.asarray(a, np.float32))
         for name, a in numbers.items()

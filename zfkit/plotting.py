@@ -6,16 +6,19 @@ computed but what is needed to draw. Colours are those of Okabe & Ito, which col
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from .aliasing import Aliasing, GratingResponse, ShiftConsistency, fold, wave
-from .atlas import signed_to_rgb
+from .atlas import PERCENTILE, montage, signed_to_rgb
 from .errors import LayerError, ZfkitError, unknown
+from .experiments.evolution import convergence, settled
+from .experiments.randomisation import MEASURES
 from .spectra import HIGH, LOW, FilterSpectra, Lattice, RandomControl
 
 if TYPE_CHECKING:
@@ -23,10 +26,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
+    from .experiments.ablation import Ablation
     from .experiments.correspondence import Correspondence
+    from .experiments.ensemble import Ensemble
+    from .experiments.evolution import Evolution, LayerEvolution
     from .experiments.invariance import Invariance
     from .experiments.occlusion import Elsewhere, Occlusion
+    from .experiments.randomisation import SanityChecks
     from .experiments.selectivity import PoseVariation, Selectivity
+    from .experiments.transfer import Transfer
     from .health import Finding, Report
 
 # Okabe & Ito's colours, in the order in which series take them.
@@ -325,7 +333,7 @@ def filter_sheet(
             )
             top, left = i // columns * step, i % columns * step
             sheet[top : top + large.shape[1], left : left + large.shape[2]] = large.permute(1, 2, 0)
-        axes.imshow(sheet.numpy())
+        axes.imshow(sheet.numpy(), interpolation="nearest")  # a pixel of a filter is a square
         axes.grid(False)
         axes.spines[:].set_visible(False)
         axes.set_xticks([])
@@ -919,4 +927,636 @@ def pose_variation_figure(pose: PoseVariation) -> Figure:
     axes.set(ylim=(0, None), xlabel="compared in", ylabel="distance / that of different maps",
              title=f"{pose.model}: how different are a map's strongest {pose.k}? (mean, sd over maps)")  # fmt: skip
     axes.legend(fontsize=8, ncols=2)
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------ evolution
+
+
+def evolution_figure(
+    found: Evolution, layers: Sequence[str] | None = None, *, scale: Literal["row", "picture"] = "row"
+) -> Figure:
+    """The paper's Fig. 4: a block for each layer, a row for each map, a column for each snapshot.
+
+    Each picture is the projection of the map's strongest activation then; grey is 0, and a map that is active on no
+    picture is left grey. An orange bar to the left of a picture: another picture excites the map most than at the
+    snapshot before.
+
+    Args:
+        layers: which of them; None for all.
+        scale: "row" for one symmetric scale for each row, its 99.5th percentile of |values|; "picture" for one each,
+            which shows early, weak projections, too.
+
+    Raises LayerError for a layer that was not looked at.
+    """
+    names = list(found.layers if layers is None else layers)
+    shown = [(name, found[name]) for name in names if len(found[name].channels)]
+    if not shown:
+        raise LayerError("no feature maps were chosen to be shown: give channels, or leave them to chance")
+    E = len(found.epochs)
+    columns = 2 if len(shown) > 1 and E <= 14 else 1
+    sheets = [evolution_sheet(layer, scale) for _, layer in shown]
+    wide = 8.9 / columns - 0.45
+    rows = [range(i, min(i + columns, len(shown))) for i in range(0, len(shown), columns)]
+    heights = [0.5 + max(len(sheets[i]) / sheets[i].shape[1] for i in row) * wide for row in rows]
+    notes = [
+        f"{found.name}: each map's strongest activation over {found.count:,} pictures ({found.images}), projected.",
+        "Grey is 0; each row has one scale of its own." if scale == "row" else "Grey is 0; each picture has a scale of "
+        "its own, so brightness does not compare.",
+        "Orange bar: the strongest picture is another than at the snapshot before.",
+        *(f"Missing: {told}." for told in found.missing),
+    ]  # fmt: skip
+    if E == 1:
+        notes[2] = "There is one snapshot, so nothing to compare it with."
+    corner = len(shown) % columns  # an empty place at the end has room for the notes
+    told = notes if corner else [" ".join(notes)]
+    lines = [line for note in told for line in textwrap.wrap(note, 62 if corner else 140)]
+    below = 0.0 if corner else 0.15 * len(lines) + 0.1
+    total = sum(heights) + below
+    figure, all_axes = new_figure(
+        len(rows), columns, size=(9, total), squeeze=False, gridspec_kw={"height_ratios": heights}
+    )
+    for axes in all_axes.flat:
+        axes.set_axis_off()
+    for axes, (name, layer), sheet in zip(all_axes.flat, shown, sheets, strict=False):
+        axes.set_axis_on()
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+        axes.imshow(sheet, interpolation="nearest" if layer.projection.shape[-1] < 40 else "antialiased")
+        step_x, step_y = sheet.shape[1] / E, (len(sheet) + SHEET_GAP) / len(layer.channels)
+        axes.set_xticks([(i + 0.5) * step_x + SHEET_GAP / 2 for i in range(E)], map(str, found.epochs))
+        axes.set_yticks([(i + 0.5) * step_y for i in range(len(layer.channels))], layer.channels.tolist())
+        axes.tick_params(length=0, labelsize=7, pad=1)
+        axes.set_title(f"{name}: {layer.projection.shape[-1]} px", loc="left", fontsize=9, pad=3)
+        axes.set_xlabel("after epoch", fontsize=8, labelpad=1)
+        axes.set_ylabel("map", fontsize=8, labelpad=1)
+        axes.set_anchor("NW")
+    words: dict[str, Any] = {"fontsize": 7.5, "color": "#444444", "linespacing": 1.4}
+    if corner:
+        all_axes[-1, -1].text(0, 1, "\n".join(lines), va="top", transform=all_axes[-1, -1].transAxes, **words)
+    else:
+        figure.text(0.01, 0.05 / total, "\n".join(lines), va="bottom", **words)
+        engine: Any = figure.get_layout_engine()
+        engine.set(rect=(0, below / total, 1, 1 - below / total))
+    return figure
+
+
+# px between the pictures of an evolution; to its left, a picture's bar if it is not the one of the snapshot before
+SHEET_GAP = 6
+CHANGED = "#E69F00"
+
+
+def evolution_sheet(
+    layer: LayerEvolution, scale: Literal["row", "picture"] = "row", tile: int = 64
+) -> np.ndarray:
+    """One block of Fig. 4, uint8 (h, w, 3): a row of up to `tile` px for each map, a column for each snapshot."""
+    if scale not in ("row", "picture"):
+        raise ZfkitError(unknown("scale", scale, ["row", "picture"]))
+    M, E = layer.projection.shape[:2]
+    S = layer.projection.shape[-1]
+    factor = max(1, tile // S)
+    side = S * factor if factor > 1 else min(S, tile)
+    step = side + SHEET_GAP
+    sheet = np.full((M * step - SHEET_GAP, E * step, 3), 255, np.uint8)
+    orange = [int(CHANGED[k : k + 2], 16) for k in (1, 3, 5)]
+    active, changed = layer.active[layer.channels], layer.changed[layer.channels]
+    for m, row in enumerate(evolution_rgb(layer, scale)):
+        for e, picture in enumerate(row):
+            top, left = m * step, e * step + SHEET_GAP
+            sheet[top : top + side, left : left + side] = _brought_to(picture, side)
+            if changed[m, e] and active[m, e]:
+                sheet[top : top + side, left - SHEET_GAP + 1 : left - 1] = orange
+    return sheet
+
+
+def evolution_rgb(layer: LayerEvolution, scale: Literal["row", "picture"] = "row") -> Tensor:
+    """Projections of a layer's maps as uint8 (M, E, 3, S, S): one symmetric scale for each row, or each picture."""
+    projection = layer.projection * layer.active[layer.channels][:, :, None, None, None]
+    if scale == "picture":
+        return signed_to_rgb(projection)
+    magnitude = projection.abs().flatten(1)
+    # not torch.quantile, which refuses rows of more than 16 million numbers
+    rows = np.percentile(magnitude.numpy(), PERCENTILE, axis=1)
+    high = torch.from_numpy(np.where(rows > 0, rows, magnitude.amax(1).numpy())).to(projection.dtype)
+    return signed_to_rgb(projection, high[:, None, None, None, None])
+
+
+def _brought_to(picture: Tensor, side: int) -> np.ndarray:
+    """uint8 (3, S, S) as (side, side, 3): pixels stay squares where it is enlarged."""
+    from PIL import Image
+
+    pixels = np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
+    if len(pixels) == side:
+        return pixels
+    how = Image.Resampling.NEAREST if len(pixels) < side else Image.Resampling.LANCZOS
+    return np.asarray(Image.fromarray(pixels).resize((side, side), how))
+
+
+def convergence_figure(
+    found: Evolution | Sequence[Evolution], *, level: float = 0.9, lr_falls: Sequence[float] = ()
+) -> Figure:
+    """Numbers beside Fig. 4: distance, CKA and changed pictures over epochs, and when each layer settled.
+
+    Of several runs lines are means and bands reach from the lowest to the highest. Below right: a dot for each
+    run, by the layer's CKA; a line from the first to the third quartile of the maps, by each map's own similarity,
+    with a tick at the median.
+
+    Args:
+        level: of the final similarity, at which a layer counts as settled; see `convergence`.
+        lr_falls: epochs after which the learning rate fell, as dotted lines.
+    """
+    runs = [found] if not isinstance(found, Sequence) else list(found)
+    first = runs[0]
+    several = len(first.epochs) > 1
+    table = convergence(runs, level) if several else None
+    figure, panels = new_figure(2, 2, size=(9, 6.4))
+    colours = _shades(len(first.layers))
+    series = (
+        (panels[0, 0], "distance", "distance to the final weights, first = 1"),
+        (panels[0, 1], "cka", "linear CKA with the last snapshot"),
+        (panels[1, 0], "share_changed", "share of maps with another strongest picture"),
+    )
+    for axes, name, title in series:
+        for layer, colour in zip(first.layers, colours, strict=True):
+            values = torch.stack([getattr(run[layer], name) for run in runs])
+            axes.plot(first.epochs, values.mean(0), "o-", color=colour, markersize=3, label=layer)
+            if len(runs) > 1:
+                low, high = values.amin(0), values.amax(0)
+                axes.fill_between(first.epochs, low, high, color=colour, alpha=0.15, linewidth=0)
+        for epoch in lr_falls:
+            axes.axvline(epoch, color=GREY, linestyle=":", linewidth=1)
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set(ylim=(0, 1.05), xlabel="epoch")
+    panels[0, 1].axhline(level, color=GREY, linestyle="--", linewidth=1)
+    panels[0, 0].legend(fontsize=8, ncols=2 if len(first.layers) > 4 else 1)
+    last = panels[1, 1]
+    if table is None:
+        for axes, _, _ in series[:2]:
+            told = "one snapshot: nothing to compare with"
+            axes.text(0.5, 0.5, told, ha="center", transform=axes.transAxes)
+        last.set_axis_off()
+        return figure
+    for y, (layer, colour) in enumerate(zip(first.layers, colours, strict=True)):
+        told = table.loc[layer]
+        last.plot([told.map_q25, told.map_q75], [y + 0.18] * 2, color=colour, linewidth=5, alpha=0.35)
+        last.plot([told["map"]] * 2, [y + 0.04, y + 0.32], color=colour, linewidth=2)
+        dots = settled(first.epochs, torch.stack([run[layer].cka for run in runs]), level)
+        last.plot(dots, [y - 0.18] * len(dots), "o", color=colour, markersize=6, alpha=0.8)
+    for epoch in lr_falls:
+        last.axvline(epoch, color=GREY, linestyle=":", linewidth=1)
+    last.set_yticks(range(len(first.layers)), list(first.layers))
+    last.invert_yaxis()
+    last.set(xlim=(0, first.epochs[-1]), xlabel="epoch")
+    last.set_title(f"settled: similarity stays at {level:g} or above", loc="left", fontsize=10)
+    last.grid(axis="y", visible=False)
+    return figure
+
+
+def _shades(count: int) -> list[Any]:
+    """Colours from the first layer to the last, light to dark, that colour-blind readers can put in order."""
+    import matplotlib as mpl
+
+    return [mpl.colormaps["viridis"](0.9 * (1 - i / max(count - 1, 1))) for i in range(count)]
+
+
+# ------------------------------------------------------------------------------------------- sanity checks
+
+RULE_COLOURS = {"deconvnet": BLUE, "guided": ORANGE, "gradient": GREEN}
+
+
+def sanity_figure(found: SanityChecks, layer: str) -> Figure:
+    """How much of a layer's projections survives each change: three measures, mean and sd over units, by rule.
+
+    The grey band is what unrelated units score: from the rule with the lowest mean to that with the highest.
+    """
+    table = found.table(layer)
+    untrained = found.untrained(layer)
+    keys = [key[2:] for key in table.index if key[1] == found.rules[0]]
+    redrawn = [weights for condition, weights in keys if condition == "down to"]
+    rows = [(c, "") for c in SANITY_ROWS if (c, "") in keys]
+    rows += [("down to", w) for w in redrawn]
+    names = [SANITY_ROWS[c] if c in SANITY_ROWS else _redrawn(layer, w, untrained) for c, w in rows]
+    figure, panels = new_figure(1, 3, size=(9, 1.4 + 0.34 * len(rows)), sharey=True)
+    for axes, (measure, title) in zip(panels, MEASURES.items(), strict=True):
+        floor = [float(table.loc[(layer, r, "unrelated", ""), measure]) for r in found.rules]
+        axes.axvspan(min(floor), max(floor), color=GREY, alpha=0.3, linewidth=0)
+        axes.axvline(sum(floor) / len(floor), color=GREY, linewidth=1)
+        for i, rule in enumerate(found.rules):
+            part = table.loc[[(layer, rule, *row) for row in rows]]
+            y = [n + 0.22 * (i - (len(found.rules) - 1) / 2) for n in range(len(rows))]
+            axes.errorbar(
+                part[measure], y, xerr=part[f"{measure}_sd"], fmt="o", markersize=4, elinewidth=1.2,
+                color=RULE_COLOURS[rule], label=rule,
+            )  # fmt: skip
+        axes.set_title(title, fontsize=10)
+        axes.set_xlim(min(-0.15, axes.get_xlim()[0]), 1.05)
+    panels[0].set_yticks(range(len(rows)), names, fontsize=9)
+    panels[0].invert_yaxis()
+    _legend_below(figure, panels[0])
+    units = int(table.units.max())
+    figure.suptitle(
+        f"{found.model} {layer}: likeness to the trained network's projection ({units} units; grey: unrelated units)",
+        fontsize=11,
+    )  # fmt: skip
+    return figure
+
+
+SANITY_ROWS = {
+    "other channel": "other channel",
+    "other picture": "other picture",
+    "other switches": "other picture's switches",
+    "centre switches": "switches at the middle",
+    "random switches": "switches at random",
+}
+
+
+def _legend_below(figure: Figure, axes: Any) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=9, ncols=len(labels), loc="outside lower center", frameon=False)
+
+
+def _redrawn(layer: str, weights: str, untrained: str) -> str:
+    if weights == layer:
+        return f"weights of {layer} redrawn"
+    return f"{layer} to {weights} redrawn" + (" (untrained)" if weights == untrained else "")
+
+
+def sanity_sheet(
+    found: SanityChecks, layer: str, unit: int = 0, conditions: Sequence[tuple[str, str]] | None = None
+) -> Figure:
+    """One unit's projections: a row for each rule, a column for each change, the photo first.
+
+    Args:
+        unit: one of those whose projections were kept.
+        conditions: pairs (condition, layer of the weights or ""); default: trained, other channel, other picture,
+            other switches, and all weights redrawn. Each projection is on its own scale, as in the atlas.
+
+    Raises LayerError for a layer that was not looked at, ZfkitError for a unit or condition that was not kept.
+    """
+    untrained = found.untrained(layer)
+    shown = list(conditions or [
+        ("trained", ""), ("other channel", ""), ("other picture", ""), ("other switches", ""), ("down to", untrained),
+    ])  # fmt: skip
+    kept = [key[2:] for key in found.examples if key[:2] == (layer, found.rules[0])]
+    if conditions is None:
+        shown = [c for c in shown if c in kept]
+    for one in shown:
+        if one not in kept:
+            raise ZfkitError(f"{layer!r} has no projections for {one}; there are {', '.join(map(str, kept))}")
+    if not 0 <= unit < len(found.photos[layer]):
+        raise ZfkitError(f"unit must be 0 to {len(found.photos[layer]) - 1}, those kept, not {unit!r}")
+    rows, columns = len(found.rules), 1 + len(shown)
+    figure, axes = new_figure(rows, columns, size=(9, 0.6 + 9 / columns * rows), squeeze=False)
+    part = found.pictures
+    told = part[(part.layer == layer) & (part.unit == unit)].iloc[0]
+    for i, rule in enumerate(found.rules):
+        show_picture(axes[i, 0], _hwc(found.photos[layer][unit]))
+        where = {"ha": "center", "va": "center", "transform": axes[i, 0].transAxes}
+        axes[i, 0].text(-0.08, 0.5, rule, rotation=90, fontsize=9, **where)
+        for j, (condition, weights) in enumerate(shown, 1):
+            name = condition if condition != "down to" else _redrawn(layer, weights, untrained)
+            title = textwrap.fill(name, 15) if i == 0 else ""
+            projection = found.examples[layer, rule, condition, weights][unit]
+            show_picture(axes[i, j], _hwc(signed_to_rgb(projection)))
+            axes[i, j].set_title(title, fontsize=9)
+    axes[0, 0].set_title("what the unit sees", fontsize=9)
+    figure.suptitle(f"{found.model}, {layer}, map {told.channel}", fontsize=11)
+    return figure
+
+
+def sanity_layers_figure(found: SanityChecks) -> Figure:
+    """Across layers: signed rank correlation after each of four changes, a panel for each rule; unrelated in grey."""
+    figure, panels = new_figure(1, len(found.rules), size=(9, 3.2), sharey=True, squeeze=False)
+    x = range(len(found.layers))
+    shown = [
+        ("other channel", "other channel", ORANGE), ("other picture", "other picture", PURPLE),
+        ("down to", "untrained weights", BLUE), ("unrelated", "unrelated unit", GREY),
+    ]  # fmt: skip
+    for axes, rule in zip(panels[0], found.rules, strict=True):
+        for k, (condition, label, colour) in enumerate(shown):
+            keys = [
+                (layer, rule, condition, found.untrained(layer) if condition == "down to" else "")
+                for layer in found.layers
+            ]
+            part = found.table().loc[keys]
+            style = {"fmt": "s--" if condition == "unrelated" else "o-", "capsize": 2, "markersize": 4}
+            at = [i + 0.06 * (k - 1.5) for i in x]
+            axes.errorbar(at, part.spearman, part.spearman_sd, color=colour, label=label, **style)
+        axes.set_xticks(list(x), found.layers)
+        axes.set_title(rule, fontsize=10)
+    panels[0][0].set(ylabel="rank correlation\nwith the trained projection", ylim=(-0.4, 1.05))
+    _legend_below(figure, panels[0][0])
+    figure.suptitle(f"{found.model}: what is left of a projection (mean and sd over units)", fontsize=11)
+    return figure
+
+
+def photo_likeness_figure(found: SanityChecks) -> Figure:
+    """Is a projection the photo again? Rank correlation with the photo's detail, trained and untrained, by layer."""
+    figure, panels = new_figure(1, len(found.rules), size=(9, 2.9), sharey=True, squeeze=False)
+    shown = [("trained", "trained", BLUE), ("down to", "untrained weights", ORANGE),
+             ("other switches", "trained, other picture's switches", GREY)]  # fmt: skip
+    for axes, rule in zip(panels[0], found.rules, strict=True):
+        for k, (condition, label, colour) in enumerate(shown):
+            table = found.table()
+            keys = [
+                (layer, rule, condition, found.untrained(layer) if condition == "down to" else "")
+                for layer in found.layers
+            ]
+            there = [i for i, key in enumerate(keys) if key in table.index]
+            part = table.loc[[keys[i] for i in there]]
+            at = [i + 0.24 * (k - 1) for i in there]
+            style = {"color": colour, "label": label, "error_kw": {"elinewidth": 1}}
+            axes.bar(at, part.photo, 0.22, yerr=part.photo_sd, **style)
+        axes.axhline(0, color=BLACK, linewidth=0.8)
+        axes.set_xticks(range(len(found.layers)), found.layers)
+        axes.set_title(rule, fontsize=10)
+    panels[0][0].set(ylabel="rank correlation\nwith the photo's detail")
+    _legend_below(figure, panels[0][0])
+    figure.suptitle(
+        f"{found.model}: how much of the photo is in a projection (mean and sd over units)", fontsize=11
+    )
+    return figure
+
+
+# ------------------------------------------------------------------------------- kernel, stride and blur apart
+
+
+def first_layer_figure(table: pd.DataFrame, mark: tuple[int, Mapping[str, float]] | None = None) -> Figure:
+    """Every measure of `load_first_layer_runs().table` against stride, a line for each kernel, without and with blur.
+
+    Dots are runs, lines join means over seeds: a line that slopes is the stride's doing, lines apart are the
+    kernel's, lines that are not parallel are both together. Measures that are the same in all runs are only named.
+    mark: a stride and numbers to show in black.
+    """
+    from .experiments.first_layer import MEASURES
+
+    flat = {m: float(table[m].iloc[0]) for m in MEASURES if table[m].nunique() == 1}
+    shown = {m: told for m, told in MEASURES.items() if m not in flat}
+    rows = -(-len(shown) // 3)
+    figure, panels = new_figure(rows, 3, size=(9, 2.35 * rows + 0.6), squeeze=False)
+    strides = sorted(table.stride.unique(), reverse=True)
+    kernels = sorted(table.kernel.unique(), reverse=True)
+    for axes, (measure, told) in zip(panels.flat, shown.items(), strict=False):
+        for (kernel, blur), part in table.groupby(["kernel", "blur"]):
+            place = kernels.index(kernel)
+            colour, shift = (ORANGE, BLUE)[place % 2], 0.06 * (2 * place - 1) + (0.03 if blur else -0.03)
+            face = "white" if blur else colour
+            x = part.stride.map(strides.index) + shift
+            axes.plot(x, part[measure], "o", color=colour, markerfacecolor=face, markersize=4.5, alpha=0.9)
+            mean = part.groupby("stride")[measure].mean().reindex(strides)
+            where = [i + shift for i in range(len(strides))]
+            label = f"{kernel}x{kernel}{', blur' if blur else ''}"
+            axes.plot(where, mean, "--" if blur else "-", color=colour, linewidth=1.5, label=label)
+        if mark is not None and mark[0] in strides:
+            place = strides.index(mark[0])
+            axes.plot(place, mark[1][measure], "D", color=BLACK, markersize=5, label="this run")
+        axes.set_xticks(range(len(strides)), [f"stride {s}" for s in strides])
+        axes.set_xlim(-0.35, len(strides) - 0.65)
+        axes.set_title("\n".join(textwrap.wrap(told, 32)), fontsize=9, loc="left")
+        axes.tick_params(labelsize=8)
+    for axes in panels.flat[len(shown) :]:
+        axes.set_axis_off()
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    alike = ", ".join(f"{MEASURES[m]} = {value:g}" for m, value in flat.items())
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9, frameon=False,
+        title=f"the same in all runs: {alike}" if alike else None, title_fontsize=9,
+    )  # fmt: skip
+    return figure
+
+
+def effects_figure(effects: Mapping[str, pd.DataFrame]) -> Figure:
+    """Effects of `factorial_effects` with their intervals: a row for each measure, a column for each effect.
+
+    Each row has its own scale, the same in all columns. Intervals that leave out 0 are blue and filled. Measures that
+    are the same in all runs are left out. effects: tables by heading, drawn side by side.
+    """
+    from .experiments.first_layer import MEASURES
+
+    moving = [table[(table.effect != 0) | (table.se != 0)] for table in effects.values()]
+    measures = list(dict.fromkeys(m for table in moving for m, _ in table.index))
+    columns = [
+        ("\n".join(filter(None, (head, _effect(name, table)))), table.xs(name, level="factor"))
+        for head, table in effects.items()
+        for name in dict.fromkeys(e for _, e in table.index)
+    ]
+    size = (9, 0.9 + 0.42 * len(measures))
+    figure, panels = new_figure(1, len(columns), size=size, sharey=True, squeeze=False)
+    for axes, (title, part) in zip(panels[0], columns, strict=True):
+        axes.axvline(0, color=BLACK, linewidth=0.8)
+        for y, measure in enumerate(measures):
+            if measure not in part.index:
+                continue
+            ends = [c.loc[measure, ["low", "high"]].abs().max() for _, c in columns if measure in c.index]
+            row, scale = part.loc[measure], max(ends) or 1.0
+            colour = BLUE if row.moves else GREY
+            axes.plot([row.low / scale, row.high / scale], [y, y], color=colour, linewidth=2)
+            face = colour if row.moves else "white"
+            axes.plot(row.effect / scale, y, "o", color=colour, markerfacecolor=face, markersize=6)
+            told = f"{row.effect:+.2f}" if row.effect else "0"
+            where = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "fontsize": 7.5}
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.85}
+            axes.annotate(told, (row.effect / scale, y), color=colour, bbox=box, **where)
+        axes.set_title(title, fontsize=9)
+        axes.set_xlim(-1.2, 1.2)
+        axes.set_xticks([])
+    panels[0, 0].set_yticks(range(len(measures)), [MEASURES.get(m, m) for m in measures], fontsize=8)
+    panels[0, 0].set_ylim(len(measures) - 0.4, -0.8)
+    return figure
+
+
+def _effect(name: str, table: pd.DataFrame) -> str:
+    """ "kernel: 11 to 7" where the table knows the levels."""
+    levels = table.attrs.get("levels", {}).get(name)
+    if levels is None or any(isinstance(v, bool) for v in levels):
+        return name.replace(" x ", " × ")
+    return f"{name}: {levels[0]} to {levels[1]}"
+
+
+def profiles_figure(groups: Mapping[str, Sequence[FilterSpectra]], title: str = "") -> Figure:
+    """Pooled radial spectra of groups of first layers: the mean over a group, and its range as a band.
+
+    The middle band is shaded. 1 is the density of filters of random numbers; the first group in grey is a control
+    if its name begins with "untrained".
+    """
+    figure, axes = new_figure(size=(8, 3.8))
+    colours = iter(PALETTE)
+    axes.axvspan(LOW, HIGH, color="#F3F3F3", zorder=0)
+    for name, spectra in groups.items():
+        colour = GREY if name.startswith("untrained") else next(colours)
+        x, y = spectra[0].radii, torch.stack([s.profile() for s in spectra])
+        axes.fill_between(x, y.amin(0), y.amax(0), color=colour, alpha=0.2, linewidth=0)
+        axes.plot(x, y.mean(0), color=colour, label=name)
+    axes.axhline(1, color=GREY, linewidth=1, linestyle=":")
+    axes.set(yscale="log", xlim=(0, 0.5), xlabel="cycles per pixel", ylabel="power density, 1 = white")
+    _plain_log(axes.yaxis)
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.legend(fontsize=8)
+    return figure
+
+
+# ------------------------------------------------------------------------- ablation, transfer, ensembles
+
+
+def ablation_figure(ablation: Ablation) -> Figure:
+    """Error of each variant, a dot for each seed, beside the paper's for the same change (Table 3)."""
+    from .experiments.ablation import PAPER
+
+    table, runs = ablation.table(), ablation.runs
+    names = list(table.index)[::-1]
+    figure, (here, paper) = new_figure(1, 2, size=(9, 1.1 + 0.32 * len(names)), sharey=True)
+    rows = range(len(names))
+    here.barh(rows, table.error[names], color=SKY, height=0.6, label="validation, mean")
+    here.plot(
+        table.train_error[names], rows, "|", color=BLACK, markersize=12, markeredgewidth=2, label="training"
+    )
+    for row, name in enumerate(names):
+        errors = 100 - runs[runs.variant == name].top1
+        here.plot(
+            errors, [row] * len(errors), "o", color=BLUE, markersize=4, label="each seed" if not row else None
+        )
+    if "full" in names:
+        here.axvline(table.error["full"], color=GREY, linestyle="--", linewidth=1)
+    here.set_yticks(list(rows), names)
+    budget = ablation.budget
+    here.set(xlabel="top-1 error, %", xlim=(0, None), title=f"here: {budget['base']} on {budget['images']}")
+    for column, (network, colour, mark) in enumerate((("AlexNet", ORANGE, "s"), ("ZFNet", BLUE, "o"))):
+        told = [PAPER.get(name, (None, None))[column] for name in names]
+        paper.plot([math.nan if e is None else e for e in told], rows, mark, color=colour, label=network)
+        paper.axvline(PAPER["full"][column] or math.nan, color=colour, linestyle="--", linewidth=1)
+    paper.set(xlabel="top-5 error, %", xlim=(0, None), title="the paper: ImageNet")
+    for axes in (here, paper):
+        axes.title.set_fontsize(10)
+    handles, labels = (
+        here.get_legend_handles_labels()[i] + paper.get_legend_handles_labels()[i] for i in (0, 1)
+    )
+    figure.legend(handles, labels, fontsize=8, ncols=len(labels), loc="outside lower center", frameon=False)
+    return figure
+
+
+FEATURE_STYLES = {
+    "trained": (BLUE, "o-"),
+    "random weights": (GREY, "s-"),
+    "from scratch": (ORANGE, "D-"),
+    "pixels": (BLACK, "^:"),
+}
+
+
+def transfer_figure(transfer: Transfer, layer: str | None = None) -> Figure:
+    """Accuracy against the layer (Table 7) and against pictures per class (Tables 4 and 5), with sd over splits.
+
+    Args:
+        layer: of the second panel; default: the one that is best on average, for the trained network.
+    """
+    scores = transfer.scores
+    most = scores.per_class.max()
+    trained = scores[scores.features == "trained"]
+    layers = list(trained.layer.unique())
+    best = trained.groupby("layer", sort=False).accuracy.mean().idxmax() if layer is None else layer
+    figure, (by_layer, by_count) = new_figure(1, 2, size=(9, 3.6), sharey=True)
+    for kind, (colour, mark) in FEATURE_STYLES.items():
+        part = scores[scores.features == kind]
+        if not len(part):
+            continue
+        style = {"color": colour, "capsize": 2, "markersize": 5, "elinewidth": 1}
+        at_most = part[part.per_class == most].groupby("layer").accuracy
+        if kind in ("trained", "random weights"):
+            means, spread = at_most.mean()[layers], at_most.std()[layers]
+            by_layer.errorbar(range(len(layers)), means, spread, fmt=mark, label=kind, **style)
+            part = part[part.layer == best]
+        else:
+            line = ":" if kind == "pixels" else "--"
+            by_layer.axhline(at_most.mean().iloc[0], color=colour, linestyle=line, label=kind)
+        counts = part.groupby("per_class").accuracy
+        by_count.errorbar(counts.mean().index, counts.mean(), counts.std(), fmt=mark, label=kind, **style)
+    for axes in (by_layer, by_count):
+        axes.axhline(transfer.chance, color=RED, linestyle="--", linewidth=1, label="guessing")
+        axes.set(ylim=(0, 100))
+        axes.title.set_fontsize(10)
+    by_layer.set_xticks(range(len(layers)), layers, rotation=45)
+    by_layer.set(ylabel="mean accuracy over classes, %", title=f"{most} pictures per class")
+    tried = sorted(scores.per_class.unique())
+    if len(tried) > 1 and tried[-1] > 4 * tried[0]:
+        by_count.set_xscale("log")
+    by_count.set_xticks(tried, [str(n) for n in tried])
+    by_count.minorticks_off()
+    by_count.set(xlabel="training pictures per class", title=f"features of {best}")
+    handles, labels = by_layer.get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, ncols=len(labels), loc="outside lower center", frameon=False)
+    figure.suptitle(f"{transfer.model}, linear {transfer.classifier} on {transfer.train}", fontsize=11)
+    return figure
+
+
+def ensemble_figure(found: Sequence[Ensemble]) -> Figure:
+    """Top-1 error and loss against how many networks are averaged, a dot for each combination (Table 2).
+
+    Args:
+        found: for one crop and for ten, say.
+    """
+    figure, panels = new_figure(1, 2, size=(9, 3.2))
+    marks = ("o-", "s--", "^:")
+    for one, colour, mark in zip(found, PALETTE, marks * len(found), strict=False):
+        table, means = one.table(), one.by_size()
+        for axes, column in zip(panels, ("top1_error", "loss"), strict=True):
+            axes.plot(table.networks, table[column], ".", color=colour, alpha=0.35)
+            label = f"{one.crops} crop{'s' if one.crops > 1 else ''}"
+            axes.plot(means.index, means[column], mark, color=colour, label=label)
+    for axes, unit, title in zip(panels, ("%", "nats"), ("top-1 error", "cross-entropy"), strict=True):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set(xlabel="networks averaged", ylabel=unit, title=title)
+    panels[0].legend(fontsize=8)
+    return figure
+
+
+# ------------------------------------------------------------------------------------ before and after a remedy
+
+
+def steps_figure(table: pd.DataFrame, limits: Mapping[str, float] | None = None) -> Figure:
+    """What was measured after each step: a row for each, a panel for each column, one scale for all rows.
+
+    Args:
+        table: data frame by step, numbers in its columns. Its last row stands out.
+        limits: by column, where an alarm begins: a dashed line.
+    """
+    limits = limits or {}
+    figure, panels = new_figure(
+        1, len(table.columns), size=(9, 1.1 + 0.36 * len(table)), sharey=True, squeeze=False
+    )
+    for axes, column in zip(panels[0], table.columns, strict=True):
+        values = table[column].astype(float)
+        high = max(float(values.max()), limits.get(column, 0.0), 1e-12)
+        colours = [SKY] * (len(table) - 1) + [BLUE]
+        axes.barh(range(len(table)), values, color=colours, height=0.7)
+        for y, value in enumerate(values):
+            told = "none" if value != value else f"{value:.3g}"
+            place = (0 if value != value else value) + 0.03 * high
+            over = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # the dashed line may run there
+            axes.text(place, y, told, va="center", fontsize=8, bbox=over)
+        if column in limits:
+            axes.axvline(limits[column], color=RED, linestyle="--", linewidth=1.2)
+        axes.set_xlim(0, 1.3 * high)
+        axes.set_title(textwrap.fill(str(column), 20), fontsize=9)
+        axes.tick_params(axis="x", labelsize=8)
+    panels[0][0].set_yticks(range(len(table)), [str(name) for name in table.index], fontsize=9)
+    panels[0][0].invert_yaxis()
+    return figure
+
+
+def strips_figure(rows: Mapping[str, Tensor], title: str = "", *, scale: float | None = None) -> Figure:
+    """Filters or projections of several networks, signed (n, 3, h, w) each, a strip for each on one common scale.
+
+    Args:
+        rows: by name; uint8 pictures are shown as they are. Sizes may differ.
+        scale: what is drawn white or black; default: the 99.5th percentile of all |values|, the largest strip's.
+    """
+    signed = [t for t in rows.values() if t.dtype != torch.uint8]
+    if scale is None and signed:
+        scale = max(float(np.percentile(t.abs().cpu().numpy(), PERCENTILE)) for t in signed)
+    figure, panels = new_figure(len(rows), 1, size=(9, 0.5 + 0.95 * len(rows)), squeeze=False)
+    for axes, (name, pictures) in zip(panels[:, 0], rows.items(), strict=True):
+        shown = pictures if pictures.dtype == torch.uint8 else signed_to_rgb(pictures, max(scale or 0, 1e-30))
+        axes.imshow(np.asarray(montage(shown.cpu(), columns=len(shown), tile=64)))
+        axes.set_title(name, loc="left", fontsize=9)
+        axes.set_axis_off()
+    figure.suptitle(title, fontsize=11)
     return figure

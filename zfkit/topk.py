@@ -1,12 +1,35 @@
 """The strongest activations of every feature map: `mine`, and the table `TopK` that it makes.
 
 `mine` looks at every picture once. What it keeps does not grow with their number: for each feature map its
-k best pictures, with the place of the maximum, and three statistics.
+k best pictures, with the place of the maximum, and three statistics. What that will take is told beforehand by
+`estimate_mining`.
+
+Past one machine
+----------------
+*Shares.* The pictures are cut into n consecutive shares, and share i is looked at by a process of its own: started
+all together by ``torchrun`` (`mine` then merges by itself), or one by one by whatever starts jobs, with `mine_share`,
+in a shell ``zfkit mine --share i/n``. Shares need nothing from each other: no ports, no order, no common start.
+They need the same weights and the same list of pictures, which their fingerprints hold them to, and a folder that
+whoever merges can read.
+
+*Hosts.* Give each host as many shares as it has devices, and every host read access to the pictures; Parquet in
+files of a few hundred MB lets a share read little beyond its own rows. Ten times as many shares as processes even
+out hosts of different speed.
+
+*Merging.* `TopK.merge` reads one state of each share, k candidates for each feature map: maps x (20 k + 20) bytes,
+whatever the number of pictures. Its cost is proportional to n x maps x k and does not depend on the pictures.
+
+*A worker dies.* Its share has a state of at most `checkpoint_every` pictures ago; the same command goes on from there,
+on any host. Until then `TopK.merge` says which share lacks how many pictures. Under torchrun the other processes are
+ended too, and the same torchrun command, with the same number of processes, goes on.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +40,11 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .checkpoints import write_whole
+from .checkpoints import only_writer, write_whole
 from .deconv import cannot_run
-from .errors import ImageError, LayerError, ZfkitError, unknown
-from .graph import Step
-from .images import ImageSet, Windows
+from .errors import ImageError, LayerError, WriteError, ZfkitError, unknown
+from .graph import Portions, Step
+from .images import Batch, ImageSet, Windows
 from .models import VisionModel
 from .receptive_field import Extent, Interval, extents
 
@@ -55,6 +78,14 @@ class LayerTop:
 
 
 _FIELDS = tuple(LayerTop.__dataclass_fields__)
+_RANKED = ("value", "image", "row", "col")  # those of k columns
+
+
+def _no_table(path: str | Path, error: Exception) -> ZfkitError:
+    reason = (str(error).strip().rstrip(".").splitlines() or [type(error).__name__])[0]
+    return ZfkitError(
+        f"{Path(path).name} is not a table that this version of TopK.save wrote ({reason}); mine again"
+    )
 
 
 @dataclass(frozen=True)
@@ -147,11 +178,12 @@ class TopK:
     @classmethod
     def load(cls, path: str | Path) -> TopK:
         """Read a table that `save` wrote. Raises ZfkitError for any other file."""
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
+        if not Path(path).is_file():
+            raise ZfkitError(f"there is no file {str(path)!r}; check the path")
         try:
-            table = pq.read_table(path)
+            table = pq.read_table(Path(path))
             head = json.loads((table.schema.metadata or {}).get(b"zfkit", "{}"))
             if head.pop("format", None) != FORMAT:
                 raise ValueError("its header does not say so")
@@ -159,25 +191,98 @@ class TopK:
             lacking = expected ^ head.keys() or {"layer", "channel", *_FIELDS} ^ set(table.column_names)
             if lacking:
                 raise ValueError(f"{', '.join(sorted(lacking))} missing or unknown")
-        except FileNotFoundError:
-            raise ZfkitError(f"there is no file {str(path)!r}; check the path") from None
-        except (pa.ArrowInvalid, OSError, AttributeError, ValueError) as error:
-            reason = str(error).strip().rstrip(".").splitlines()[0]
+            kinds = {"k": int, "count": int, "inside": bool}
+            wrong = [n for n, v in head.items() if type(v) is not kinds.get(n, str)]
+            if wrong or head["k"] < 1 or head["count"] < 1:
+                raise ValueError(f"{', '.join(wrong) or 'k or count'} cannot be so")
+            columns = table.to_pydict()
+            layers: dict[str, LayerTop] = {}
+            for layer in dict.fromkeys(columns["layer"]):
+                here = [i for i, name in enumerate(columns["layer"]) if name == layer]
+                part = {name: [columns[name][i] for i in here] for name in _FIELDS}
+                floats = {"value", "max", "mean", "active"}
+                tensors = {
+                    n: torch.tensor(v, dtype=torch.float32 if n in floats else torch.long)
+                    for n, v in part.items()
+                }
+                layers[layer] = LayerTop(**tensors)
+                shapes = {n: tuple(t.shape) for n, t in tensors.items()}
+                whole = {n: (len(here), head["k"]) if n in _RANKED else (len(here),) for n in _FIELDS}
+                if shapes != whole or [columns["channel"][i] for i in here] != list(range(len(here))):
+                    raise ValueError(f"layer {layer!r} is not whole")
+            return cls(layers=layers, **head)
+        except Exception as error:  # Arrow raises all sorts on damaged files
+            raise _no_table(path, error) from None
+
+    @classmethod
+    def merge(cls, states: Sequence[str | Path], images: ImageSet) -> TopK:
+        """The table of all pictures, out of the states that `mine_share` left; identical to that of one `mine`.
+
+        Args:
+            states: the files, one for each share, in any order.
+            images: the pictures that were mined.
+
+        Raises ZfkitError for states that are damaged, not finished, of different runs or other pictures, and where
+        a share is missing.
+        """
+        heads, parts = [], []
+        for file in states:
+            head, tensors = _read_state(Path(file))
+            heads.append(head)
+            parts.append(tensors)
+        if not heads:
+            raise ZfkitError("there are no states to merge; name the files that mine_share wrote")
+        first = heads[0]
+        for file, head in zip(states, heads, strict=True):
+            run, other = first["run"], head["run"]
+            differ = [
+                n for n, v in run.items() if n not in ("batch_size", "from", "to") and other.get(n) != v
+            ]
+            if differ:
+                raise ZfkitError(
+                    f"{file} and {states[0]} belong to different runs: {', '.join(differ)} differ; mine them alike"
+                )
+        if first["run"]["fingerprint"] != images.fingerprint():
             raise ZfkitError(
-                f"{Path(path).name} is not a table that this version of TopK.save wrote ({reason}); mine again"
-            ) from None
-        columns = table.to_pydict()
-        layers: dict[str, LayerTop] = {}
-        for layer in dict.fromkeys(columns["layer"]):
-            here = [i for i, name in enumerate(columns["layer"]) if name == layer]
-            part = {name: [columns[name][i] for i in here] for name in _FIELDS}
-            floats = {"value", "max", "mean", "active"}
-            tensors = {
-                n: torch.tensor(v, dtype=torch.float32 if n in floats else torch.long)
-                for n, v in part.items()
-            }
-            layers[layer] = LayerTop(**tensors)
-        return cls(layers=layers, **head)
+                f"{states[0]} was mined from {first['images']!r}, not from {images.source!r} as it is now: mine again"
+            )
+        order = sorted(range(len(heads)), key=lambda i: (heads[i]["run"]["from"], heads[i]["run"]["to"]))
+        upto = 0
+        for i in order:
+            start, stop = heads[i]["run"]["from"], heads[i]["run"]["to"]
+            if start != upto:
+                what = "are in no share" if start > upto else "are in two shares"
+                raise ZfkitError(
+                    f"pictures {min(start, upto):,} to {max(start, upto) - 1:,} {what} of "
+                    f"{', '.join(map(str, states))}; name one state for each share"
+                )
+            if heads[i]["next"] < stop:
+                raise ZfkitError(
+                    f"{states[i]} is not finished: {heads[i]['next'] - start:,} of {stop - start:,} pictures; run its "
+                    "share again, which goes on from there"
+                )
+            upto = stop
+        if upto != len(images):
+            raise ZfkitError(
+                f"pictures {upto:,} to {len(images) - 1:,} are in no share of {', '.join(map(str, states))}; name "
+                "one state for each share"
+            )
+        run = first["run"]
+        merged = {}
+        for layer in run["layers"]:
+            found: _Best | None = None
+            for i in order:
+                best = _Best(layer, run["k"], run["per_photograph"], images.windows)
+                best.load(_of_layer(parts[i], layer))
+                if found is None:
+                    found = best
+                else:
+                    found.join(best)
+            assert found is not None
+            merged[layer] = found
+        return _table(
+            merged, run["k"], first["model"], images, run["fingerprint"], run["inside"], run["weights"]
+        )
 
     def check(self, model: VisionModel, images: ImageSet) -> None:
         """Raise ZfkitError where this table was made with other pictures or another network."""
@@ -240,63 +345,301 @@ def mine(
     >>> top = mine(model, photos)
     >>> top.table("conv5").head()
     """
-    names = [layers] if isinstance(layers, str) else list(layers if layers is not None else model.conv_layers)
-    for name in names:
-        model.network.find(name)
-    if not names:
-        raise LayerError(f"no layer was named to look at. There are: {', '.join(model.conv_layers)}")
-    for what, value in (("k", k), ("per_photograph", per_photograph), ("batch_size", batch_size)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ZfkitError(f"{what} must be a whole number from 1 on, not {value!r}")
-    if not len(images):
-        raise ImageError("there are no pictures to look at")
-    if batch_size is None:
-        batch_size = _batch_size(model, images, names)
+    plan = _Plan.check(model, images, layers, k, per_photograph, inside, batch_size, precision)
     rank, world = _process()
-    start, stop = (batch_size * (-(-len(images) // batch_size) * r // world) for r in (rank, rank + 1))
-    stop = min(stop, len(images))
-    per_photograph = per_photograph or -(-k // 3)
-    best = {name: _Best(name, k, per_photograph, images.windows, start) for name in names}
-    for name in names:
-        best[name].device = model.device
-        if inside:
-            best[name].inside = units_inside(model, name, images.size)
-    fingerprints = {"weights": model.fingerprint(), "fingerprint": images.fingerprint()}
-    saved = None
-    if checkpoint is not None:
-        run = fingerprints | {"layers": names, "k": k, "per_photograph": per_photograph, "inside": inside}
-        run |= {"precision": precision, "batch_size": batch_size, "from": start, "to": stop}
-        saved = _Checkpoint(Path(checkpoint), run, rank, world)
-    done = saved.resume(best) if saved else start
-    with tqdm(
-        total=stop - start, initial=done - start, desc=f"mining {model.name}", unit="img",
-        disable=not progress or rank > 0, leave=False,
-    ) as bar:  # fmt: skip
-        for batch in images.batches(batch_size, done, stop):
-            for name, output in activations(model, batch.pixels, names, precision):
-                best[name].look(output, batch.indices)
-            bar.update(len(batch.indices))
-            seen = min(stop, batch_size * (int(batch.indices[-1]) // batch_size + 1))
-            if saved and (seen - done >= checkpoint_every or seen == stop):
-                saved.save(best, seen)
-                done = seen
+    best = _look(plan, rank, world, checkpoint, checkpoint_every, progress and rank == 0)
     if world > 1:
         best = _together(best)
-    if not best[names[0]].count:
+    return _table(best, k, model.name, images, images.fingerprint(), inside, model.fingerprint())
+
+
+def mine_share(
+    model: VisionModel,
+    images: ImageSet,
+    checkpoint: str | Path,
+    share: int,
+    of: int,
+    layers: str | Sequence[str] | None = None,
+    k: int = 9,
+    *,
+    per_photograph: int | None = None,
+    inside: bool = False,
+    batch_size: int | None = None,
+    precision: Precision = "float32",
+    checkpoint_every: int = 10_000,
+    progress: bool = True,
+) -> Path:
+    """Look at one of `of` shares of the pictures (0 to of - 1), as one process of `mine` under torchrun does.
+
+    The state is kept in CHECKPOINT.SHAREofOF, whose path is returned; call it again after a crash, and it goes on from
+    there. When all shares are done, `TopK.merge` makes the table. Other arguments and errors as for `mine`.
+
+    >>> states = [zfkit.mine_share(model, images, "topk.part", i, 8) for i in range(8)]   # on eight machines
+    >>> top = zfkit.TopK.merge(states, images)
+    """
+    if type(of) is not int or type(share) is not int or not 0 <= share < of:
+        raise ZfkitError(
+            f"share must be 0 to {of!r} - 1, and of a whole number from 1 on, not {share!r} of {of!r}"
+        )
+    plan = _Plan.check(model, images, layers, k, per_photograph, inside, batch_size, precision)
+    _look(plan, share, of, checkpoint, checkpoint_every, progress, alone=False)
+    return state_of(checkpoint, share, of)
+
+
+def state_of(checkpoint: str | Path, share: int, of: int) -> Path:
+    """Where `mine_share` keeps the state of a share."""
+    checkpoint = Path(checkpoint)
+    return checkpoint.with_name(f"{checkpoint.name}.{share}of{of}")
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What is to be mined, checked."""
+
+    model: VisionModel
+    images: ImageSet
+    layers: list[str]
+    k: int
+    per_photograph: int
+    inside: bool
+    batch_size: int
+    precision: Precision
+
+    @classmethod
+    def check(
+        cls,
+        model: VisionModel,
+        images: ImageSet,
+        layers: str | Sequence[str] | None,
+        k: int,
+        per_photograph: int | None,
+        inside: bool,
+        batch_size: int | None,
+        precision: Precision,
+    ) -> _Plan:
+        names = (
+            [layers] if isinstance(layers, str) else list(layers if layers is not None else model.conv_layers)
+        )
+        for name in names:
+            model.network.find(name)
+        if not names:
+            raise LayerError(f"no layer was named to look at. There are: {', '.join(model.conv_layers)}")
+        for what, value in (("k", k), ("per_photograph", per_photograph), ("batch_size", batch_size)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ZfkitError(f"{what} must be a whole number from 1 on, not {value!r}")
+        if precision not in get_args(Precision):
+            raise ZfkitError(unknown("precision", precision, get_args(Precision)))
+        if not len(images):
+            raise ImageError("there are no pictures to look at")
+        if batch_size is None:
+            batch_size = _batch_size(model, images, names)
+        return cls(model, images, names, k, per_photograph or -(-k // 3), inside, batch_size, precision)
+
+    def share(self, i: int, n: int) -> tuple[int, int]:
+        """First picture of the i-th of n shares, and the first that is not in it any more: whole batches."""
+        batches = -(-len(self.images) // self.batch_size)
+        start, stop = (min(len(self.images), self.batch_size * (batches * r // n)) for r in (i, i + 1))
+        return start, stop
+
+    def begin(self, start: int = 0) -> dict[str, _Best]:
+        best = {
+            name: _Best(name, self.k, self.per_photograph, self.images.windows, start) for name in self.layers
+        }
+        for name in self.layers:
+            best[name].device = self.model.device
+            if self.inside:
+                best[name].inside = units_inside(self.model, name, self.images.size)
+        return best
+
+
+def _look(
+    plan: _Plan,
+    share: int,
+    of: int,
+    checkpoint: str | Path | None,
+    checkpoint_every: int,
+    progress: bool,
+    alone: bool = True,
+) -> dict[str, _Best]:
+    """Look at one share, from the checkpoint on, if there is one. `alone`: one share of one keeps its plain name."""
+    if not isinstance(checkpoint_every, int) or checkpoint_every < 1:
+        raise ZfkitError(f"checkpoint_every must be a whole number from 1 on, not {checkpoint_every!r}")
+    start, stop = plan.share(share, of)
+    best = plan.begin(start)
+    if checkpoint is None:
+        return _pass(plan, best, start, start, stop, None, checkpoint_every, progress)
+    file = Path(checkpoint) if alone and of == 1 else state_of(checkpoint, share, of)
+    run: dict[str, Any] = {
+        "weights": plan.model.fingerprint(),
+        "fingerprint": plan.images.fingerprint(),
+        "layers": plan.layers,
+    }
+    run |= {"k": plan.k, "per_photograph": plan.per_photograph, "inside": plan.inside}
+    run |= {"precision": plan.precision, "batch_size": plan.batch_size, "from": start, "to": stop}
+    saved = _Checkpoint(file, run, plan.model.name, plan.images.source)
+    refusal = ZfkitError(
+        f"another process is mining with the checkpoint {str(file)!r}: wait for it, or name another"
+    )
+    lock = file.with_name(f"{file.name}.lock")
+    with _made(file.parent), only_writer(lock, refusal):
+        done = saved.resume(best)
+        best = _pass(plan, best, start, done, stop, saved, checkpoint_every, progress)
+        with contextlib.suppress(OSError):
+            lock.unlink()
+    return best
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(folder, error) from None
+    yield
+
+
+def _pass(
+    plan: _Plan,
+    best: dict[str, _Best],
+    start: int,
+    done: int,
+    stop: int,
+    saved: _Checkpoint | None,
+    checkpoint_every: int,
+    progress: bool,
+) -> dict[str, _Best]:
+    """One pass over the pictures from `done` to `stop`; what it finds goes into `best`, or a copy of it."""
+    size, portions = plan.batch_size, Portions(f"mining {plan.model.name}", plan.batch_size)
+    with tqdm(
+        total=stop - start, initial=done - start, desc=f"mining {plan.model.name}", unit="img",
+        disable=not progress, leave=False,
+    ) as bar:  # fmt: skip
+        seen = done
+        for batch in plan.images.batches(size, done, stop):
+            best = _see(plan, best, batch, portions)
+            bar.update(len(batch.indices))
+            seen = min(stop, size * (int(batch.indices[-1]) // size + 1))
+            if saved and seen - done >= checkpoint_every:
+                saved.save(best, seen)
+                done = seen
+        if saved and (done < stop or not saved.path.exists()):  # the last pictures may be unreadable, or none
+            saved.save(best, stop)
+    return best
+
+
+def _see(plan: _Plan, best: dict[str, _Best], batch: Batch, portions: Portions) -> dict[str, _Best]:
+    """`best` and what is in this batch. Taken in on a copy, in case that memory runs out half-way."""
+    for part in portions.of(len(batch.indices)):
+        with portions.attempt():
+            trial = {name: b.copy() for name, b in best.items()}
+            for name, output in activations(plan.model, batch.pixels[part], plan.layers, plan.precision):
+                trial[name].look(output, batch.indices[part])
+            best = trial
+    return best
+
+
+def _table(
+    best: dict[str, _Best], k: int, model: str, images: ImageSet, fingerprint: str, inside: bool, weights: str
+) -> TopK:
+    count = next(iter(best.values())).count
+    if not count:
         reason = f": {images.skipped[0].reason}" if images.skipped else ""
         raise ImageError(f"none of the {len(images)} pictures of {images.source!r} can be read{reason}")
-    found = {name: best[name].finish() for name in names}
-    count = best[names[0]].count
-    return TopK(
-        found,
-        k,
-        model.name,
-        images.source,
-        fingerprints["fingerprint"],
-        count,
-        inside,
-        fingerprints["weights"],
-    )
+    found = {name: b.finish() for name, b in best.items()}
+    return TopK(found, k, model, images.source, fingerprint, count, inside, weights)
+
+
+# --------------------------------------------------------------------------------------------- the estimate
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What mining will take, before it starts.
+
+    Attributes:
+        pictures: in the set; of them `timed` were looked at, in `timed_seconds`.
+        maps: feature maps of all layers.
+        seconds: for all pictures, by all processes together.
+        table_bytes: of the table, at most: maps x (28 k + 20), before compression.
+        state_bytes: of the state of one process that is kept on the way: maps x (20 k + 20).
+    """
+
+    pictures: int
+    maps: int
+    timed: int
+    timed_seconds: float
+    processes: int
+    seconds: float
+    table_bytes: int
+    state_bytes: int
+
+    def __str__(self) -> str:
+        many = f" by {self.processes} processes" if self.processes > 1 else ""
+        return (
+            f"{self.pictures:,} pictures, {self.maps:,} feature maps: about {duration(self.seconds)}{many} "
+            f"({self.timed / self.timed_seconds:,.0f} pictures/s, timed on {self.timed:,}); on disk up to "
+            f"{size_of(self.table_bytes)} for the table and {size_of(self.processes * self.state_bytes)} for the state"
+        )
+
+
+def estimate_mining(
+    model: VisionModel,
+    images: ImageSet,
+    layers: str | Sequence[str] | None = None,
+    k: int = 9,
+    *,
+    inside: bool = False,
+    batch_size: int | None = None,
+    precision: Precision = "float32",
+    processes: int = 1,
+) -> Estimate:
+    """How long `mine` will take with these arguments, and how much disk, from a few timed batches.
+
+    A first batch warms up; those after it are timed, at most 8 batches or 2 seconds of them and no more than a
+    twentieth of the set, reading included. Of a set with few pictures the first batch itself is timed.
+
+    >>> print(zfkit.estimate_mining(model, images))
+    """
+    plan = _Plan.check(model, images, layers, k, None, inside, batch_size, precision)
+    if type(processes) is not int or processes < 1:
+        raise ZfkitError(f"processes must be a whole number from 1 on, not {processes!r}")
+    blank = torch.zeros(1, 3, images.size, images.size, dtype=torch.uint8)
+    maps = sum(output.shape[1] for _, output in activations(model, blank, plan.layers))
+    batches = min(9, max(1, len(images) // (20 * plan.batch_size)))
+    best, portions = plan.begin(), Portions(f"timing {model.name}", plan.batch_size)
+    started, timed, seconds = time.perf_counter(), 0, 0.0
+    for n, batch in enumerate(images.batches(plan.batch_size, 0, batches * plan.batch_size)):
+        best = _see(plan, best, batch, portions)
+        now = time.perf_counter()
+        if n == 0 and batches > 1:
+            started = now
+            continue
+        timed, seconds = timed + len(batch.indices), now - started
+        if seconds > 2:
+            break
+    if not timed:
+        reason = f": {images.skipped[0].reason}" if images.skipped else ""
+        raise ImageError(f"none of the first pictures of {images.source!r} can be read{reason}")
+    seconds = max(seconds, 1e-9)
+    return Estimate(
+        len(images), maps, timed, seconds, processes, seconds / timed * len(images) / processes,
+        table_bytes=maps * (28 * k + 20), state_bytes=maps * (20 * k + 20),
+    )  # fmt: skip
+
+
+def duration(seconds: float) -> str:
+    """In words: 7 s, 12 min, 2 h 05 min, 3 d 4 h."""
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 99.5:
+        return f"{max(1, round(seconds))} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def size_of(count: int) -> str:
+    """Bytes in words: 12 kB, 3.4 MB."""
+    return f"{max(1, round(count / 1e3))} kB" if count < 1e6 else f"{count / 1e6:.1f} MB"
 
 
 def _process() -> tuple[int, int]:
@@ -319,30 +662,80 @@ def _together(best: dict[str, _Best]) -> dict[str, _Best]:
     return merged
 
 
+def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Head and tensors of a checkpoint. Raises ZfkitError for any other file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if not path.is_file():
+            raise ZfkitError(f"there is no checkpoint {str(path)!r}; check the path, or mine that share")
+        with safe_open(path, "pt") as file:
+            head = json.loads((file.metadata() or {})["zfkit mining"])
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        run = head["run"]
+        whole = [head["next"], *(run[n] for n in ("from", "to", "k", "per_photograph", "batch_size"))]
+        texts = [head["model"], head["images"], *(run[n] for n in ("weights", "fingerprint", "precision"))]
+        if not all(type(n) is int for n in whole) or not all(
+            isinstance(t, str) for t in (*texts, *run["layers"])
+        ):
+            raise ValueError("its head is not whole")
+        if (
+            not 0 <= run["from"] <= head["next"] <= run["to"]
+            or type(run["inside"]) is not bool
+            or min(whole[3:]) < 1
+        ):
+            raise ValueError(f"it stands at {head['next']}")
+        counts = {_check_state(_of_layer(tensors, layer), run["k"], run["to"]) for layer in run["layers"]}
+        if len(counts) != 1 or len(set(run["layers"])) != len(run["layers"]):
+            raise ValueError("its layers are not whole")
+    except ZfkitError:
+        raise
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise ZfkitError(f"{path} is no checkpoint of mine ({error}); delete it to start again") from None
+    return head, tensors
+
+
+def _check_state(state: dict[str, Tensor], k: int, stop: int) -> int:
+    """How many pictures the state of a layer tells of. Raises ValueError or KeyError where it is not whole."""
+    if not state:
+        return 0
+    C = state["max"].shape[0]
+    shapes = dict.fromkeys(("value", "image", "place"), (C, k)) | dict.fromkeys(
+        ("max", "sum", "active"), (C,)
+    )
+    kinds = {"value": torch.float32, "max": torch.float32, "sum": torch.float64}
+    for name, shape in (shapes | {"numbers": (5,)}).items():
+        if state[name].shape != shape or state[name].dtype != kinds.get(name, torch.int64):
+            raise ValueError(f"{name} is {tuple(state[name].shape)} {state[name].dtype}")
+    count, width, *places = state["numbers"].tolist()
+    if not 1 <= count <= stop or width < 1 or min(places) < 0:
+        raise ValueError(f"its numbers are {state['numbers'].tolist()}")
+    for name in ("image", *(n for n in ("pending1", "head1") if n in state)):
+        if not ((state[name] >= -1) & (state[name] < stop)).all():
+            raise ValueError(f"{name} names pictures that it has not seen")
+    return int(count)
+
+
+def _of_layer(tensors: dict[str, Tensor], layer: str) -> dict[str, Tensor]:
+    prefix = f"{layer}|"
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
 class _Checkpoint:
     """The state of a mining run in a file, so that it can go on after being stopped at any moment."""
 
-    def __init__(self, path: Path, run: dict[str, Any], rank: int, world: int) -> None:
-        self.path = path if world == 1 else path.with_name(f"{path.name}.{rank}of{world}")
-        self.run = run
+    def __init__(self, path: Path, run: dict[str, Any], model: str, images: str) -> None:
+        self.path, self.run = path, run
+        self.told = {"model": model, "images": images}  # may differ where weights and pictures are the same
 
     def resume(self, best: dict[str, _Best]) -> int:
         """Put back the state, if there is one; returns the picture to go on with.
 
         Raises ZfkitError for a file that is damaged, or that another run made.
         """
-        from safetensors import SafetensorError, safe_open
-
         if not self.path.exists():
             return int(self.run["from"])
-        try:
-            with safe_open(self.path, "pt") as file:
-                head = json.loads((file.metadata() or {})["zfkit mining"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise ZfkitError(
-                f"{self.path} is no checkpoint of mine ({error}); delete it to start again"
-            ) from None
+        head, tensors = _read_state(self.path)
         other = [name for name, value in self.run.items() if head["run"].get(name) != value]
         if other:
             raise ZfkitError(
@@ -350,8 +743,7 @@ class _Checkpoint:
                 "another checkpoint"
             )
         for layer, b in best.items():
-            prefix = f"{layer}|"
-            b.load({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+            b.load(_of_layer(tensors, layer))
         return int(head["next"])
 
     def save(self, best: dict[str, _Best], upto: int) -> None:
@@ -363,7 +755,7 @@ class _Checkpoint:
             for layer, b in best.items()
             for n, t in b.state().items()
         }
-        head = json.dumps({"run": self.run, "next": upto})
+        head = json.dumps({"run": self.run, "next": upto, **self.told})
         write_whole(self.path, lambda part: save_file(tensors, part, {"zfkit mining": head}))
 
 
@@ -584,6 +976,7 @@ class _Best:
             return
         if not self.count:
             self._clear(len(later.value), later.width, later.value.device)
+            self.inside = later.inside
         if later.head:
             self._take(later.head)
         if (
@@ -612,18 +1005,29 @@ class _Best:
         for name in ("pending", "head"):
             for i, t in enumerate(getattr(self, name) or ()):
                 tensors[f"{name}{i}"] = t.cpu()
-        return tensors | {"numbers": torch.tensor([self.count, self.width, self.start])}
+        corner = [s.start for s in self.inside]
+        return tensors | {"numbers": torch.tensor([self.count, self.width, self.start, *corner])}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Put back what `state` gave."""
         if not state:
             return
-        self.count, self.width, self.start = state["numbers"].tolist()
+        self.count, self.width, self.start, *corner = state["numbers"].tolist()
+        if [s.start for s in self.inside] != corner:
+            self.inside = slice(corner[0], None), slice(corner[1], None)
         for name in ("value", "image", "place", "max", "sum", "active"):
             setattr(self, name, state[name].to(self.device))
         for name in ("pending", "head"):
             if f"{name}0" in state:
                 setattr(self, name, tuple(state[f"{name}{i}"].to(self.device) for i in range(3)))
+
+    def copy(self) -> _Best:
+        """Another with the same content, which may go its own way."""
+        other = copy.copy(self)  # candidates are replaced, never changed in place
+        if self.count:
+            for name in ("value", "image", "place", "max", "sum", "active"):
+                setattr(other, name, getattr(self, name).clone())
+        return other
 
     def like(self, state: dict[str, Tensor]) -> _Best:
         """Another of the same kind, with this state."""

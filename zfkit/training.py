@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from .augmentation import Feed, Geometry, Resident, Streamed, centre_crop, draw, generator, ten_crops
 from .checkpoints import Provenance
 from .errors import TrainingError, unknown
+from .graph import Portions
 from .images import ImageSet
 from .models import ARCHITECTURES, Architecture, VisionModel, build, describe, wrap_model
 from .runs import Run, State
@@ -452,7 +453,7 @@ def evaluate(
     Raises TrainingError where labels are missing or no class of the network.
     """
     started = time.perf_counter()
-    geometry = geometry or _crops_of(model.input_size, images.size)
+    geometry = geometry or crops_of(model.input_size, images.size)
     if crops not in (1, 10):
         raise TrainingError(f"crops must be 1 or 10, not {crops!r}")
     if geometry.picture < geometry.size:
@@ -466,11 +467,17 @@ def evaluate(
     was_training = model.net.training
     model.net.eval()
     start, stop = rank * len(images) // ranks, (rank + 1) * len(images) // ranks
+    portions = Portions("evaluating", batch_size)
     for batch in images.batches(batch_size, start, stop):
         labels = batch.label.to(model.device)
-        views = [centre_crop(batch.pixels, geometry)] if crops == 1 else ten_crops(batch.pixels, geometry)
-        shares = torch.stack([forward(model.preprocess(v)).float().softmax(1) for v in views])
-        p = shares.mean(0)  # (n, classes)
+        parts = []
+        for part in portions.of(len(labels)):
+            with portions.attempt():
+                pixels = batch.pixels[part]
+                views = [centre_crop(pixels, geometry)] if crops == 1 else ten_crops(pixels, geometry)
+                shares = torch.stack([forward(model.preprocess(v)).float().softmax(1) for v in views])
+                parts.append(shares.mean(0))
+        p = torch.cat(parts)  # (n, classes)
         if int(labels.min()) < 0 or int(labels.max()) >= p.shape[1]:
             raise TrainingError(
                 f"{images.source!r} has labels from {int(labels.min())} to {int(labels.max())}, and the network has "
@@ -556,7 +563,7 @@ class _Plan:
             raise TrainingError(
                 f"training pictures are {train.size} px and validation {val.size}: load both alike"
             )
-        crops = _crops_of(size, train.size)
+        crops = crops_of(size, train.size)
         crops = replace(crops, pad=crops.pad if recipe.shift is None else recipe.shift)
         crops = replace(
             crops, brightness=crops.brightness if recipe.brightness is None else recipe.brightness
@@ -688,7 +695,7 @@ class _Plan:
         }  # fmt: skip
 
 
-def _crops_of(size: int, picture: int) -> Geometry:
+def crops_of(size: int, picture: int) -> Geometry:
     """Crops inside larger pictures, as at the paper's 224 of 256; of equal ones, crops that hang over a little."""
     return Geometry(size, picture, round(6 * size / 64), 0.2) if picture == size else Geometry(size, picture)
 

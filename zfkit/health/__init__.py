@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import LayerError, ZfkitError
+from ..graph import Portions
 from ..images import ImageSet
 from ..models import VisionModel
 from .checks import CHECKS
@@ -66,7 +67,11 @@ def diagnose(
         raise ZfkitError(f"batch_size must be a whole number from 1 on, not {batch_size!r}")
     if not isinstance(thresholds, Thresholds):
         raise ZfkitError(f"thresholds must be Thresholds(...), not {thresholds!r}")
-    m = measure(model, images, limit, batch_size, seed, progress)
+    portions = Portions(f"diagnosing {model.name}", batch_size)
+    for _ in portions.of(batch_size):  # once, or from the beginning with half as many pictures at a time
+        with portions.attempt():
+            m = measure(model, images, limit, portions.size, seed, progress)
+            break
     found = [finding for check in CHECKS for finding in check(m, thresholds)]
     order = {layer: i for i, layer in enumerate(["", *m.layers])}
     found.sort(key=lambda f: (("fault", "warning", "note").index(f.severity), order[f.layer]))

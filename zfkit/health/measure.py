@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..aliasing import measure_aliasing, subsampling_layers
 from ..deconv import cannot_run
-from ..errors import ImageError, ZfkitError
+from ..errors import ImageError, ZfkitError, out_of_memory
 from ..graph import Network, Step
 from ..images import ImageSet
 from ..models import VisionModel
@@ -154,8 +154,8 @@ def measure(
     if whole and torch.isfinite(torch.cat(logits)).all():
         m.labels = _labels(m)
         m.blank = _blank(m)
-        m.learning = _learning(m, pixels[: SAMPLE // 2], seed)
-        m.colour = _colour(m, pixels)
+        m.learning = _learning(m, pixels[: SAMPLE // 2], seed, batch_size)
+        m.colour = _colour(m, pixels, batch_size)
     return m
 
 
@@ -228,10 +228,9 @@ def _what_runs(model: VisionModel, images: ImageSet) -> set[str]:
     try:
         for step, _, _ in model.network.walk(x, list(model.network.steps)):
             reached.add(step.name)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:
-        pass
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
     return reached
 
 
@@ -435,8 +434,8 @@ def _blank(m: Measurements) -> dict[str, float]:
     return {name: float(_run(m, blank).softmax(1).amax()) for name, blank in x.items()}
 
 
-def _learning(m: Measurements, pixels: Tensor, seed: int) -> dict[str, float]:
-    """lr |gradient| / |weight| of each layer, for one batch: what a first step of SGD would change."""
+def _learning(m: Measurements, pixels: Tensor, seed: int, batch_size: int) -> dict[str, float]:
+    """lr |gradient| / |weight| of each layer, for these pictures: what a first step of SGD would change."""
     assert m.logits is not None
     if m.labels is not None:
         labels = m.labels[: len(pixels)]
@@ -445,10 +444,16 @@ def _learning(m: Measurements, pixels: Tensor, seed: int) -> dict[str, float]:
         labels = torch.randint(m.logits.shape[1], (len(pixels),), generator=generator)
     weights = {n: p.detach().clone().requires_grad_() for n, p in m.model.net.named_parameters()}
     names = {f"{layer}.weight": layer for layer in m.layers if f"{layer}.weight" in weights}
-    with torch.enable_grad():
-        output = torch.func.functional_call(m.model.net, weights, (m.model.preprocess(pixels),))
-        loss = F.cross_entropy(_log_probabilities(output), labels.to(output.device))
-        gradients = torch.autograd.grad(loss, [weights[n] for n in names], allow_unused=True)
+    gradients: list[Tensor | None] = [None] * len(names)
+    for part in torch.arange(len(pixels)).split(batch_size):
+        with torch.enable_grad():
+            output = torch.func.functional_call(m.model.net, weights, (m.model.preprocess(pixels[part]),))
+            right = labels[part].to(output.device)
+            loss = F.cross_entropy(_log_probabilities(output), right, reduction="sum") / len(pixels)
+            added = torch.autograd.grad(loss, [weights[n] for n in names], allow_unused=True)
+        gradients = [
+            b if a is None else a if b is None else a + b for a, b in zip(gradients, added, strict=True)
+        ]
     found = {}
     for (name, layer), gradient in zip(names.items(), gradients, strict=True):
         size = float(weights[name].detach().double().norm())
@@ -457,7 +462,7 @@ def _learning(m: Measurements, pixels: Tensor, seed: int) -> dict[str, float]:
     return found
 
 
-def _colour(m: Measurements, pixels: Tensor) -> dict[str, float]:
+def _colour(m: Measurements, pixels: Tensor, batch_size: int) -> dict[str, float]:
     """By how many standard errors the network prefers its pictures with colours in another order, by order.
 
     What it prefers: the order in which the logit of the right class, or, without labels, the largest one, stands out
@@ -484,7 +489,10 @@ def _colour(m: Measurements, pixels: Tensor) -> dict[str, float]:
 
     def preference(order: tuple[int, ...], chosen: Tensor) -> float:
         assert m.logits is not None
-        other = _run(m, m.model.preprocess(pixels[chosen][:, list(order)]))
+        parts = [
+            _run(m, m.model.preprocess(pixels[part][:, list(order)])) for part in chosen.split(batch_size)
+        ]
+        other = torch.cat(parts)
         gain = evidence(other, chosen) - evidence(m.logits[chosen], chosen)
         each = torch.stack([gain[source[chosen] == g].mean() for g in source[chosen].unique()])
         error = float(each.std()) / math.sqrt(len(each))

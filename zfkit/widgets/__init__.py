@@ -2,6 +2,7 @@
 
 from .base import Panel, Picker, Picture, Place
 from .correspondence import PartsExplorer, explore_parts
+from .evolution import EvolutionExplorer, explore_evolution
 from .explorer import Explorer, explore
 from .gratings import GratingExplorer, explore_gratings
 from .invariance import InvarianceExplorer, explore_invariance
@@ -11,7 +12,8 @@ from .state import State
 from .view import ExplorerView, mined
 
 __all__ = [
-    "Explorer", "ExplorerView", "GratingExplorer", "InvarianceExplorer", "Monitor", "OcclusionExplorer",
-    "Panel", "PartsExplorer", "Picker", "Picture", "Place", "State", "explore", "explore_gratings",
+    "EvolutionExplorer", "Explorer", "ExplorerView", "GratingExplorer", "InvarianceExplorer", "Monitor",
+    "OcclusionExplorer", "Panel", "PartsExplorer", "Picker", "Picture", "Place", "State", "explore",
+    "explore_evolution", "explore_gratings",
     "explore_invariance", "explore_occlusion", "explore_parts", "mined",
 ]  # fmt: skip

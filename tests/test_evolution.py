@@ -1,0 +1,649 @@
+"""Evolution: CKA against its definition, strongest activations against a loop, known answers, and bad snapshots."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import warnings
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from literal import deconvnet, layers_of
+from PIL import Image
+from tiny import TINY, one_thread  # noqa: F401
+from torch import nn
+
+import zfkit
+from zfkit import LayerError, ZfkitError, plotting
+from zfkit.checkpoints import load_weights, save_weights
+from zfkit.experiments.evolution import (
+    Evolution,
+    LayerEvolution,
+    cka,
+    convergence,
+    evolution,
+    settled,
+    snapshots_of,
+    squared_correlation,
+)
+from zfkit.images import ImageSet
+from zfkit.models import build, describe
+
+mpl.use("Agg")
+SIDE = 20
+
+
+def image_set(pixels, memory=False):
+    """Pictures (N, S, S, 3) without labels."""
+    names = [f"picture {i}" for i in range(len(pixels))]
+    images = ImageSet(lambda i: (Image.fromarray(pixels[i]), -1), names, size=pixels.shape[1], source="made")
+    return images.in_memory(progress=False) if memory else images
+
+
+def random_pixels(count, side=SIDE, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+
+
+def network(seed, scale=1.0):
+    """conv, pool, conv, fully connected: the last convolution sees 14 px, so less than a picture."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.MaxPool2d(2, 2), nn.Conv2d(4, 5, 2), nn.ReLU(), nn.Flatten(),
+        nn.Linear(45, 6),
+    )  # fmt: skip
+    for p in net.parameters():
+        p.data *= scale
+    return zfkit.wrap_model(net.double(), mean=127.5, scale=1 / 64, input_size=SIDE)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return image_set(random_pixels(24))
+
+
+@pytest.fixture(scope="module")
+def several():
+    return [(epoch, network(epoch)) for epoch in (0, 2, 5)]
+
+
+@pytest.fixture(scope="module")
+def found(several, images):
+    return evolution(several, images, ["0", "3", "6"], maps=3, compare=24, places=4, progress=False)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Snapshots of epochs 0, 1, 3 of an untrained network, as `fit` leaves them."""
+    for epoch in (0, 1, 3):
+        write_snapshot(tmp_path / "snapshots" / f"epoch_{epoch:04d}.safetensors", epoch)
+    return tmp_path
+
+
+def write_snapshot(path, epoch, architecture=TINY, **more):
+    torch.manual_seed(epoch)
+    net = build(architecture)
+    for p in net.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    told = {"architecture": describe(architecture), "mean": [127.0] * 3, "epoch": epoch} | more
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return save_weights(path, net.state_dict(), told)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return image_set(random_pixels(12, 32, seed=1))
+
+
+# ---------------------------------------------------------------------------------------------- similarity
+
+
+def gram_cka(x, y):
+    """HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with HSIC(K, L) = tr(K H L H) / (n - 1)^2, in loops and float64."""
+    n = len(x)
+    H = np.eye(n) - np.ones((n, n)) / n
+    K = np.array([[float(np.dot(a, b)) for b in x] for a in x])
+    L = np.array([[float(np.dot(a, b)) for b in y] for a in y])
+
+    def hsic(A, B):
+        return np.trace(A @ H @ B @ H) / (n - 1) ** 2
+
+    return hsic(K, L) / math.sqrt(hsic(K, K) * hsic(L, L))
+
+
+shapes = st.tuples(st.integers(3, 12), st.integers(1, 15), st.integers(1, 15), st.integers(0, 999))
+
+
+def draw(n, p, seed):
+    return torch.randn(n, p, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@given(shapes)
+@settings(max_examples=60, deadline=None)
+def test_cka_is_normalised_hsic_of_gram_matrices(shape):
+    n, p, q, seed = shape
+    x, y = draw(n, p, seed) + 3, draw(n, q, seed + 1) - 7
+    assert cka(x, y) == pytest.approx(gram_cka(x.numpy(), y.numpy()), rel=1e-8)
+
+
+@given(shapes)
+@settings(max_examples=30, deadline=None)
+def test_cka_ignores_rotation_scale_and_shift_and_nothing_else(shape):
+    n, p, q, seed = shape
+    x, y = draw(n, p, seed), draw(n, q, seed + 1)
+    rotation = torch.linalg.qr(draw(p, p, seed + 2)).Q
+    assert cka(-4 * x @ rotation + 5, y) == pytest.approx(cka(x, y), abs=1e-9)
+    assert cka(x, x) == pytest.approx(1)
+    assert 0 <= cka(x, y) <= 1 + 1e-12
+    stretched = x.clone()
+    stretched[:, 0] *= 10
+    if p > 1:
+        assert cka(stretched, x) < 1 - 1e-6
+
+
+def test_one_feature_is_the_squared_correlation():
+    x, y = draw(30, 4, 0), draw(30, 4, 1) + 0.5 * draw(30, 4, 0)
+    by_column = squared_correlation(x, y)
+    for c in range(4):
+        expected = np.corrcoef(x[:, c], y[:, c])[0, 1] ** 2
+        assert float(by_column[c]) == pytest.approx(expected)
+        assert cka(x[:, c : c + 1], y[:, c : c + 1]) == pytest.approx(expected)
+
+
+def test_what_never_varies_has_no_similarity():
+    x, flat = draw(9, 2, 0), torch.ones(9, 2)
+    assert cka(flat, x) == 0 and math.isnan(cka(x, flat))
+    assert squared_correlation(flat, x).tolist() == [0, 0]
+    assert squared_correlation(x, flat).isnan().all()
+
+
+# --------------------------------------------------------------------------------------- when it settled
+
+
+@pytest.mark.parametrize(
+    "similarity, expected",
+    [
+        ([0.0, 0.5, 0.8, 1.0], 7.5),  # half-way from .8 at epoch 5 to 1 at 10
+        ([0.2, 0.9, 0.95, 1.0], 1.0),  # .9 at epoch 1 itself
+        ([0.0, 0.99, 0.7, 1.0], 5 + 5 * 2 / 3),  # it was there before, and left again
+        ([0.95, 0.95, 0.99, 1.0], 0.0),  # never below
+        ([0.0, 0.0, 0.0, 1.0], 9.5),
+        ([0.0, 0.2, 0.3, 0.4], 5 + 5 * 0.6),  # of the last value, whatever that is
+        ([0.1, 0.2, 0.3, math.nan], math.nan),
+    ],
+)
+def test_the_epoch_of_a_known_sequence(similarity, expected):
+    given = torch.tensor([similarity, similarity], dtype=torch.float64)
+    assert settled([0, 1, 5, 10], given, 0.9).tolist() == pytest.approx([expected] * 2, nan_ok=True, abs=1e-6)
+
+
+@given(
+    st.lists(st.floats(0, 1), min_size=1, max_size=8),
+    st.lists(st.integers(1, 9), min_size=9, max_size=9),
+    st.floats(0.05, 0.99),
+)
+@settings(max_examples=80, deadline=None)
+def test_the_epoch_is_the_last_crossing_of_the_straight_lines(before, gaps, level):
+    values = np.array([*before, 1.0])
+    epochs = np.cumsum(gaps[: len(values)])
+    fine = np.linspace(epochs[0], epochs[-1], 20_001)
+    below = fine[np.interp(fine, epochs, values) < level]
+    expected = below[-1] if len(below) else epochs[0]
+    step = (epochs[-1] - epochs[0]) / 20_000
+    epoch = float(settled(epochs.tolist(), torch.from_numpy(values), level))
+    assert expected - 1e-9 <= epoch <= expected + step + 1e-9
+
+
+def test_a_level_outside_is_refused():
+    with pytest.raises(ZfkitError, match=r"above 0 and at most at 1, not be 1\.5"):
+        settled([0, 1], torch.tensor([0.0, 1.0]), 1.5)
+
+
+def made(curves, similarity, epochs=(0, 10, 20), name="made"):
+    """An evolution with these CKA by layer, and similarities (C, E) of its maps."""
+    layers = {}
+    for layer, curve in curves.items():
+        s = torch.tensor(similarity[layer], dtype=torch.float64)
+        C, E = s.shape
+        whole = torch.zeros(C, E, dtype=torch.long)
+        layers[layer] = LayerEvolution(
+            whole + 1.0, whole, whole, whole, s, torch.tensor(curve).double(), torch.linspace(1, 0, E).double(),
+            torch.tensor([0]), torch.zeros(1, E, 3, 4, 4), torch.zeros(1, E, 3, 4, 4, dtype=torch.uint8),
+        )  # fmt: skip
+    return Evolution(name, "made", 9, tuple(epochs), layers, 9, 1)
+
+
+def test_convergence_with_spread_over_maps_and_runs():
+    maps = {"low": [[0, 1, 1], [0.9, 1, 1], [0, 0.8, 1]], "high": [[0, 0, 1], [math.nan] * 3, [0, 0.8, 1]]}
+    first = made({"low": [0.0, 1.0, 1.0], "high": [0.5, 0.8, 1.0]}, maps)
+    second = made({"low": [0.8, 1.0, 1.0], "high": [0.0, 0.0, 1.0]}, maps)
+    table = convergence([first, second])
+    assert table.cka.tolist() == pytest.approx([(9 + 5) / 2, (15 + 19) / 2])
+    assert table.cka_low.tolist() == pytest.approx([5, 15])
+    assert table.cka_high.tolist() == pytest.approx([9, 19])
+    # rise: "low" goes 0 to 1, and .8 to 1; "high" .5 to 1 with .6 of the way at epoch 10, and 0 to 1
+    assert table.rise.tolist() == pytest.approx([9, (10 + 10 * 0.75 + 19) / 2])
+    assert table.start.tolist() == pytest.approx([0.4, 0.25])
+    # each map once for each run: 9, 0, 15 of the first layer, 19 and 15 of the second
+    assert table["map"].tolist() == pytest.approx([9, 17])
+    assert (table.map_q25 <= table["map"]).all() and (table["map"] <= table.map_q75).all()
+    assert table.maps.tolist() == [6, 4] and table.runs.tolist() == [2, 2]
+    assert convergence(first).cka.tolist() == pytest.approx([9, 15])
+
+
+def test_runs_that_do_not_compare_are_refused(found):
+    maps = {"low": [[0, 1, 1]]}
+    with pytest.raises(ZfkitError, match=r"other layers or epochs"):
+        convergence([made({"low": [0, 1, 1]}, maps), found])
+    with pytest.raises(ZfkitError, match="no run was given"):
+        convergence([])
+    with pytest.raises(ZfkitError, match="one snapshot, of epoch 7, and nothing to compare it with"):
+        convergence(made({"low": [1.0]}, {"low": [[1.0]]}, epochs=(7,)))
+
+
+def test_similarity_of_a_filter_that_turns_is_the_squared_cosine():
+    """Over pictures whose three colours are uncorrelated, w.x and v.x correlate like the vectors themselves."""
+    signs = np.array(np.meshgrid(*[[0, 255]] * 3)).reshape(3, -1).T.astype(np.uint8)  # 8 colours
+    images = image_set(np.broadcast_to(signs[:, None, None], (8, 6, 6, 3)).copy())
+    pairs = []
+    for epoch, angle in ((0, 90), (4, 60), (6, 30), (10, 0)):
+        conv = nn.Conv2d(3, 1, 1, bias=False).double()
+        a = math.radians(angle)
+        conv.weight.data = torch.tensor([math.cos(a), math.sin(a), 0.0], dtype=torch.float64).view(1, 3, 1, 1)
+        net = nn.Sequential(conv)
+        pairs.append((epoch, zfkit.wrap_model(net, mean=127.5, scale=1, input_size=6)))
+    run = evolution(pairs, images, progress=False)
+    expected = [0, 0.25, 0.75, 1]
+    assert run["0"].similarity[0].tolist() == pytest.approx(expected, abs=1e-12)
+    assert run["0"].cka.tolist() == pytest.approx(expected, abs=1e-12)
+    chord = [2 * math.sin(math.radians(angle) / 2) for angle in (90, 60, 30, 0)]
+    assert run["0"].distance.tolist() == pytest.approx([c / chord[0] for c in chord])
+    assert convergence(run).cka["0"] == pytest.approx(6 + 4 * 0.6)
+
+
+# ------------------------------------------------------------------------- strongest activations, projected
+
+
+def outputs(model, images, layer):
+    """What a layer makes of each picture, one by one, (N, C, H, W), without zfkit's graph."""
+    net = model.net[: int(layer) + 1]
+    with torch.no_grad():
+        maps = torch.cat([net((images[i][0].double()[None] - 127.5) / 64) for i in range(len(images))])
+    return maps if maps.dim() == 4 else maps[:, :, None, None]
+
+
+def test_the_strongest_activations_are_those_of_a_loop(found, several, images):
+    assert found.epochs == (0, 2, 5) and found.count == found.compared == 24
+    for e, (_, model) in enumerate(several):
+        for name, layer in found.layers.items():
+            maps = outputs(model, images, name)
+            for c in range(maps.shape[1]):
+                best = max(
+                    ((float(maps[i, c, r, k]), -i, -r, -k) for i, r, k in np.ndindex(*maps[:, c].shape)),
+                )
+                told = (layer.value, layer.image, layer.row, layer.col)
+                value, image, row, col = (t[c, e].item() for t in told)
+                assert value == pytest.approx(best[0], rel=1e-6)
+                assert (image, row, col) == tuple(-v for v in best[1:])
+
+
+def test_projections_and_patches_are_those_of_the_literal_deconvnet(found, several, images):
+    for e, (_, model) in enumerate(several):
+        for name, low, stride in (("0", 0, 2), ("3", 0, 4)):
+            layer = found[name]
+            S = layer.projection.shape[-1]
+            assert {"0": 3, "3": 9}[name] == S
+            for m, c in enumerate(layer.channels.tolist()):
+                i, r, k = (int(t[c, e]) for t in (layer.image, layer.row, layer.col))
+                x = (images[i][0].double().numpy() - 127.5) / 64
+                whole = deconvnet(layers_of(model.net[: int(name) + 1]), x, (c, r, k))
+                top, left = r * stride + low, k * stride + low
+                assert np.allclose(
+                    layer.projection[m, e], whole[:, top : top + S, left : left + S], atol=1e-12
+                )
+                window = images[i][0][:, top : top + S, left : left + S]
+                assert torch.equal(layer.photo[m, e], window)
+
+
+def test_of_units_that_see_more_than_the_picture_the_whole_picture_is_shown(small, folder):
+    run = evolution(folder, small, ["conv5"], [0, 2], progress=False)
+    layer = run["conv5"]
+    assert layer.projection.shape == (2, 3, 3, 32, 32)  # 83 px, of pictures of 32
+    for e, epoch in enumerate(run.epochs):
+        model = zfkit.Run(folder).model(epoch)
+        for m, c in enumerate((0, 2)):
+            i, place = int(layer.image[c, e]), [int(layer.row[c, e]), int(layer.col[c, e])]
+            x = model.preprocess(small[i][0])
+            whole = zfkit.project(model, x, "conv5", c, torch.tensor([place]))[0]
+            assert torch.allclose(layer.projection[m, e], whole, atol=1e-6 * float(whole.abs().max()))
+            assert torch.equal(layer.photo[m, e], small[i][0])
+
+
+def test_cka_is_over_pictures_and_places(found, several, images):
+    """Of a fully connected layer each picture is a sample; of maps that are the same everywhere, places add none."""
+    last = outputs(several[-1][1], images, "6")[:, :, 0, 0].numpy()
+    for e, (_, model) in enumerate(several):
+        now = outputs(model, images, "6")[:, :, 0, 0].numpy()
+        assert float(found["6"].cka[e]) == pytest.approx(gram_cka(now, last), rel=1e-8)
+    flat = image_set(np.repeat(np.repeat(random_pixels(15, 1, seed=4), SIDE, 1), SIDE, 2))
+    run = evolution(several, flat, ["3"], compare=99, places=3, progress=False)
+    last = outputs(several[-1][1], flat, "3")[:, :, 0, 0].numpy()
+    for e, (_, model) in enumerate(several):
+        now = outputs(model, flat, "3")[:, :, 0, 0].numpy()
+        assert float(run["3"].cka[e]) == pytest.approx(gram_cka(now, last), rel=1e-8)
+
+
+def test_distance_is_relative_to_the_first(found, several):
+    weights = [m.net[3].weight.detach().numpy() for _, m in several]
+    norms = [float(np.sqrt(((w - weights[-1]) ** 2).sum())) for w in weights]
+    assert found["3"].distance.tolist() == pytest.approx([n / norms[0] for n in norms])
+    assert found["3"].distance[-1] == 0 and found["3"].cka[-1] == pytest.approx(1)
+
+
+def test_changed_counts_maps_that_are_active_before_and_after():
+    image = torch.tensor([[1, 1, 2], [3, 4, 4], [5, 6, 7]])
+    value = torch.tensor([[1.0, 1, 1], [1, 1, 1], [1, 0, 1]])
+    nothing = torch.zeros(3, 3, dtype=torch.long)
+    layer = LayerEvolution(
+        value, image, nothing, nothing, value.double(), value[0].double(), value[0].double(), torch.tensor([0]),
+        torch.zeros(1, 3, 3, 2, 2), torch.zeros(1, 3, 3, 2, 2, dtype=torch.uint8),
+    )  # fmt: skip
+    assert layer.changed.tolist() == [[False, False, True], [False, True, False], [False, True, True]]
+    assert layer.share_changed.tolist() == pytest.approx([math.nan, 0.5, 0.5], nan_ok=True)
+
+
+def test_tables_hold_the_same_numbers(found):
+    table = found.table()
+    assert table.loc[("3", 2), "cka"] == float(found["3"].cka[1])
+    assert table.loc[("3", 5), "changed"] == float(found["3"].share_changed[2])
+    assert table.loc[("6", 0), "map"] == float(found["6"].similarity[:, 0].nanmedian())
+    maps = found.maps("3")
+    assert maps.loc[(4, 5), "image"] == int(found["3"].image[4, 2]) and len(maps) == 15
+    with pytest.raises(LayerError, match="layer '1' was not looked at; there are 0, 3, 6"):
+        found.maps("1")
+
+
+def test_maps_are_drawn_by_seed_and_named_by_layer(several, images):
+    def shown(**options):
+        run = evolution(several, images, progress=False, **options)
+        return {n: layer.channels.tolist() for n, layer in run.layers.items()}
+
+    assert shown(maps=2, seed=1) == shown(maps=2, seed=1)
+    assert len({str(shown(maps=2, seed=s)) for s in range(5)}) > 1
+    assert shown(channels={"3": [4, 1]}) == {"0": [], "3": [4, 1]}
+    assert shown(layers="3", channels=[2]) == {"3": [2]}
+
+
+def test_neither_batches_nor_a_set_in_memory_change_anything(found, several):
+    kept = image_set(random_pixels(24), memory=True)
+    other = evolution(
+        several, kept, ["0", "3", "6"], maps=3, compare=24, places=4, batch_size=5, progress=False
+    )
+    for name, layer in found.layers.items():
+        assert torch.equal(layer.image, other[name].image)
+        assert torch.allclose(layer.cka, other[name].cka)
+        assert torch.allclose(layer.projection, other[name].projection)
+
+
+def test_what_is_kept_does_not_grow_with_the_pictures(several):
+    few, many = (
+        evolution(several, image_set(random_pixels(n)), maps=2, compare=8, progress=False) for n in (10, 60)
+    )
+    assert few.compared == many.compared == 8 and many.count == 60
+
+    def numbers(run):
+        return [t.numel() for layer in run.layers.values() for t in vars(layer).values()]
+
+    assert numbers(few) == numbers(many)
+
+
+def test_a_damaged_picture_is_left_out_everywhere(several):
+    pixels = random_pixels(12)
+
+    def read(i):
+        if i == 3:
+            raise zfkit.ImageError("picture 3: damaged")
+        return Image.fromarray(pixels[i]), -1
+
+    images = ImageSet(read, [f"picture {i}" for i in range(12)], size=SIDE)
+    with pytest.warns(UserWarning, match="picture 3"):
+        run = evolution(several, images, compare=12, progress=False)
+    assert run.count == run.compared == 11
+    assert not any((layer.image == 3).any() for layer in run.layers.values())
+
+
+# ----------------------------------------------------------------------------------------- where snapshots are
+
+
+def test_a_run_its_folder_and_any_folder_are_the_same(folder, small, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    for epoch, path in zfkit.Run(folder).snapshots.items():
+        shutil.copyfile(path, other / f"zf64-step{epoch}.safetensors")
+    runs = [evolution(s, small, ["conv1"], progress=False) for s in (zfkit.Run(folder), str(folder), other)]
+    for run in runs:
+        assert run.epochs == (0, 1, 3) and not run.missing
+        assert torch.equal(run["conv1"].cka, runs[0]["conv1"].cka)
+
+
+def test_the_epoch_comes_from_the_name_or_the_provenance(tmp_path):
+    write_snapshot(tmp_path / "last.safetensors", 9)
+    write_snapshot(tmp_path / "v2_e03.safetensors", 1)
+    (tmp_path / ".epoch_0004.safetensors.x1.safetensors").touch()  # being written
+    assert list(snapshots_of(tmp_path)[1]) == [3, 9]
+    load = load_weights(tmp_path / "last.safetensors")
+    save_weights(tmp_path / "best.safetensors", load[0], {"architecture": describe(TINY)})
+    with pytest.raises(ZfkitError, match=r"epoch of best.safetensors cannot be known.*epoch_0010"):
+        snapshots_of(tmp_path)
+
+
+def test_files_of_a_network_that_zfkit_did_not_train(tmp_path, images):
+    from safetensors.torch import save_file
+
+    for epoch in (1, 4):
+        save_file(network(epoch).net.state_dict(), tmp_path / f"ckpt-{epoch}.safetensors")
+    with pytest.raises(ZfkitError, match=r"does not say which network.*model=zfkit.wrap_model"):
+        evolution(tmp_path, images, progress=False)
+    base = network(99)
+    run = evolution(tmp_path, images, model=base, maps=2, progress=False)
+    same = evolution([(e, network(e)) for e in (1, 4)], images, maps=2, progress=False)
+    assert torch.equal(run["3"].image, same["3"].image) and torch.equal(run["3"].cka, same["3"].cka)
+    wrong = nn.Sequential(nn.Conv2d(3, 2, 3))
+    base = zfkit.wrap_model(wrong, mean=0, scale=1, input_size=SIDE)
+    with pytest.raises(ZfkitError, match=r"another network than the model that was given: 0.bias is \(4,\)"):
+        evolution(tmp_path, images, model=base, progress=False)
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+
+def test_an_empty_folder_and_a_wrong_path_are_told(tmp_path, small):
+    with pytest.raises(ZfkitError, match=r"holds no snapshots \(\*.safetensors\).*zfkit.fit"):
+        evolution(tmp_path, small)
+    with pytest.raises(ZfkitError, match="there is no folder"):
+        evolution(tmp_path / "nowhere", small)
+    with pytest.raises(ZfkitError, match="the list is empty"):
+        evolution([], small)
+    with pytest.raises(ZfkitError, match=r"pairs \(epoch, VisionModel\), not 'ab'"):
+        evolution(["ab"], small)
+
+
+def test_two_of_one_epoch_are_refused(folder, several, small):
+    shutil.copyfile(folder / "snapshots" / "epoch_0001.safetensors", folder / "again_1.safetensors")
+    shutil.copyfile(folder / "snapshots" / "epoch_0001.safetensors", folder / "epoch_001.safetensors")
+    shutil.rmtree(folder / "snapshots")
+    with pytest.raises(ZfkitError, match="both of epoch 1: keep one training in a folder"):
+        evolution(folder, small)
+    with pytest.raises(ZfkitError, match="two snapshots of epoch 5"):
+        evolution([*several, (5, several[0][1])], small)
+
+
+def test_snapshots_of_other_shapes_are_refused(folder, small):
+    from dataclasses import replace
+
+    wide = replace(TINY, widths=(4, 5, 7, 6, 4))
+    write_snapshot(folder / "snapshots" / "epoch_0001.safetensors", 1, wide)
+    with pytest.raises(
+        ZfkitError,
+        match=r"epoch 1 is of another network than that of epoch 3: conv3.bias is \(7,\) in it and \(6,\)",
+    ):
+        evolution(folder, small, progress=False)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("epoch, left", [(1, (0, 3)), (3, (0, 1))])
+def test_a_truncated_snapshot_is_left_out_and_told(folder, small, epoch, left):
+    cut(folder / "snapshots" / f"epoch_{epoch:04d}.safetensors")
+    with pytest.warns(UserWarning, match=f"epoch {epoch} is left out: epoch_000{epoch}.safetensors"):
+        run = evolution(folder, small, ["conv2"], maps=2, progress=False)
+    assert run.epochs == left and len(run.missing) == 1
+    assert run["conv2"].cka[-1] == pytest.approx(1)  # compared with the last that can be read
+    words = " ".join(t.get_text() for a in plotting.evolution_figure(run).axes for t in a.texts) + all_text(
+        plotting.evolution_figure(run)
+    )
+    assert f"epoch {epoch} is left out" in words.replace("\n", " ")
+
+
+def all_text(figure):
+    return " ".join(t.get_text() for t in figure.texts)
+
+
+def test_nothing_but_truncated_snapshots(folder, small):
+    for path in (folder / "snapshots").iterdir():
+        cut(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(zfkit.ModelError, match=r"none of the snapshots of .* can be read"):
+            evolution(folder, small, progress=False)
+
+
+def test_missing_epochs_are_told_in_the_smaller_figure(folder, small):
+    run = evolution(folder, small, ["conv1", "conv2"], maps=2, epochs=[1, 2, 3, 64], progress=False)
+    assert run.epochs == (1, 3)
+    figure = plotting.evolution_figure(run)
+    assert "epoch 2, 64 was not kept (there are: 0, 1, 3)" in all_text(figure).replace("\n", " ")
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["1", "3"]
+    with pytest.raises(ZfkitError, match=r"none of the epochs \[7\] was kept; there are: 0, 1, 3"):
+        evolution(folder, small, epochs=[7])
+
+
+def test_one_snapshot_gives_one_column_that_says_so(folder, small):
+    run = evolution(folder, small, ["conv1", "conv2"], maps=2, epochs=[3], progress=False)
+    assert run.epochs == (3,) and run["conv1"].projection.shape[:2] == (2, 1)
+    assert "one snapshot, so nothing to compare it with" in all_text(plotting.evolution_figure(run))
+    numbers = plotting.convergence_figure(run)
+    assert "one snapshot: nothing to compare with" in [t.get_text() for a in numbers.axes for t in a.texts]
+    assert run.table()["changed"].isna().all() and run.table()["distance"].isna().all()
+    with pytest.raises(ZfkitError, match="has one snapshot, of epoch 3"):
+        convergence(run)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"layers": ["convolution"]}, "there is no layer 'convolution'"),
+        ({"layers": []}, "no layer was named"),
+        ({"channels": [0]}, "channels of 5 layers must be given by layer"),
+        ({"layers": "conv1", "channels": [4]}, "feature maps, 0 to 3 of 'conv1'"),
+        ({"layers": "conv1", "channels": [0.5]}, "feature maps, 0 to 3 of 'conv1'"),
+        ({"layers": "conv1", "channels": {"conv2": [1]}}, "names 'conv2', which is not one of the layers"),
+        ({"maps": 0}, "maps must be a whole number from 1 on, not 0"),
+        ({"compare": 2.5}, "compare must be a whole number"),
+    ],
+)
+def test_what_does_not_exist_is_refused(folder, small, options, message):
+    with pytest.raises(ZfkitError, match=re.escape(message)):
+        evolution(folder, small, progress=False, **options)
+
+
+# --------------------------------------------------------------------------------------------------- figures
+
+
+def test_the_grid_has_a_block_for_each_layer_a_row_for_each_map_a_column_for_each_epoch(found):
+    figure = plotting.evolution_figure(found)
+    blocks = [a for a in figure.axes if a.images]
+    assert [a.get_title(loc="left") for a in blocks] == ["0: 3 px", "3: 9 px", "6: 20 px"]
+    for axes, layer in zip(blocks, found.layers.values(), strict=True):
+        assert [t.get_text() for t in axes.get_xticklabels()] == ["0", "2", "5"]
+        assert [t.get_text() for t in axes.get_yticklabels()] == [str(c) for c in layer.channels.tolist()]
+    assert len([a for a in plotting.evolution_figure(found, ["3"]).axes if a.images]) == 1
+    with pytest.raises(LayerError, match="was not looked at"):
+        plotting.evolution_figure(found, ["9"])
+
+
+def test_each_row_has_one_symmetric_scale(found):
+    layer = found["3"]
+    rgb = plotting.evolution_rgb(layer)
+    for m in range(3):
+        row = layer.projection[m] * layer.active[layer.channels[m]][:, None, None, None]
+        high = np.percentile(row.abs().numpy(), 99.5)
+        expected = np.round(128 + 127 * np.clip(row.numpy() / high, -1, 1))
+        assert np.abs(rgb[m].numpy().astype(int) - expected).max() <= 1
+    each = plotting.evolution_rgb(layer, "picture")
+    shown = layer.active[layer.channels]
+    assert torch.equal(each[shown], zfkit.signed_to_rgb(layer.projection[shown]))
+    with pytest.raises(ZfkitError, match="there is no scale 'colum'"):
+        plotting.evolution_sheet(layer, "colum")
+
+
+def test_bars_stand_where_the_strongest_picture_changed(found):
+    layer = found["0"]
+    sheet = plotting.evolution_sheet(layer)
+    side, gap = 63, plotting.SHEET_GAP  # 3 px, 21 times as large
+    assert sheet.shape == (3 * (side + gap) - gap, 3 * (side + gap), 3)
+    rgb = plotting.evolution_rgb(layer)
+    for m, c in enumerate(layer.channels.tolist()):
+        for e in range(3):
+            top, left = m * (side + gap), e * (side + gap) + gap
+            bar = sheet[top + side // 2, left - gap // 2]
+            orange = tuple(bar) == tuple(int(plotting.CHANGED[k : k + 2], 16) for k in (1, 3, 5))
+            assert orange == (e > 0 and bool(layer.image[c, e] != layer.image[c, e - 1]))
+            assert tuple(sheet[top + 10, left + 10]) == tuple(rgb[m, e, :, 0, 0].tolist())
+
+
+def test_maps_that_are_active_nowhere_are_left_grey(several, images):
+    def silenced(seed):
+        model = network(seed)
+        model.net[0].bias.data[1] = -1e6 if seed == 0 else 0
+        return model
+
+    run = evolution([(s, silenced(s)) for s in (0, 1)], images, "0", [1], progress=False)
+    rgb = plotting.evolution_rgb(run["0"])
+    assert (rgb[0, 0] == 128).all() and (rgb[0, 1] != 128).any()
+
+
+def test_the_figure_of_numbers_draws_them(found):
+    figure = plotting.convergence_figure([found, found], level=0.8, lr_falls=[3])
+    distance, similarity, _changed, epochs = figure.axes
+    lines = {line.get_label(): line for line in distance.lines}
+    assert lines["3"].get_ydata().tolist() == pytest.approx(found["3"].distance.tolist())
+    assert any(np.allclose(line.get_ydata(), found["6"].cka) for line in similarity.lines)
+    dots = [line for line in epochs.lines if line.get_marker() == "o"]
+    expected = [float(settled(found.epochs, layer.cka, 0.8)) for layer in found.layers.values()]
+    assert [line.get_xdata()[0] for line in dots] == pytest.approx(expected)
+
+
+# ----------------------------------------------------------------------------------------------- the bundled
+
+
+def test_the_bundled_runs_are_whole_and_small():
+    runs = zfkit.bundled_runs()
+    assert len(runs) == 3
+    size = sum(f.stat().st_size for run in runs for f in run.folder.rglob("*") if f.is_file())
+    assert size < 4 * 2**20
+    for run in runs:
+        assert list(run.snapshots) == list(runs[0].snapshots)
+        assert {0, 1, 2, 5, 10, 20} <= set(run.snapshots)  # Fig. 4's, as far as they go
+        assert run.history.lr.nunique() == 1 and len(run.history) == max(run.snapshots)
+    val = zfkit.load_images("textures", size=64, split="val", limit=256, progress=False)
+    model = runs[0].model()
+    measured = zfkit.evaluate(model, val).top1
+    assert measured == pytest.approx(model.provenance["top1"], abs=0.5)
+    assert measured > 70  # 16 classes

@@ -1,0 +1,496 @@
+"""Features for another task: splits, features and classifiers against literal versions, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tiny import TINY, one_thread  # noqa: F401
+from torch import nn
+
+import zfkit
+from zfkit.errors import ImageError, LayerError, ZfkitError
+from zfkit.experiments import transfer as module
+from zfkit.experiments.transfer import coordinates, feature_layers, transfer
+from zfkit.images import ImageSet
+from zfkit.models import build
+
+CLASSES = ("red", "green", "blue")
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    net = build(TINY).double()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.2 if parameter.dim() > 1 else 0.1)
+    return zfkit.wrap_model(net, mean=120.0, scale=1 / 60, input_size=32, name="tiny")
+
+
+def colours(per_class=8, seed=0, classes=CLASSES, size=32, labels=None, contrast=40, named=True):
+    """Noise with a little more of one colour: easy to tell apart linearly, in pixels already."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(per_class * len(classes)) % len(classes) if labels is None else np.asarray(labels)
+    pixels = rng.integers(0, 200, (len(labels), size, size, 3))
+    for i, label in enumerate(labels):
+        pixels[i, :, :, label % 3] += contrast
+
+    def read(i):
+        return Image.fromarray(pixels[i].astype(np.uint8)), int(labels[i])
+
+    names = [f"{seed}-{i}" for i in range(len(labels))]
+    told = classes if named else ()
+    return ImageSet(read, names, size=size, classes=told, source=f"colours{seed}").in_memory(progress=False)
+
+
+# ------------------------------------------------------------------------------------------------- layers
+
+
+def test_layers_end_where_the_next_begins(model):
+    assert feature_layers(model) == ("norm1", "norm2", "relu3", "relu4", "pool5", "relu6", "relu7")
+    for without, expected in (
+        (("conv3", "conv4"), ("norm1", "norm2", "pool5", "relu6", "relu7")),
+        (("fc6", "fc7"), ("norm1", "norm2", "relu3", "relu4", "pool5")),
+    ):
+        net = build(replace(TINY, without=without))
+        short = zfkit.wrap_model(net, mean=120, scale=1, input_size=32)
+        assert feature_layers(short) == expected
+    one = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    assert feature_layers(zfkit.wrap_model(one, mean=0, scale=1, input_size=8)) == ("1",)
+
+
+def test_features_are_the_layers_outputs_in_the_pictures_order(model):
+    images, test = colours(), colours(4, seed=1)
+    task = module._Task.make(images, test, 4, 2, seed=3)
+    names = feature_layers(model)
+    with module._features(model, task, names, 25_000, 5, {}) as features:
+        places = task.needed
+        pixels = torch.stack([images[int(p)][0] if p < 24 else test[int(p) - 24][0] for p in places])
+        x, expected = model.preprocess(pixels), {}
+        with torch.no_grad():
+            for name, layer in model.net.named_children():
+                x = expected[name] = layer(x)
+        for name in names:
+            found = features.at(name, places)
+            assert features.shapes[name] == tuple(expected[name].shape[1:])
+            assert torch.allclose(found.double(), expected[name].flatten(1), atol=1e-5)
+            assert torch.equal(features.at(name, places[[5, 2]]), found[[5, 2]])
+
+
+def test_features_that_fit_nowhere_are_refused(model, monkeypatch):
+    monkeypatch.setattr(module, "IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 50_000}))
+    with pytest.raises(ZfkitError, match=r"of 36 pictures take 0.0 GB, and 0.0 GB are free.*per_class"):
+        transfer(model, colours(), colours(4, seed=1), ["norm1", "pool5"], splits=1, progress=False)
+
+
+def test_large_maps_are_averaged_and_large_features_lie_in_a_file(model, monkeypatch):
+    images, test = colours(), colours(4, seed=1)
+    whole = transfer(model, images, test, ["norm1", "relu7"], splits=1, controls=[], progress=False)
+    monkeypatch.setattr(module, "IN_MEMORY_BYTES", 100)
+    filed = transfer(model, images, test, ["norm1", "relu7"], splits=1, controls=[], progress=False)
+    pd.testing.assert_frame_equal(whole.scores, filed.scores)
+    assert whole.shapes == {"norm1": (4, 7, 7), "relu7": (8,)}
+    assert whole.averaged == {}
+    small = transfer(
+        model, images, test, ["norm1"], splits=1, controls=["pixels"], max_features=40, progress=False
+    )
+    assert small.shapes == {"norm1": (4, 3, 3), "pixels": (3, 3, 3)}
+    assert small.averaged == {"norm1": (4, 7, 7)}
+    maps = torch.arange(2 * 4 * 6 * 6.0).view(2, 4, 6, 6)
+    by_hand = maps.reshape(2, 4, 3, 2, 3, 2).mean((3, 5))
+    assert torch.allclose(module._average(maps, 36), by_hand)
+    assert module._average(maps, 1).shape == (2, 4, 1, 1)  # a map is not left out
+
+
+# ------------------------------------------------------------------------------------------------- splits
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 6), st.integers(3, 9), st.integers(1, 3), st.integers(0, 5), st.data())
+def test_splits_hold_what_they_should(classes, there, splits, seed, data):
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.repeat(np.arange(classes), there))
+    images = colours(labels=labels, classes=tuple("abcdef"[:classes]), size=4)
+    test = colours(labels=np.arange(classes), classes=images.classes, size=4, seed=1)
+    counts = data.draw(st.lists(st.integers(1, there), min_size=1, max_size=3))
+    task = module._Task.make(images, test, counts, splits, seed)
+    before = {}
+    for split, count, trained_on, tested_on in task.splits():
+        assert Counter(task.labels[trained_on].tolist()) == dict.fromkeys(range(classes), count)
+        assert len(set(trained_on)) == len(trained_on)
+        assert max(trained_on) < len(images) <= min(tested_on)
+        assert len(tested_on) == len(test)
+        assert before.get(split, set()) <= set(trained_on)  # smaller sets lie within larger ones
+        before[split] = set(trained_on)
+    again = module._Task.make(images, test, counts, splits, seed)
+    assert all(np.array_equal(a, b) for a, b in zip(task.pools, again.pools, strict=True))
+    if splits > 1 and there > 4:
+        small = [set(p[:, :2].flatten()) for p in task.pools]
+        assert any(s != small[0] for s in small) or max(counts) < 2
+
+
+def test_one_set_is_divided_as_the_paper_divides_caltech():
+    labels = [0] * 70 + [1] * 9
+    images = colours(labels=labels, classes=("many", "few"), size=4)
+    task = module._Task.make(images, None, 5, 3, seed=0)
+    for _, _, trained_on, tested_on in task.splits():
+        assert not set(trained_on) & set(tested_on)
+        assert Counter(task.labels[tested_on].tolist()) == {0: 50, 1: 4}
+    assert module._Task.make(images, None, None, 1, seed=0).counts == (8,)
+
+
+def test_accuracy_is_the_mean_over_classes():
+    labels = np.array([0] * 8 + [1, 1])
+    right = np.array([True] * 8 + [False, True])
+    assert module._scores(right, labels) == {"accuracy": 75, "overall": 90}
+
+
+# ------------------------------------------------------------------------------------------------- classifiers
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 12), st.integers(1, 40), st.integers(1, 5), st.integers(0, 3), st.integers(0, 99))
+def test_coordinates_have_the_inner_products_of_standardised_features(n, width, tests, constant, seed):
+    """Against literal standardisation, with features that are constant, and with n below and above their number."""
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, width, generator=random, dtype=torch.float64) * torch.logspace(-2, 2, width)
+    x_test = torch.randn(tests, width, generator=random, dtype=torch.float64) * 3
+    x[:, :constant] = 0.7
+    mean, std = x.numpy().mean(0), x.numpy().std(0)
+    varies = std > 1e-9
+    count = max(1, varies.sum())
+    z = (x.numpy() - mean)[:, varies] / std[varies] / math.sqrt(count)
+    z_test = (x_test.numpy() - mean)[:, varies] / std[varies] / math.sqrt(count)
+    found, place = coordinates(x)
+    found_test = place(x_test)
+    assert np.allclose(found @ found.T, z @ z.T, atol=1e-9)
+    assert np.allclose(found_test @ found.T, z_test @ z.T, atol=1e-9)
+    assert found.shape[1] <= max(width, n)
+
+
+@pytest.mark.parametrize("classifier", ["svm", "softmax"])
+def test_the_reduced_classifier_answers_as_the_whole_one(classifier):
+    """The same scikit-learn classifier on all 300 standardised features of 24 pictures, the long way."""
+    random = np.random.default_rng(0)
+    y, y_test = np.arange(24) % 3, np.arange(60) % 3
+    middle = random.normal(size=(3, 300))
+    x = random.normal(size=(24, 300)) * 2 + middle[y] * 0.5 + 4
+    x_test = random.normal(size=(60, 300)) * 2 + middle[y_test] * 0.5 + 4
+    z, place = coordinates(torch.tensor(x))
+    z_test = place(torch.tensor(x_test))
+    assert z.shape[1] < 24
+    standard = (x - x.mean(0)) / x.std(0) / math.sqrt(300)
+    standard_test = (x_test - x.mean(0)) / x.std(0) / math.sqrt(300)
+    for strength in (0.1, 10.0):
+        reduced = module._linear(classifier, strength, 0).set_params(tol=1e-8, max_iter=100_000).fit(z, y)
+        whole = (
+            module._linear(classifier, strength, 0).set_params(tol=1e-8, max_iter=100_000).fit(standard, y)
+        )
+        assert np.allclose(
+            reduced.decision_function(z_test), whole.decision_function(standard_test), atol=1e-3
+        )
+        assert 0.4 < (reduced.predict(z_test) == y_test).mean() < 1  # neither trivial nor guessed
+
+
+def test_scores_are_those_of_the_steps_by_hand(model):
+    images, test = colours(contrast=8), colours(10, seed=1, contrast=8)
+    found = transfer(model, images, test, ["relu3"], per_class=[3, 6], splits=2, controls=[], progress=False)
+    task = module._Task.make(images, test, [3, 6], 2, seed=0)
+    from sklearn.svm import LinearSVC
+
+    def features(places):
+        x = model.preprocess(
+            torch.stack([(images, test)[int(p >= 24)][int(p) - 24 * int(p >= 24)][0] for p in places])
+        )
+        with torch.no_grad():
+            for step, _, y in model.network.walk(x, ["relu3"]):
+                if step.name == "relu3":
+                    return y.flatten(1).float().double().numpy()
+
+    for row, (split, count, trained_on, tested_on) in zip(
+        found.scores.itertuples(), task.splits(), strict=True
+    ):
+        x, x_test = features(trained_on), np.concatenate([features([p]) for p in tested_on])
+        keep = x.std(0) > 1e-6 * abs(x).max(0)
+        mean, std = x.mean(0)[keep], x.std(0)[keep] * math.sqrt(keep.sum())
+        classifier = LinearSVC(C=row.strength, random_state=0, max_iter=100_000)
+        classifier.fit((x[:, keep] - mean) / std, task.labels[trained_on])
+        told = classifier.predict((x_test[:, keep] - mean) / std)
+        right = told == test.labels.numpy()
+        assert (row.split, row.per_class) == (split, count)
+        assert row.overall == pytest.approx(100 * right.mean())
+        assert row.accuracy == pytest.approx(100 * np.mean([right[c::3].mean() for c in range(3)]))
+
+
+def test_the_test_pictures_change_nothing_but_the_score(model, monkeypatch):
+    """No leak: with other test pictures and labels, the same classifiers with the same C are trained."""
+    seen = []
+    real = module._linear
+
+    class Watched:
+        def __init__(self, inner):
+            self.inner = inner
+
+        def fit(self, z, y):
+            seen.append((np.asarray(z).tobytes(), y.tobytes(), self.inner.C))
+            self.inner.fit(z, y)
+            return self
+
+        def predict(self, z):
+            return self.inner.predict(z)
+
+    monkeypatch.setattr(module, "_linear", lambda *a: Watched(real(*a)))
+    images = colours(contrast=6)
+    for test in (colours(3, seed=1), colours(5, seed=2, contrast=0)):
+        transfer(model, images, test, ["relu3"], splits=2, controls=["pixels"], progress=False)
+    half = len(seen) // 2
+    assert half > 20
+    assert seen[:half] == seen[half:]
+
+
+def test_regularisation_is_chosen_within_the_training_pictures():
+    """One feature tells the classes, many are noise: a weak fit is better, and cross-validation finds it."""
+    random = np.random.default_rng(1)
+    y = np.arange(60) % 2
+    z = random.normal(size=(60, 200)) / 10
+    z[:, 0] += y - 0.5
+    assert module._choose(z, y, "svm", 0) in module.STRENGTHS
+    assert module._choose(z[:2], y[:2], "svm", 0) == 1.0  # one of a class: nothing to validate on
+    scores = {}
+    from sklearn.model_selection import StratifiedKFold
+
+    for kept, out in StratifiedKFold(3, shuffle=True, random_state=0).split(z, y):
+        for strength in module.STRENGTHS:
+            told = module._linear("svm", strength, 0).fit(z[kept], y[kept]).predict(z[out])
+            scores[strength] = scores.get(strength, 0) + (told == y[out]).sum()
+    best = max(scores.values())
+    assert module._choose(z, y, "svm", 0) == min(s for s, v in scores.items() if v == best)
+
+
+# ------------------------------------------------------------------------------------------------- the whole
+
+
+def test_classes_that_anyone_can_tell_apart_are_told_apart(model):
+    found = transfer(model, colours(), colours(10, seed=1), ["norm1", "pool5"], splits=2, progress=False)
+    table = found.table()
+    assert found.chance == pytest.approx(100 / 3)
+    assert (table.loc["pixels"].accuracy == 100).all()
+    assert set(table.index.get_level_values("features")) == {"trained", "random weights", "pixels"}
+    assert (table.splits == 2).all()
+    by_layer = found.by_layer()
+    assert list(by_layer.index) == ["norm1", "pool5"]
+    assert by_layer.loc["norm1", "trained"] > 80
+    means = found.scores[(found.scores.features == "trained") & (found.scores.layer == "pool5")].accuracy
+    assert by_layer.loc["pool5", "trained"] == pytest.approx(means.mean())
+    spread = table.loc[("trained", "pool5", 8), "sd"]
+    assert spread == pytest.approx(means.std()) if means.std() else spread == 0
+
+
+def test_the_figure_shows_the_tables_numbers(model):
+    from zfkit.plotting import transfer_figure
+
+    found = transfer(
+        model, colours(), colours(10, seed=1), ["norm1", "pool5"], per_class=[2, 8], splits=2, progress=False
+    )
+    by_layer, by_count = transfer_figure(found, "norm1").axes
+    assert [t.get_text() for t in by_layer.get_xticklabels()] == ["norm1", "pool5"]
+    lines = {c.get_label(): c.lines[0].get_ydata() for c in by_layer.containers}
+    for kind, values in lines.items():
+        assert values.tolist() == pytest.approx(found.by_layer()[kind].tolist())
+    lines = {c.get_label(): c.lines[0].get_ydata() for c in by_count.containers}
+    assert set(lines) == {"trained", "random weights", "pixels"}
+    for kind, values in lines.items():
+        assert values.tolist() == pytest.approx(found.by_count("norm1")[kind].tolist())
+
+
+def test_shuffled_labels_are_at_chance(model):
+    random = np.random.default_rng(0)
+    images = colours(labels=random.permutation(np.arange(60) % 3), contrast=0)
+    test = colours(labels=random.permutation(np.arange(150) % 3), contrast=0, seed=1)
+    found = transfer(model, images, test, ["relu3"], splits=3, progress=False)
+    assert (found.scores.accuracy - 100 / 3).abs().max() < 17  # 3 standard errors and more of 150 pictures
+
+
+def test_random_weights_are_other_weights_and_the_model_stays(model):
+    before = model.fingerprint()
+    options = {"layers": ["relu3"], "splits": 1, "progress": False}
+    images, test = colours(contrast=5), colours(20, seed=1, contrast=5)
+    found = transfer(model, images, test, **options)
+    other = transfer(model, images, test, seed=1, **options)
+    assert model.fingerprint() == before
+    accuracy = found.scores.set_index("features").accuracy
+    assert accuracy["trained"] != accuracy["random weights"]
+    assert list(found.scores.accuracy) == list(transfer(model, images, test, **options).scores.accuracy)
+    assert list(found.scores.accuracy) != list(other.scores.accuracy)
+
+
+def test_from_scratch_learns_from_the_few_alone(model):
+    recipe = zfkit.Recipe(epochs=12, batch_size=4, init="he", inputs="std", dropout=0)
+    wider = replace(TINY, widths=(12, 12, 12, 12, 12), hidden=16, without=("conv3", "conv4", "fc7"))
+    images, test = colours(4, contrast=55), colours(6, seed=1, contrast=55)
+    options = {"splits": 2, "scratch_splits": 1, "controls": [], "progress": False}
+    found = transfer(model, images, test, ["pool5"], scratch=recipe, scratch_architecture=wider, **options)
+    assert found.table().splits.tolist() == [2, 1]
+    scratch = found.scores[found.scores.features == "from scratch"].iloc[0]
+    few = images  # all four of each class are drawn
+    by_hand = zfkit.fit(wider, few, few, replace(recipe, snapshots=()), progress=False)
+    assert scratch.overall > 60
+    assert "from scratch" in found.by_count().columns
+    assert "from scratch" not in found.by_layer().columns
+    # the same pictures in the same order of places, the same seed: the same network
+    told = zfkit.evaluate(by_hand.model(), test)
+    assert scratch.overall == pytest.approx(told.top1)
+    own = zfkit.wrap_model(nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU()), mean=0, scale=1, input_size=32)
+    with pytest.raises(ZfkitError, match="scratch_architecture='zfnet64'"):
+        transfer(own, images, test, scratch=recipe, **options)
+
+
+def test_sets_without_class_names_and_with_gaps_in_their_labels(model):
+    images = colours(labels=[2, 5, 2, 5, 2, 5], named=False)
+    test = colours(labels=[5, 2, -1], named=False, seed=1)
+    found = transfer(model, images, test, ["pool5"], splits=1, progress=False)
+    assert found.classes == ("2", "5")
+    assert found.tested == 2
+    assert found.chance == 50
+
+
+# ------------------------------------------------------------------------------------------------- refusals
+
+
+def test_bad_data_is_refused(model):
+    images, test = colours(), colours(4, seed=1)
+    options = {"layers": ["relu3"], "progress": False}
+    for arguments, match in (
+        ((colours(labels=[-1] * 6), test), "has no labels"),
+        ((images, colours(labels=[-1] * 6)), "has no labels"),
+        ((colours(labels=[0] * 6), test), "pictures of 1 class.*at least two"),
+        ((images, colours(4, size=16)), "32 px and test pictures 16"),
+        ((images, colours(classes=("red", "green", "cyan"))), "3 classes .red, green, blue.*the same, in"),
+        ((colours(labels=[0, 1] * 3), test), "pictures of 1 classes that 'colours0' has none of .blue."),
+        ((images, colours(labels=[0, 1])), "no picture of 1 of the 3 classes .blue."),
+    ):
+        with pytest.raises(ImageError, match=match):
+            transfer(model, *arguments, **options)
+    with pytest.raises(ImageError, match=r"9 training pictures per class were asked for.*has 8 of red"):
+        transfer(model, images, test, per_class=9, **options)
+    with pytest.raises(ImageError, match=r"8 training pictures per class and one to test on were asked"):
+        transfer(model, images, per_class=[2, 8], **options)
+
+
+def test_bad_arguments_are_refused(model):
+    images, test = colours(), colours(4, seed=1)
+    with pytest.raises(LayerError, match=r"'conv9'.*conv"):
+        transfer(model, images, test, ["conv9"], progress=False)
+    with pytest.raises(LayerError, match=r"no layer was named.*norm1"):
+        transfer(model, images, test, [], progress=False)
+    with pytest.raises(LayerError, match="tiny"):
+        transfer(model, colours(size=64), colours(4, seed=1, size=64), ["relu6"], progress=False)
+    for options, match in (
+        ({"classifier": "forest"}, "no classifier 'forest'"),
+        ({"controls": ["noise"]}, "no control 'noise'"),
+        ({"splits": 0}, "splits must be"),
+        ({"max_features": 0}, "max_features must be"),
+        ({"seed": -1}, "seed must be"),
+        ({"scratch_splits": 6}, "scratch_splits must be a whole number from 1 to 5, not 6"),
+        ({"per_class": 0}, "per_class must be"),
+        ({"per_class": []}, "per_class must be"),
+        ({"per_class": [2.5]}, "per_class must be"),
+    ):
+        with pytest.raises(ZfkitError, match=match):
+            transfer(model, images, test, ["relu3"], progress=False, **options)
+    found = transfer(model, images, test, ["relu3"], per_class=4, splits=1, controls=[], progress=False)
+    other = transfer(model, images, test, ["relu6", "conv3"], splits=1, controls=[], progress=False)
+    assert list(other.by_layer().index) == ["conv3", "relu6"]  # in the network's order; conv3 has no number
+    assert list(other.table().index.get_level_values("layer")) == ["conv3", "relu6"]
+    with pytest.raises(ZfkitError, match="5 pictures per class were not tried; there are 4"):
+        found.by_layer(5)
+    with pytest.raises(LayerError, match="no layer looked at 'relu9'"):
+        found.by_count("relu9")
+
+
+# ------------------------------------------------------------------------------------------------- data sets
+
+
+def drawing(path, colour, size=(40, 30)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(abs(hash(path.name)) % 2**32).integers(0, 60, (size[1], size[0], 3))
+    Image.fromarray((noise + np.array(colour)).astype(np.uint8)).save(path)
+
+
+RED, GREEN = (150, 20, 20), (20, 150, 20)
+
+
+def test_caltech101_by_name_from_its_folders(model, tmp_path):
+    """torchvision's layout, faked small: no division, so `transfer` divides it itself."""
+    top = tmp_path / "caltech101" / "101_ObjectCategories"
+    for name, colour in (("accordion", RED), ("airplanes", GREEN), ("BACKGROUND_Google", (9, 9, 9))):
+        for i in range(1, 7):
+            drawing(top / name / f"image_{i:04d}.jpg", colour)
+    (tmp_path / "caltech101" / "Annotations").mkdir()
+    images = zfkit.load_images("torchvision:Caltech101", root=tmp_path, size=32, progress=False)
+    assert images.classes == ("accordion", "airplanes")
+    assert Counter(images.labels.tolist()) == {0: 6, 1: 6}
+    found = transfer(model, images, layers=["norm1"], per_class=3, splits=2, progress=False)
+    assert found.tested == 6
+    assert found.table().loc["trained"].accuracy.iloc[0] == 100
+
+
+def test_oxford_pets_by_name_in_its_two_splits(model, tmp_path):
+    top = tmp_path / "oxford-iiit-pet"
+    for split, count in (("trainval", 4), ("test", 2)):
+        lines = []
+        for label, (name, colour) in enumerate((("Abyssinian", RED), ("beagle", GREEN)), 1):
+            for i in range(count):
+                drawing(top / "images" / f"{name}_{split}{i}.jpg", colour)
+                lines.append(f"{name}_{split}{i} {label} {label} 1")
+        (top / "annotations").mkdir(exist_ok=True)
+        (top / "annotations" / f"{split}.txt").write_text("\n".join(lines) + "\n")
+    options = {"root": tmp_path, "size": 32, "progress": False}
+    train = zfkit.load_images("torchvision:OxfordIIITPet", split="train", **options)
+    test = zfkit.load_images("torchvision:OxfordIIITPet", split="val", **options)
+    assert (len(train), len(test)) == (8, 4)
+    found = transfer(model, train, test, ["norm1"], splits=1, progress=False)
+    assert found.classes == train.classes
+    assert found.table().loc["trained"].accuracy.iloc[0] == 100
+
+
+def test_cifar10_by_name_in_its_two_splits(model, tmp_path, monkeypatch):
+    import pickle
+
+    from torchvision import datasets
+
+    top = tmp_path / "cifar-10-batches-py"
+    top.mkdir()
+    rng = np.random.default_rng(0)
+
+    def batch(name, count):
+        labels = (np.arange(count) % 10).tolist()
+        data = rng.integers(0, 60, (count, 3, 32, 32))
+        for i, label in enumerate(labels):  # a bright bar, at another height for each class
+            data[i, :, 3 * label : 3 * label + 3] += 90
+        content = {"data": data.astype(np.uint8).reshape(count, -1), "labels": labels}
+        (top / name).write_bytes(pickle.dumps(content))
+
+    for i in range(1, 6):
+        batch(f"data_batch_{i}", 20)
+    batch("test_batch", 20)
+    (top / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class{i}" for i in range(10)]}))
+    # What is faked has other checksums than what would be downloaded.
+    monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *a: True)
+    options = {"root": tmp_path, "size": 32, "progress": False}
+    train = zfkit.load_images("torchvision:CIFAR10", split="train", **options)
+    test = zfkit.load_images("torchvision:CIFAR10", split="val", **options)
+    assert (len(train), len(test)) == (100, 20)
+    found = transfer(model, train, test, ["norm1"], per_class=5, splits=1, progress=False)
+    assert len(found.classes) == 10
+    assert found.table().loc["pixels"].accuracy.iloc[0] > 50  # a tenth would be guessing
