@@ -318,7 +318,7 @@ def test_the_runs_that_come_along():
     runs = zfkit.load_first_layer_runs()
     plain = runs.table[runs.table.images == "textures"]
     counts = plain.groupby(["kernel", "stride", "blur"]).seed.agg(["nunique", "count"])
-    assert len(counts) in (4, 8) and (counts == 3).all(axis=None)
+    assert len(counts) >= 6 and (counts == 3).all(axis=None)
     assert set(runs.table.images) == {"textures", "textures:no-middle"}
     for weight, row in zip(runs.weights, runs.table.to_dict("records"), strict=True):
         assert weight.shape == (24, 3, row["kernel"], row["kernel"])
