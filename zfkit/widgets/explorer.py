@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -47,6 +48,7 @@ from .drawing import GAP, GRID, LARGE
 from .state import GAINS, METHODS, ORDERS, TABS, State
 from .view import COMPARED, ExplorerView, Grids, bundled_others, mined
 
+REST = 1.5  # s since the last step, before all other maps are computed ahead, too
 AHEAD = 4  # neighbouring maps computed ahead of all else, on either side
 _CSS = (Path(__file__).parent / "explorer.css").read_text(encoding="utf-8")
 
@@ -88,6 +90,7 @@ class Explorer(Panel):
         self._preview: int | None = None  # rank below the pointer
         self._upload: tuple[str, bytes] | None = None  # name and bytes of a picture that was uploaded
         self._channels = np.arange(0)  # on the slider, in order
+        self._moved = 0.0  # when the state changed last
         self._facing = 1  # direction of the last step, so that neighbours on that side come first
         self.add_class("zfkit-explorer")
         self._build()
@@ -634,6 +637,7 @@ class Explorer(Panel):
     # --------------------------------------------------------------------------------------- ahead and later
 
     def _look_ahead(self) -> None:
+        self._moved = time.monotonic()
         self.worker.submit("ahead", self._ahead(self.state), Worker.IDLE)
         if self.view.profile is None and not self.worker.has("profile"):
             self.worker.submit("profile", self._profile(), Worker.LATER)
@@ -654,6 +658,9 @@ class Explorer(Panel):
         """All maps, those of the layer first, as long as there is room for them."""
         if state.tab != "maps" or state.gain != 1:  # with another gain all would have to be drawn again
             return
+        while time.monotonic() < self._moved + REST:  # somebody turns pages: leave the processor to them
+            time.sleep(0.01)
+            yield None
         maps = {state.layer: self._around(state)}
         maps |= {n: list(range(self.view.count(n))) for n in self.view.layers if n not in maps}
         for layer, channels in maps.items():
@@ -888,7 +895,7 @@ def explore(
         model, photos, top: a network, pictures, and what `mine` made of them; None mines them now (`mined`).
         others: models to compare with, by name; a model, or a function that loads it. Default: the bundled ones.
         save_to: folder for "save picture"; None for a link to download it and no file.
-        ahead: compute the pictures of all maps while nothing else is to be done (about a minute for the bundled
+        ahead: compute the pictures of all maps while nothing else is to be done (a few minutes for the bundled
             network, at most 192 MiB); False: those of the neighbouring maps alone.
         state: any field of `State`: where to open, as ``layer="conv4", channel=117``.
 
