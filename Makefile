@@ -1,7 +1,9 @@
 # Everything runs from .venv/ in this folder; the first target that needs it sets it up.
 #   make demo   the atlas of the bundled network on the bundled photographs
-#   make test   all tests           make lab   JupyterLab at the first notebook
-#   make app    the explorer as a page without code
+#   make lab    JupyterLab at notebook 01     make app        the explorer as a page without code
+#   make test   lint, tests, notebooks        make lint       make format     make clean
+#   make bench  all benchmarks                make notebooks  executes them all and keeps the outputs
+#   make reference DATA=FOLDER                trains the bundled networks on Tiny ImageNet
 # PYTHON=python3.12 chooses another interpreter; PIP_ARGS passes options to pip.
 
 PYTHON   ?= python3
@@ -18,7 +20,7 @@ INSTALL  := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(P
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '2,5s/^# //p' Makefile
+	@sed -n '2,7s/^# //p' Makefile
 
 .venv/created:
 	@$(PYTHON) -c 'import sys; sys.exit(f"zfkit needs Python 3.10 or newer, but {sys.executable} is {sys.version.split()[0]}: call make with PYTHON=python3.12, say" if sys.version_info < (3, 10) else 0)'
