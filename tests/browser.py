@@ -243,17 +243,18 @@ def voila(folder: Path, notebook: Path, *options: str) -> Iterator[Server]:
 # first task after the frame that shows it, and only if its address is another one.
 _STOPWATCH = """
 (() => {
-  const marks = {down: null, shown: []};
-  window.__stopwatch = marks;
-  const start = event => { marks.down = event.timeStamp; marks.shown = []; };
+  const watch = window.__stopwatch = {down: null, came: null};
+  let waiting = null;
+  watch.wait = image => { watch.came = new Promise(tell => { waiting = {image, tell, before: image.src}; }); };
+  const start = event => { watch.down = event.timeStamp; };
   for (const kind of ['keydown', 'mousedown']) window.addEventListener(kind, start, true);
   document.addEventListener('load', event => {
-    const image = event.target;
-    if (image.tagName !== 'IMG') return;
+    if (!waiting || event.target !== waiting.image || waiting.image.src === waiting.before) return;
+    const {tell} = waiting;
+    waiting = null;
     requestAnimationFrame(() => {
       const painted = new MessageChannel();
-      painted.port1.onmessage = () =>
-        marks.shown.push({image, at: performance.now(), src: image.src});
+      painted.port1.onmessage = () => tell(performance.now() - watch.down);
       painted.port2.postMessage(null);
     });
   }, true);
@@ -379,25 +380,15 @@ class Page:
     def latency(self, selector: str, act: Any, patience: float = 5.0) -> float | None:
         """ms from the key or button of `act` to the frame that shows the first new picture there; None if none came.
 
-        Both ends are measured by the page's own clock.
+        Both ends are measured by the page's own clock, and the page itself waits: asking it again and again would
+        keep a core busy that the answer has to share.
         """
         image = self.tab.locator(selector).first.element_handle()
-        before = image.evaluate("image => image.src")
+        image.evaluate("image => window.__stopwatch.wait(image)")
         act()
-        give_up = time.monotonic() + patience
-        while time.monotonic() < give_up:
-            taken = image.evaluate(
-                """(image, before) => {
-                  const {down, shown} = window.__stopwatch;
-                  const first = shown.find(one => one.image === image && one.src !== before);
-                  return first ? first.at - down : null;
-                }""",
-                before,
-            )
-            if taken is not None:
-                return float(taken)
-            self.tab.wait_for_timeout(10)
-        return None
+        waiting = "patience => Promise.race([__stopwatch.came, new Promise(r => setTimeout(r, patience, null))])"
+        taken = self.tab.evaluate(waiting, 1000 * patience)
+        return None if taken is None else float(taken)
 
     def screenshot(self, file: Path, **options: Any) -> Path:
         """What the page looks like now, as PNG."""

@@ -11,7 +11,7 @@ back, for many units at once, and no autograd graph is built.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -57,7 +57,21 @@ class Tape:
 
     shapes: dict[str, tuple[int, ...]]  # of every step's output, without N
     kept: dict[str, Any]  # what a step's rule recorded: switches, masks ...
-    outputs: dict[str, Tensor]  # of the layers asked, (N, C, H, W) or (N, F)
+    outputs: dict[str, Tensor]  # of the layers asked, (N, C, H, W) or (N, F); none if it was made without
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it holds."""
+        held = [t for t in (*self.kept.values(), *self.outputs.values()) if isinstance(t, Tensor)]
+        return sum(t.numel() * t.element_size() for t in held)
+
+    @classmethod
+    def together(cls, tapes: Sequence[Tape]) -> Tape:
+        """Tapes of single images, of one size, as the tape of all of them; without outputs."""
+        first = tapes[0].kept
+        kept = {n: torch.cat([t.kept[n] for t in tapes]) for n in first if first[n] is not None}
+        return cls(tapes[0].shapes, kept, {}, tapes[0].dtype)
 
 
 @dataclass(frozen=True)
@@ -97,6 +111,7 @@ Reverse = Callable[[Tensor, Any, Context], Tensor | Sequence[Tensor]]  # R, modu
 class _Entry:
     reverse: Reverse
     record: Record | None = None
+    when: Callable[[Options], bool] = lambda options: True  # does it record anything under these options?
 
 
 RULES: dict[Any, _Entry] = {}
@@ -137,9 +152,11 @@ def register_rule(
     return register
 
 
-def _rule(*targets: type, record: Record | None = None) -> Callable[[Reverse], Reverse]:
+def _rule(
+    *targets: type, record: Record | None = None, when: Callable[[Options], bool] = lambda options: True
+) -> Callable[[Reverse], Reverse]:
     def register(reverse: Reverse) -> Reverse:
-        RULES.update(dict.fromkeys(targets, _Entry(reverse, record)))
+        RULES.update(dict.fromkeys(targets, _Entry(reverse, record, when)))
         return reverse
 
     return register
@@ -158,13 +175,11 @@ def _entry(step: Step) -> _Entry | None:
 # R belongs to the rule, which may overwrite it.
 
 
-def _relu_mask(module: Any, x: Tensor, y: Tensor, options: Options) -> Tensor | None:
-    if options.rule == "deconvnet":
-        return None
+def _relu_mask(module: Any, x: Tensor, y: Tensor, options: Options) -> Tensor:
     return (y > 0) & (y < 6) if isinstance(module, nn.ReLU6) else y > 0
 
 
-@_rule(nn.ReLU, nn.ReLU6, record=_relu_mask)
+@_rule(nn.ReLU, nn.ReLU6, record=_relu_mask, when=lambda options: options.rule != "deconvnet")
 def relu(R: Tensor, module: nn.Module, context: Context) -> Tensor:
     """Rectify what comes back; the gradient masks it by what went forward; guided backpropagation does both.
 
@@ -213,9 +228,9 @@ def _strided_transpose(R: Tensor, weight: Tensor, stride: tuple[int, int]) -> Te
 
 
 def _switches(module: nn.MaxPool2d, x: Tensor, y: Tensor, options: Options) -> Tensor:
-    """Which place of its window each pooled value came from: 256 x row + column, int16 (N, C, h, w).
+    """Which place of its window each pooled value came from: 16 x row + column, uint8 (N, C, h, w).
 
-    Windows too large for that get 65536 x row + column, int32.
+    Windows too large for that get 256 x row + column, int16, or 65536 x row + column, int32.
     """
     (h, w), width = y.shape[2:], x.shape[3]  # y: places in the input, counted along its rows
     place = y.int()
@@ -223,9 +238,15 @@ def _switches(module: nn.MaxPool2d, x: Tensor, y: Tensor, options: Options) -> T
     down, across = _pool_starts(module, h, w, x.device)
     row, column = row - down[:, None], column - across
     (kh, kw), (dh, dw) = pair(module.kernel_size), pair(module.dilation)
-    if dh * (kh - 1) < 128 and dw * (kw - 1) < 256:
+    rows, columns = dh * (kh - 1) + 1, dw * (kw - 1) + 1
+    if rows <= 16 and columns <= 16:
+        return ((row << 4) + column).byte()
+    if rows <= 128 and columns <= 256:
         return ((row << 8) + column).short()
     return (row << 16) + column
+
+
+_COLUMN_BITS = {torch.uint8: 4, torch.int16: 8, torch.int32: 16}
 
 
 def _pool_starts(module: nn.MaxPool2d, h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -244,7 +265,7 @@ def max_unpool(R: Tensor, module: nn.MaxPool2d, context: Context) -> Tensor:
     (kh, kw), (sh, sw), (dh, dw) = pair(module.kernel_size), pair(module.stride), pair(module.dilation)
     B, C, h, w = R.shape
     height, width = (h - 1) * sh + dh * (kh - 1) + 1, (w - 1) * sw + dw * (kw - 1) + 1
-    bits = 8 if context.kept.dtype == torch.int16 else 16
+    bits = _COLUMN_BITS[context.kept.dtype]
     place = context.cut(context.kept).permute(0, 2, 3, 1).long()
     start = torch.arange(h, device=R.device)[:, None] * (sh * width) + torch.arange(w, device=R.device) * sw
     place = (place >> bits).mul_(width - (1 << bits)).add_(place)  # row * width + column
@@ -308,11 +329,11 @@ def batch_norm(R: Tensor, module: nn.BatchNorm2d, context: Context) -> Tensor:
     return R * (factor if module.weight is None else factor * module.weight)[:, None, None]
 
 
-def _lrn_input(module: Any, x: Tensor, y: Tensor, options: Options) -> Tensor | None:
-    return x.clone() if options.lrn == "gradient" else None
-
-
-@_rule(nn.LocalResponseNorm, record=_lrn_input)
+@_rule(
+    nn.LocalResponseNorm,
+    record=lambda module, x, y, options: x.clone(),
+    when=lambda options: options.lrn == "gradient",
+)
 def local_response_norm(R: Tensor, module: nn.LocalResponseNorm, context: Context) -> Tensor:
     """Pass it on unchanged, as the paper does, or multiply with the derivative.
 
@@ -425,9 +446,28 @@ class Deconvnet:
                 step.inputs if isinstance(step.module, graph.Add | graph.Concat) else step.inputs[:1]
             )
 
+    def _record(self, step: Step) -> Record | None:
+        """What records something of this step in the forward pass."""
+        entry = _entry(step) if step.inputs else None
+        return entry.record if entry and entry.record and entry.when(self.options) else None
+
+    def forward(self, x: Tensor, outputs: bool = True) -> Tape:
+        """Run images (N, C, H, W) as far as the layers need, keeping what the reverse path asks for.
+
+        Without `outputs` the pass ends after the last step of which anything is kept: for the deconvnet, the
+        last max-pooling. That serves units whose position is known and whose seed is 1.
+        """
+        if not outputs:
+            try:
+                return _whole(self.running(x, outputs=False))
+            except RuntimeError as error:  # an operation that does not take an empty batch
+                if out_of_memory(error):
+                    raise
+        return _whole(self.running(x))
+
     @torch.no_grad()
-    def forward(self, x: Tensor) -> Tape:
-        """Run images (N, C, H, W) as far as the layers need, keeping what the reverse path asks for."""
+    def running(self, x: Tensor, outputs: bool = True) -> Generator[None, None, Tape]:
+        """`forward`, one operation at a time: for who has to answer to others meanwhile."""
         pooled_from: dict[str, Tensor] = {}
 
         def evaluate(step: Step, inputs: tuple[Any, ...]) -> Any:
@@ -445,20 +485,35 @@ class Deconvnet:
                 return y
             return step.run(*inputs)
 
-        shapes, kept, outputs = {}, {}, {}
-        for step, inputs, y in self.network.walk(x, self.layers, evaluate):
+        def shapes_only(step: Step, inputs: tuple[Any, ...]) -> Any:
+            """On no image at all."""
+            given = zip(step.inputs, inputs, strict=True)
+            return step.run(*(v[:0] if isinstance(v, Tensor) and n in images else v for n, v in given))
+
+        steps = self.network.steps
+        order = [step.name for step in self.network.upto(self.layers)]
+        images = {name for name in order if steps[name].inputs or name == self.network.input}
+        recording = {name for name in order if self._record(steps[name])}
+        needed = set(order)
+        if not outputs:
+            needed = {step.name for step in self.network.upto(recording)}
+
+        def run(step: Step, inputs: tuple[Any, ...]) -> Any:
+            return (evaluate if step.name in needed else shapes_only)(step, inputs)
+
+        shapes, kept, found = {}, {}, {}
+        for step, inputs, y in self.network.walk(x, self.layers, run):
+            yield
             if not isinstance(y, Tensor):
                 continue
             self._check_sum(step, inputs, y)
             shapes[step.name] = tuple(y.shape[1:])
-            entry = _entry(step) if step.inputs else None
-            if entry and entry.record:
-                kept[step.name] = entry.record(
-                    step.module, inputs[0], pooled_from.pop(step.name, y), self.options
-                )
-            if step.name in self.layers:
-                outputs[step.name] = y.clone()  # a ReLU may follow in place
-        return Tape(shapes, kept, outputs)
+            record = self._record(step)
+            if record:
+                kept[step.name] = record(step.module, inputs[0], pooled_from.pop(step.name, y), self.options)
+            if outputs and step.name in self.layers:
+                found[step.name] = y.clone()  # a ReLU may follow in place
+        return Tape(shapes, kept, found, x.dtype)
 
     def _check_sum(self, step: Step, inputs: tuple[Any, ...], y: Tensor) -> None:
         """Raise LayerError for a sum of maps of different shapes: what goes back to the smaller is not R."""
@@ -468,7 +523,7 @@ class Deconvnet:
             for x, name in zip(inputs, step.inputs, strict=True)
             if steps[name].inputs or name == self.network.input
         ]
-        if isinstance(step.module, graph.Add) and any(x.shape != y.shape for x in terms):
+        if isinstance(step.module, graph.Add) and any(x[: len(y)].shape != y.shape for x in terms):
             found = " and ".join(str(tuple(x.shape[1:])) for x in terms)
             raise LayerError(
                 f"{step.name!r} adds maps of different shapes, {found}: no rule says what that does on the way back"
@@ -488,10 +543,12 @@ class Deconvnet:
         Returns (B, C, h, w), signed, 0 outside the image, and where in the image these windows lie.
         """
         plan = _Plan(self._extents[layer], tape.shapes, self.network.upto([layer]), position, image.device)
-        output = tape.outputs[layer]
-        units = (image, channel) if position is None else (image, channel, *position.to(image.device).T)
-        seed = output[units] if self.options.seed == "activation" else output.new_ones(len(image))
-        R = plan.seed(layer, channel, seed, output.shape[1])
+        if self.options.seed == "activation":
+            units = (image, channel) if position is None else (image, channel, *position.to(image.device).T)
+            seed = tape.outputs[layer][units]
+        else:
+            seed = torch.ones(len(image), dtype=tape.dtype, device=image.device)
+        R = plan.seed(layer, channel, seed, tape.shapes[layer][0])
         coming: dict[str, Tensor] = {layer: R}
         for step in reversed(self.network.upto([layer])):
             if step.name == self.network.input or step.name not in coming:
@@ -523,8 +580,17 @@ class Deconvnet:
             for name in self._extents[layer]
             if len(tape.shapes.get(name, ())) == 3
         )
-        itemsize = next(iter(tape.outputs.values())).element_size()
-        return 4 * itemsize * max(sizes, default=1)
+        return 4 * tape.dtype.itemsize * max(sizes, default=1)
+
+
+def _whole(steps: Generator[None, None, Tape]) -> Tape:
+    """Run to the end."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            tape: Tape = end.value
+            return tape
 
 
 class _Plan:
@@ -709,7 +775,7 @@ def project(
     return paste(pixels, window.origin, batch.shape[2:])
 
 
-def forward(model: VisionModel, deconvnet: Deconvnet, batch: Tensor) -> Tape:
+def forward(model: VisionModel, deconvnet: Deconvnet, batch: Tensor, outputs: bool = True) -> Tape:
     """`deconvnet.forward`, with errors in the user's terms."""
     channels, dtype = len(model.mean), str(model.dtype).removeprefix("torch.")
     expected = f"expected preprocessed images, {dtype} (N, {channels}, H, W), as model.preprocess(images) returns them"
@@ -719,7 +785,7 @@ def forward(model: VisionModel, deconvnet: Deconvnet, batch: Tensor) -> Tape:
         raise LayerError(f"{expected}, got {str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)}")
     try:
         # A copy: the network's first operation may work in place.
-        return deconvnet.forward(batch.clone(memory_format=torch.channels_last))
+        return deconvnet.forward(batch.clone(memory_format=torch.channels_last), outputs)
     except RuntimeError as error:
         raise cannot_run(model, deconvnet.layers, batch, error) from error
 

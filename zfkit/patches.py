@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -51,6 +52,13 @@ class Patches:
 GREY = 128  # outside the picture
 
 
+class Tapes(Protocol):
+    """Forward passes of single whole pictures that were kept, by place in the image set; a dict, say."""
+
+    def get(self, image: int, /) -> Tape | None:
+        """None where that picture's was not kept."""
+
+
 def project_top(
     model: VisionModel,
     photos: ImageSet,
@@ -62,6 +70,7 @@ def project_top(
     rule: Rule = "deconvnet",
     seed: Seed = "one",
     lrn: Norm = "skip",
+    tapes: Tapes | None = None,
     progress: bool = False,
 ) -> Patches:
     """Projections and patches of feature maps' strongest activations, as in Fig. 2 of the paper.
@@ -71,11 +80,14 @@ def project_top(
         channels: feature maps; None for all.
         k: how many of each; None for as many as were mined.
         rule, seed, lrn: as for `project`.
+        tapes: forward passes of single whole pictures that were kept (`Deconvnet.forward` under the same rule and
+            lrn, to this layer or further), by place in `photos`; used if they hold all pictures of these units.
 
     Raises LayerError for an unknown layer or channel, and ZfkitError for a table of other pictures.
     """
+    options = Options(rule, seed, lrn)
     found = project_many(
-        model, photos, top, {layer: channels}, k=k, options=Options(rule, seed, lrn), progress=progress
+        model, photos, top, {layer: channels}, k=k, options=options, tapes=tapes, progress=progress
     )
     return found[layer]
 
@@ -88,6 +100,7 @@ def project_many(
     *,
     k: int | None = None,
     options: Options = Options(),
+    tapes: Tapes | None = None,
     progress: bool = False,
 ) -> dict[str, Patches]:
     """`project_top` for several layers at once, which then share the forward passes."""
@@ -130,7 +143,7 @@ def project_many(
         channel = chosen[:, None].expand_as(image).flatten()
         units[layer] = _Units(there.nonzero()[:, 0], image.flatten()[there], channel[there],
                               torch.stack([row.flatten()[there], col.flatten()[there]], 1))  # fmt: skip
-    for layer, slots, pixels, photo in _windows(model, photos, units, options, progress):
+    for layer, slots, pixels, photo in _windows(model, photos, units, options, tapes or {}, progress):
         projection = results[layer].projection
         projection.flatten(0, 1)[slots] = pixels.to(projection.dtype)
         results[layer].photo.flatten(0, 1)[slots] = photo
@@ -161,21 +174,30 @@ Projected = tuple[str, Tensor, Tensor, Tensor]  # layer, slots, projections, pho
 
 
 def _windows(
-    model: VisionModel, photos: ImageSet, units: Mapping[str, _Units], options: Options, progress: bool
+    model: VisionModel,
+    photos: ImageSet,
+    units: Mapping[str, _Units],
+    options: Options,
+    tapes: Tapes,
+    progress: bool,
 ) -> Iterator[Projected]:
-    """Project all units; each layer by the cheaper of two ways.
+    """Project all units; each layer by the cheapest way.
 
     A unit depends on its receptive field only. So few units are projected from crops around them, many from
-    the whole picture, which its units share, with those of other layers.
+    the whole picture, which its units share, with those of other layers; and without any forward pass where
+    that was kept.
     """
     whole: dict[str, _Units] = {}
     crops: dict[str, tuple[_Units, Crop]] = {}
+    kept: dict[str, tuple[_Units, list[Tape]]] = {}
     for layer, of_layer in units.items():
         if not len(of_layer):
             continue
         crop = Crop.plan(model, layer, photos.size)
-        pictures = len(of_layer.image.unique())
-        if crop is not None and len(of_layer) * crop.size**2 < pictures * photos.size**2:
+        pictures = of_layer.image.unique().tolist()  # sorted
+        if options.seed == "one" and len(at_hand := [t for i in pictures if (t := tapes.get(i))]) == len(pictures):
+            kept[layer] = of_layer, at_hand
+        elif crop is not None and len(of_layer) * crop.size**2 < len(pictures) * photos.size**2:
             crops[layer] = of_layer, crop
         else:
             whole[layer] = of_layer
@@ -186,6 +208,10 @@ def _windows(
             bar.update(len(part[1]))
         for layer, (of_layer, crop) in crops.items():
             for part in _from_crops(model, photos, layer, of_layer, crop, options):
+                yield part
+                bar.update(len(part[1]))
+        for layer, (of_layer, at_hand) in kept.items():
+            for part in _from_tapes(model, photos, layer, of_layer, at_hand, options):
                 yield part
                 bar.update(len(part[1]))
 
@@ -202,11 +228,21 @@ def _from_pictures(
         with portions.attempt():  # what was handed over before memory ran out is then handed over again
             batch = used[part]
             pixels = photos.take(batch)
-            tape = forward(model, deconvnet, model.preprocess(pixels))
+            tape = forward(model, deconvnet, model.preprocess(pixels), outputs=options.seed == "activation")
             for layer, of_layer in units.items():
                 here = of_layer.pick(torch.isin(of_layer.image, batch).nonzero()[:, 0])
                 local = torch.searchsorted(batch, here.image)
                 yield from _reverse(model, deconvnet, tape, layer, here, local, here.position, pixels)
+
+
+def _from_tapes(
+    model: VisionModel, photos: ImageSet, layer: str, units: _Units, tapes: list[Tape], options: Options
+) -> Iterator[Projected]:
+    deconvnet = Deconvnet(model.network, [layer], options)
+    pictures, local = units.image.unique(return_inverse=True)
+    yield from _reverse(
+        model, deconvnet, Tape.together(tapes), layer, units, local, units.position, photos.take(pictures)
+    )
 
 
 def _from_crops(
@@ -227,7 +263,7 @@ def _from_crops(
                     for i, (top, left) in zip(local.tolist(), corner.tolist(), strict=True)
                 ]
             )
-            tape = forward(model, deconvnet, model.preprocess(cut))
+            tape = forward(model, deconvnet, model.preprocess(cut), outputs=options.seed == "activation")
             position = here.position - corner // crop.stride
             yield from _reverse(model, deconvnet, tape, layer, here, torch.arange(len(here)), position, cut)
 
@@ -246,7 +282,7 @@ def _reverse(
     if not len(units):
         return
     rows, columns = field_in(model, pixels.shape[-1], layer)
-    flat = tape.outputs[layer].dim() == 2
+    flat = len(tape.shapes[layer]) == 1
     device = model.device
     size = max(1, REVERSE_BYTES // deconvnet.unit_bytes(layer, tape))
     portions = Portions(f"projecting {layer} of {model.name}", size, "units", inner=True)

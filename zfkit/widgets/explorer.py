@@ -48,7 +48,8 @@ from .drawing import GAP, GRID, LARGE
 from .state import GAINS, METHODS, ORDERS, TABS, State
 from .view import COMPARED, ExplorerView, Grids, bundled_others, mined
 
-REST = 1.5  # s since the last step, before all other maps are computed ahead, too
+REST = 1.5  # s since the last step, before what may be asked for some time is computed, too
+PAINT = 0.06  # s left to server and browser after new grids, before the large pictures are computed
 AHEAD = 4  # neighbouring maps computed ahead of all else, on either side
 _CSS = (Path(__file__).parent / "explorer.css").read_text(encoding="utf-8")
 
@@ -425,7 +426,10 @@ class Explorer(Panel):
         self.worker.cancel("hover")
         if state.image != before.image:
             self._upload = None
-        self._sync_controls()
+        if self.live and state.tab == "maps" and not state.search and self.view.ready(state):
+            self._show_grids(state, self.view.grids(state))  # these two alone; all that follows would delay them
+        else:
+            self._sync_controls()
         self._request()
 
     def _request(self) -> None:
@@ -481,8 +485,12 @@ class Explorer(Panel):
         grids = v.grids(state)
         yield None
         self._show_grids(state, grids)
+        if self.live:
+            yield from _pause(time.monotonic() + PAINT)
+        self._sync_controls()
+        self._show_words(state, grids)
         yield None
-        detail = v.detail(state)
+        detail = yield from v.detail_steps(state)
         yield None
         self._show_detail(state, detail)
         yield None
@@ -491,13 +499,20 @@ class Explorer(Panel):
         self._show_facts(facts, near)
 
     def _show_grids(self, state: State, grids: Grids) -> None:
-        name = f"{self.view.model.name} {state.layer} map {state.channel}"
-        if grids.sentence:
-            self.projections.say(grids.sentence)
-            self.patches.say("No picture excites it.")
-        else:
-            self.projections.show(grids.projections, f"projections of the strongest activations of {name}")
-            self.patches.show(grids.patches, f"patches that excite {name} most")
+        """Both grids, unless the state has moved on."""
+        with self._lock:
+            if _grids_of(state) != _grids_of(self.state):
+                return
+            name = f"{self.view.model.name} {state.layer} map {state.channel}"
+            if grids.sentence:
+                self.projections.say(grids.sentence)
+                self.patches.say("No picture excites it.")
+            else:
+                self.projections.show(grids.projections, f"projections of the strongest activations of {name}")
+                self.patches.show(grids.patches, f"patches that excite {name} most")
+
+    def _show_words(self, state: State, grids: Grids) -> None:
+        """What is written around the grids."""
         words = f"<b>{html.escape(state.layer)}</b> · map <b>{state.channel}</b>"
         if self.heading.value != words:
             self.heading.value = words
@@ -630,7 +645,7 @@ class Explorer(Panel):
 
     def _draw_detail(self, state: State) -> Steps:
         yield None
-        detail = self.view.detail(state)
+        detail = yield from self.view.detail_steps(state)
         yield None
         self._show_detail(state, detail)
 
@@ -640,7 +655,7 @@ class Explorer(Panel):
         self._moved = time.monotonic()
         self.worker.submit("ahead", self._ahead(self.state), Worker.IDLE)
         if self.view.profile is None and not self.worker.has("profile"):
-            self.worker.submit("profile", self._profile(), Worker.LATER)
+            self.worker.submit("profile", self._profile(rest=True), Worker.LATER)
         if self.ahead:
             self.worker.submit("all", self._all_ahead(self.state), Worker.LATER)
 
@@ -658,9 +673,7 @@ class Explorer(Panel):
         """All maps, those of the layer first, as long as there is room for them."""
         if state.tab != "maps" or state.gain != 1:  # with another gain all would have to be drawn again
             return
-        while time.monotonic() < self._moved + REST:  # somebody turns pages: leave the processor to them
-            time.sleep(0.01)
-            yield None
+        yield from self._rest_first()
         maps = {state.layer: self._around(state)}
         maps |= {n: list(range(self.view.count(n))) for n in self.view.layers if n not in maps}
         for layer, channels in maps.items():
@@ -669,6 +682,11 @@ class Explorer(Panel):
                     return
                 yield from self.view.prepare(replace(state, layer=layer, channel=channel))
 
+    def _rest_first(self) -> Steps:
+        """While somebody turns pages, the processor is theirs."""
+        while (until := self._moved + REST) > time.monotonic():
+            yield from _pause(until)
+
     def _around(self, state: State) -> list[int]:
         """The other maps on the slider, the nearest first; of two as near, the one in the direction of travel."""
         at = self._place(state.channel)
@@ -676,8 +694,11 @@ class Explorer(Panel):
         places.sort(key=lambda p: (abs(p - at), -self._facing * (p - at)))
         return [int(self._channels[p]) for p in places]
 
-    def _profile(self) -> Steps:
-        yield from self.view.profile_steps()
+    def _profile(self, rest: bool = False) -> Steps:
+        for progress in self.view.profile_steps():
+            yield progress
+            if rest:
+                yield from self._rest_first()
         self._sync_controls()
         self.worker.submit("facts", self._draw_facts())
 
@@ -859,6 +880,18 @@ class Explorer(Panel):
             "this.dataset.code).then(() => { this.textContent = 'copied'; }, () => { this.textContent = "
             "'select the lines above and press Ctrl+C'; })\">copy</button>"
         )
+
+
+def _grids_of(state: State) -> tuple[Any, ...]:
+    """What of a state its grids depend on."""
+    return state.tab, state.layer, state.channel, state.rule, state.gain
+
+
+def _pause(until: float) -> Steps:
+    """Nothing, up to a time of `time.monotonic`, for anybody who comes meanwhile."""
+    while (left := until - time.monotonic()) > 0:
+        time.sleep(min(left, 0.01))
+        yield None
 
 
 def _th(n: int) -> str:

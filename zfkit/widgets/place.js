@@ -36,7 +36,7 @@ function prepare(root) {
   new MutationObserver(() => {
     if (waiting) return;
     waiting = true;
-    requestAnimationFrame(() => { waiting = false; each(); });
+    setTimeout(() => { waiting = false; each(); }, 150);  // once for all that changed, and after it is painted
   }).observe(root, { childList: true, subtree: true, attributes: true, attributeFilter: ["class", "title"] });
   each();
 }
@@ -152,12 +152,14 @@ function render({ model, el }) {
   canvas.addEventListener("focus", () => el.classList.add("zfkit-focused"));
   canvas.addEventListener("blur", () => el.classList.remove("zfkit-focused"));
   const changes = "change:row change:col change:rows change:cols change:area change:extent change:box change:mode change:label";
-  model.on(changes, draw);
+  let drawing = 0;  // one message changes several of these; one drawing is enough, in the next frame
+  const redraw = () => { drawing = drawing || requestAnimationFrame(() => { drawing = 0; draw(); }); };
+  model.on(changes, redraw);
   const watching = new ResizeObserver(draw);
   watching.observe(canvas);
   requestAnimationFrame(() => prepare(el.closest(".zfkit")));
   model.send({ kind: "ready" });
   draw();
-  return () => { model.off(changes, draw); watching.disconnect(); };
+  return () => { model.off(changes, redraw); cancelAnimationFrame(drawing); watching.disconnect(); };
 }
 export default { render };

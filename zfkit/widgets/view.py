@@ -7,6 +7,7 @@ generator that yields `Progress`, to be run piece by piece by a `Worker`.
 from __future__ import annotations
 
 import copy
+import functools
 import html
 import io
 import time
@@ -15,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..atlas import fits_inside, number
-from ..deconv import Deconvnet, Options, Rule, Tape, forward
+from ..deconv import Deconvnet, Options, Rule, Tape
 from ..deconv import paste as paste_windows
 from ..errors import ImageError, LayerError, ZfkitError, unknown
 from ..health import Thresholds
@@ -41,6 +42,7 @@ SHOWN = 9  # pictures of each map
 PROFILED = 2000  # pictures at most in a `Profile`
 TOP = 100  # pictures in a map's class histogram
 PIECE = 0.02  # s; what is computed ahead comes in pieces of about that length
+SWITCHES = 256 * 2**20  # bytes; no more pictures' switches are kept
 SMALL = 8  # px; a picture of your own must have that many along its smaller side
 
 Others = Mapping[str, VisionModel | Callable[[], VisionModel]]
@@ -139,6 +141,16 @@ class Profile:
         return Counter(self.label[best].tolist()).most_common(), len(best)
 
 
+@dataclass
+class _Counted:
+    """A `Profile` on its way."""
+
+    values: dict[str, list[np.ndarray]]
+    used: list[int]
+    labels: list[str]
+    upto: int = 0  # pictures looked at
+
+
 class ExplorerView:
     """Computes all that the explorer shows, and keeps what may be asked for again.
 
@@ -157,7 +169,9 @@ class ExplorerView:
         self.frequencies: dict[str, np.ndarray] = {}
         self._patches = Cache(192 * 2**20, _patches_bytes)
         self._grids = Cache(192 * 2**20, lambda g: len(g.projections) + len(g.patches) + 200)
-        self._tapes = Cache(24, lambda _: 1)
+        self._tapes = Cache(192 * 2**20, lambda made: made[1].bytes)
+        self._switches = Cache(SWITCHES, lambda tape: tape.bytes)  # of whole pictures, for the deconvnet
+        self._counted: _Counted | None = None
         self._at_once: dict[tuple[str, Rule], int] = {}  # pictures in one piece of `prepare`
         self._kept = Cache(16, lambda _: 1)
         self._shuffled: VisionModel | None = None
@@ -316,13 +330,21 @@ class ExplorerView:
         key = (layer, channel, rule)
         found: Patches | None = self._patches.get(key)
         if found is None:
-            found = project_top(self.model, self.photos, self.table(layer), layer, [channel], rule=rule)
+            found = self._project(self.table(layer), layer, channel, rule)
             self._patches.put(key, found)
         return found
 
+    def _project(self, table: TopK, layer: str, channel: int, rule: Rule) -> Patches:
+        tapes = self._switches if rule == "deconvnet" else None
+        return project_top(self.model, self.photos, table, layer, [channel], rule=rule, tapes=tapes)
+
+    def ready(self, state: State) -> bool:
+        """Are the state's grids at hand, so that showing them takes no computing?"""
+        return self._grids.get(self._grid_key(state)) is not None or bool(self.grids_sentence(state))
+
     def prepare(self, state: State) -> Generator[None, None, None]:
         """The grids of a state ahead of time, in pieces so short that nobody waits for one to end."""
-        if self._grids.get(self._grid_key(state)) is not None or self.grids_sentence(state):
+        if self.ready(state):
             return
         key = (state.layer, state.channel, state.rule)
         if self._patches.get(key) is None:
@@ -331,9 +353,7 @@ class ExplorerView:
                 stop = min(start + self._at_once.get((state.layer, state.rule), 1), self.shown)
                 table = self._part(self.top, state.layer, start, stop)
                 began = time.perf_counter()
-                parts.append(
-                    project_top(self.model, self.photos, table, state.layer, [state.channel], rule=state.rule)
-                )
+                parts.append(self._project(table, state.layer, state.channel, state.rule))
                 each = (time.perf_counter() - began) / (stop - start)
                 self._at_once[state.layer, state.rule] = max(1, min(self.shown, int(PIECE / each)))
                 start = stop
@@ -391,14 +411,21 @@ class ExplorerView:
 
     # ------------------------------------------------------------------------------------------ one of nine
 
-    def _tape(self, model: VisionModel, layer: str, image: int, rule: Rule) -> tuple[Deconvnet, Tape]:
-        key = (id(model), layer, image, rule)
-        found = self._tapes.get(key)
+    def _tape(
+        self, layer: str, image: int, rule: Rule
+    ) -> Generator[None, None, tuple[Deconvnet, Tape]]:
+        key = (layer, image, rule)
+        found: tuple[Deconvnet, Tape] | None = self._tapes.get(key)
         if found is None:
-            deconvnet = Deconvnet(model.network, [layer], Options(rule))
-            found = deconvnet, forward(model, deconvnet, model.preprocess(self.photos.take([image])))
+            deconvnet = Deconvnet(self.model.network, [layer], Options(rule))
+            found = deconvnet, (yield from self._running(deconvnet, self.photos.take([image])))
             self._tapes.put(key, found)
         return found
+
+    def _running(self, deconvnet: Deconvnet, pixels: Tensor) -> Generator[None, None, Tape]:
+        """One picture's forward pass, in pieces of one operation each."""
+        batch = self.model.preprocess(pixels).clone(memory_format=torch.channels_last)
+        return (yield from deconvnet.running(batch))
 
     def unit(self, state: State) -> tuple[int, tuple[int, int]]:
         """Picture and (row, col) of the unit that the state shows large."""
@@ -407,6 +434,10 @@ class ExplorerView:
 
     def detail(self, state: State) -> Detail:
         """The state's unit: where it is, its map over the photograph, its projection on the whole picture."""
+        return result_of(self.detail_steps(state))
+
+    def detail_steps(self, state: State) -> Generator[None, None, Detail]:
+        """`detail`, in pieces."""
         sentence = self.grids_sentence(state)
         if sentence:
             return Detail(sentence="Nothing to show: the map is never active.")
@@ -414,7 +445,7 @@ class ExplorerView:
         if image < 0:
             return Detail(sentence="This map has no picture of that rank.")
         layer, S = state.layer, self.photos.size
-        deconvnet, tape = self._tape(self.model, layer, image, state.rule)
+        deconvnet, tape = yield from self._tape(layer, image, state.rule)
         output = tape.outputs[layer]
         photo = drawing.to_picture(self.photos.take([image])[0])
         channel = torch.tensor([state.channel], device=output.device)
@@ -422,6 +453,7 @@ class ExplorerView:
         flat = output.dim() == 2
         place = None if flat else torch.tensor([[row, col]])
         pixels, window = deconvnet.reverse(tape, layer, zero, channel, place)
+        yield
         projection = paste_windows(pixels, window.origin, (S, S))[0].cpu()
         field = self.fields[layer]
         box = field.box(row, col)
@@ -571,32 +603,54 @@ class ExplorerView:
         """Fill in `profile`: one forward pass over the pictures, at most 2,000, evenly spread."""
         if self.profile is not None or not self.layers:
             return
+        done = self._counted = self._counted or _Counted({name: [] for name in self.layers}, [], [])
         n = min(len(self.photos), PROFILED)
-        places = [i * len(self.photos) // n for i in range(n)]
+        classes = self.photos.classes
         inside = {}
         if self.top.inside:
             inside = {name: units_inside(self.model, name, self.photos.size) for name in self.layers}
-        values: dict[str, list[np.ndarray]] = {name: [] for name in self.layers}
-        used, labels, classes = [], [], self.photos.classes
-        for count, i in enumerate(places):
+        for count in range(done.upto, n):
+            i = count * len(self.photos) // n
             try:
                 pixels, label = self.photos[i]
             except ImageError:
+                done.upto = count + 1
                 continue
-            with torch.no_grad():
-                for name, output in activations(self.model, pixels[None], self.layers):
-                    if output.dim() == 4 and name in inside:
-                        output = output[:, :, inside[name][0], inside[name][1]]
-                    values[name].append(output.flatten(2).amax(2)[0].float().cpu().numpy()
-                                        if output.dim() == 4 else output[0].float().cpu().numpy())  # fmt: skip
-            used.append(i)
-            labels.append(str(classes[label]) if 0 <= label < len(classes) else self.label(i))
+            outputs = yield from self._outputs(i, pixels)
+            for name, output in outputs.items():
+                if output.dim() == 4 and name in inside:
+                    output = output[:, :, inside[name][0], inside[name][1]]
+                strongest = output.flatten(2).amax(2) if output.dim() == 4 else output
+                done.values[name].append(strongest[0].float().cpu().numpy())
+            done.used.append(i)
+            done.labels.append(str(classes[label]) if 0 <= label < len(classes) else self.label(i))
+            done.upto = count + 1
             yield Progress("counting activations", (count + 1) / n)
-        if not used:
+        if not done.used:
             raise ImageError(f"none of the pictures of {self.photos.source!r} can be read")
-        known = np.array(labels)
-        kind = "" if not any(labels) else "class" if classes else "photograph"
-        self.profile = Profile({k: np.stack(v) for k, v in values.items()}, np.array(used), known, kind)
+        kind = "" if not any(done.labels) else "class" if classes else "photograph"
+        values = {k: np.stack(v) for k, v in done.values.items()}
+        self.profile = Profile(values, np.array(done.used), np.array(done.labels), kind)
+        self._counted = None
+
+    def _outputs(self, i: int, pixels: Tensor) -> Generator[None, None, dict[str, Tensor]]:
+        """All layers' maps of picture i; on the way its switches are kept, if it is one of those shown."""
+        try:
+            deconvnet = Deconvnet(self.model.network, self.layers)
+        except LayerError:  # an operation without a way back: all of it can be seen but projections
+            with torch.no_grad():
+                return {n: y.clone() for n, y in activations(self.model, pixels[None], self.layers)}
+        tape = yield from self._running(deconvnet, pixels[None])
+        switches = replace(tape, outputs={})
+        if i in self._pictured and self._switches.bytes + switches.bytes <= self._switches.limit:
+            self._switches.put(i, switches)
+        return tape.outputs
+
+    @functools.cached_property
+    def _pictured(self) -> set[int]:
+        """Pictures that any map's grids show."""
+        used = torch.cat([self.top[n].image[:, : self.shown].flatten() for n in self.layers])
+        return set(used.tolist())
 
     def frequency_steps(self, layer: str) -> Generator[Progress, None, None]:
         """Fill in `frequencies[layer]`: the mean frequency of each map's three strongest projections."""
@@ -873,6 +927,19 @@ class ExplorerView:
             f"zfkit.load_images({photos or self.photos.source!r}{size})\n"
             f"zfkit.explore(model, photos, zfkit.mine(model, photos{mined}){options})"
         )
+
+
+Made = TypeVar("Made")
+
+
+def result_of(steps: Generator[Any, None, Made]) -> Made:
+    """What a generator returns, once it has run to its end."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            made: Made = end.value
+            return made
 
 
 COMPARED = 132  # side of a tile in the comparison of methods, in px
