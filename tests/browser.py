@@ -386,7 +386,9 @@ class Page:
         image = self.tab.locator(selector).first.element_handle()
         image.evaluate("image => window.__stopwatch.wait(image)")
         act()
-        waiting = "patience => Promise.race([__stopwatch.came, new Promise(r => setTimeout(r, patience, null))])"
+        waiting = (
+            "patience => Promise.race([__stopwatch.came, new Promise(r => setTimeout(r, patience, null))])"
+        )
         taken = self.tab.evaluate(waiting, 1000 * patience)
         return None if taken is None else float(taken)
 

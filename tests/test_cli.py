@@ -99,6 +99,14 @@ def test_maps_must_be_a_number_or_all(capsys):
     assert "'many' is neither a number of feature maps nor 'all'" in capsys.readouterr().err
 
 
+def test_alone_it_says_what_there_is(capsys):
+    assert main([]) == 0
+    told = capsys.readouterr().out
+    assert all(
+        f"\n    {command} " in told for command in ("atlas", "mine", "train", "sweep", "doctor", "models")
+    )
+
+
 @pytest.mark.parametrize("command", ["atlas", "mine", "models"])
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as stopped:

@@ -121,6 +121,65 @@ def test_equals_the_literal_deconvnet(drawn, data):
             assert_close(pixels, literal.deconvnet(layers[: last + 1], of_image[0], u))
 
 
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(chains(), st.sampled_from(["deconvnet", "guided", "gradient"]), st.sampled_from(["skip", "gradient"]))
+def test_a_pass_without_outputs_keeps_the_same_and_ends_at_the_last_switch(drawn, rule, lrn):
+    net, x, is_connected = drawn
+    size = x.shape[2] if is_connected else 20
+    network = zfkit.wrap_model(net, mean=0.0, scale=1.0, input_size=size).network
+    layer = network.layers[-1]
+    deconvnet = deconv.Deconvnet(network, [layer], deconv.Options(rule, "one", lrn))
+    whole = deconvnet.forward(x.clone())
+    seen = {}
+    hooks = [
+        m.register_forward_hook(lambda module, inputs, y, n=n: seen.update({n: len(y)}))
+        for n, m in net.named_modules()
+    ]
+    short = deconvnet.forward(x.clone(), outputs=False)
+    for hook in hooks:
+        hook.remove()
+    assert short.shapes == whole.shapes and not short.outputs and short.kept.keys() == whole.kept.keys()
+    assert all(torch.equal(short.kept[n], whole.kept[n]) for n in whole.kept)
+    names = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    kept = [network.layers.index(n) for n in whole.kept]
+    for name in names:  # filters after the last step that keeps anything see no image
+        assert seen[name] == (len(x) if kept and network.layers.index(name) < max(kept) else 0)
+
+
+class Sized(nn.Module):
+    """Asks for its input's length, which an empty batch does not have."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool, self.fc = nn.Conv2d(3, 4, 3), nn.MaxPool2d(3, 2), nn.Linear(4 * 8 * 8, 3)
+
+    def forward(self, x):
+        return self.fc(self.pool(self.conv(x)).view(x.size(0), -1))
+
+
+def test_where_an_operation_takes_no_empty_batch_the_pass_goes_on_to_the_end():
+    torch.manual_seed(0)
+    model, x = wrap(Sized()), noise(2, 3, 20, 20)
+    deconvnet = deconv.Deconvnet(model.network, ["fc"])
+    short, whole = deconvnet.forward(x.clone(), outputs=False), deconvnet.forward(x.clone())
+    assert short.shapes == whole.shapes and torch.equal(short.kept["pool"], whole.kept["pool"])
+    image, channel = torch.tensor([0, 1]), torch.tensor([2, 0])
+    back = [deconvnet.reverse(tape, "fc", image, channel, None)[0] for tape in (short, whole)]
+    assert torch.equal(*back) and back[0].any()
+
+
+def test_tapes_of_single_images_make_the_tape_of_all():
+    torch.manual_seed(2)
+    model = chain(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True), nn.Conv2d(4, 5, 3))
+    x = noise(3, 3, 20, 17)
+    deconvnet = deconv.Deconvnet(model.network, ["3"])
+    whole = deconvnet.forward(x.clone())
+    parts = [deconvnet.forward(x[n : n + 1].clone(), outputs=False) for n in range(3)]
+    joined = deconv.Tape.together(parts)
+    assert joined.shapes == whole.shapes and torch.equal(joined.kept["2"], whole.kept["2"])
+    assert sum(t.bytes for t in parts) == joined.bytes == 3 * 4 * 9 * 7  # one byte a switch
+
+
 def test_without_a_position_each_image_shows_its_strongest_unit():
     torch.manual_seed(1)
     model = chain(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(4, 4, 3))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -494,6 +495,83 @@ def test_a_click_on_the_map_of_the_layer_before_is_let_go(explorer):
     assert (e.heat.place.row, e.heat.place.col) == unit
     e.set(tab="maps")
     consistent(e)
+
+
+def test_what_is_ready_is_shown_before_the_worker_is_free(explorer):
+    e, free = explorer, threading.Event()
+    ready = replace(e.state, channel=6)
+    grids = e.view.grids(ready)
+    e.live = True
+
+    def busy():
+        free.wait(20)
+        yield None
+
+    assert e.wait()
+    e.worker.submit("busy", busy())
+    e.map.value = 6  # as the slider's message would
+    shown = e.projections.picture.image.value, e.patches.picture.image.value
+    free.set()
+    assert shown == (grids.projections, grids.patches)
+    assert e.wait()
+    assert "map <b>6</b>" in e.heading.value and e.number.value == 6
+    consistent(e)
+
+
+def test_a_late_picture_does_not_replace_a_newer_one(explorer):
+    e = explorer
+    late = e.state
+    grids = e.view.grids(late)
+    e.set(channel=7)
+    assert e.wait()
+    e._show_grids(late, grids)
+    assert e.projections.picture.image.value == e.view.grids(e.state).projections
+
+
+def test_kept_switches_give_the_same_pictures_without_a_forward_pass(world):
+    model, photos, top = world
+    kept, fresh = ExplorerView(model, photos, top), ExplorerView(model, photos, top)
+    list(kept.profile_steps())
+    assert 0 < len(kept._switches) == len(kept._pictured) <= len(photos)
+    ran = []
+    hook = next(m for m in model.net.modules() if isinstance(m, nn.Conv2d)).register_forward_hook(
+        lambda *_: ran.append(1)
+    )
+    for layer, channel in (("conv1", 4), ("conv2", 3), ("conv2", 7)):
+        state = State(layer, channel)
+        grids = kept.grids(state)
+        assert not ran
+        assert grids == fresh.grids(state) and ran
+        ran.clear()
+    hook.remove()
+
+
+def test_counting_goes_on_where_it_was_left(world):
+    model, photos, top = world
+    looked = []
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(photos, name)
+
+        def __len__(self):
+            return len(photos)
+
+        def __getitem__(self, i):
+            looked.append(i)
+            return photos[i]
+
+    left, whole = ExplorerView(model, Watched(), top), ExplorerView(model, photos, top)
+    steps = left.profile_steps()
+    for _ in range(17):
+        next(steps)
+    steps.close()
+    list(left.profile_steps())
+    list(whole.profile_steps())
+    assert len(photos) <= len(looked) <= len(photos) + 1  # the one it was interrupted at, again
+    assert np.array_equal(left.profile.image, whole.profile.image)
+    for layer in left.layers:
+        assert np.array_equal(left.profile.values[layer], whole.profile.values[layer])
 
 
 def test_a_picture_that_comes_late_moves_no_control(explorer):

@@ -155,11 +155,12 @@ def test_the_default_model_is_zfnet64():
 
 def test_the_table_of_models():
     table = list_models()
-    assert list(table.index) == ["zfnet64", "alexnet64", "zfnet224", "alexnet224"]
+    untrained = ["zfnet224", "alexnet224", "zfnet64-narrow", "alexnet64-narrow"]
+    assert list(table.index) == ["zfnet64", "alexnet64", *untrained]
     assert list(table.columns) == ["input", "classes", "parameters", "data", "top1", "top5", "file"]
     assert table.loc["zfnet224", ["input", "classes", "parameters"]].tolist() == [224, 1000, 62_357_608]
-    assert (table.loc[["zfnet224", "alexnet224"], "data"] == "untrained").all()
-    assert table.loc[["zfnet224", "alexnet224"], ["top1", "top5", "file"]].isna().all(axis=None)
+    assert (table.loc[untrained, "data"] == "untrained").all()
+    assert table.loc[untrained, ["top1", "top5", "file"]].isna().all(axis=None)
     for name in ("zfnet64", "alexnet64"):
         model, row = load_model(name, device="cpu"), table.loc[name]
         assert row["parameters"] == sum(p.numel() for p in model.net.parameters())
@@ -213,6 +214,8 @@ def test_an_unknown_model_offers_the_nearest():
         load_model("zfnet46")
     with pytest.raises(ModelError, match=r"There are: .*torchvision:NAME, PATH\.safetensors"):
         load_model("")
+    with pytest.raises(ModelError, match=r"no model 'resnet18'\. Did you mean 'torchvision:resnet18'\?"):
+        load_model("resnet18")
     with pytest.raises(ModelError, match=r"no torchvision model 'alexnt'\. Did you mean 'alexnet'\?"):
         load_model("torchvision:alexnt")
     with pytest.raises(

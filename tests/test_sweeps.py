@@ -664,6 +664,23 @@ def test_a_scheduler_that_does_not_answer(tmp_path, address, said, monkeypatch):
         sweep(path, {"x": [1]}, tmp_path / "runs", scheduler=address, progress=False)
 
 
+def test_a_dry_run_asks_the_scheduler_too(tmp_path, monkeypatch, capsys):
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.chdir(tmp_path)
+    written(Path("it.ipynb"), parameters="x = 0")
+    Path("grid.yaml").write_text("x: [1, 2]")
+    command = ["sweep", "it.ipynb", "--grid", "grid.yaml", "--dry-run", "--scheduler"]
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, dashboard_address=None, host="127.0.0.1"
+    ) as cluster:
+        assert main([*command, cluster.scheduler_address]) == 0
+    assert "answers: 2 at a time on 1 machines" in capsys.readouterr().out
+    client = distributed.Client
+    monkeypatch.setattr(distributed, "Client", lambda *a, **k: client(*a, **(k | {"timeout": 1})))
+    assert main([*command, "tcp://127.0.0.1:1"]) == 2
+    assert "no Dask scheduler answers" in capsys.readouterr().err and not Path("runs").exists()
+
+
 def test_a_cluster_without_workers(tmp_path):
     distributed = pytest.importorskip("distributed")
     path = written(tmp_path / "it.ipynb", parameters="x = 0")

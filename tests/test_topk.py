@@ -310,6 +310,23 @@ def test_mining_refuses_what_it_cannot_do(options, message):
         zfkit.mine(conv_model(), image_set(random_pixels(3, 8)), **options, progress=False)
 
 
+@pytest.mark.parametrize(
+    ("model", "images", "message"),
+    [
+        (None, [1, 2], r"the pictures must be ImageSet, as zfkit.load_images makes it.*not list \[1, 2\]"),
+        ("zfnet64", None, r"the model must be VisionModel, as zfkit.load_model.*not str 'zfnet64'"),
+        (nn.Conv2d(3, 1, 1), None, r"zfkit.wrap_model makes it; not Conv2d"),
+    ],
+)
+def test_what_is_no_model_or_no_pictures_is_said(model, images, message):
+    model = conv_model() if model is None else model
+    images = image_set(random_pixels(3, 8)) if images is None else images
+    with pytest.raises(zfkit.ZfkitError, match=message):
+        zfkit.mine(model, images, progress=False)
+    with pytest.raises(zfkit.ZfkitError, match=message):
+        zfkit.mine(conv_model(), image_set(random_pixels(3, 8)), progress=False).check(model, images)
+
+
 def test_mining_nothing_is_refused():
     empty = ImageSet(lambda i: None, [], size=8)
     with pytest.raises(zfkit.ImageError, match="no pictures"):

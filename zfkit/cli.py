@@ -23,7 +23,7 @@ from .errors import ZfkitError, out_of_memory
 from .images import ImageSet, load_images
 from .models import ARCHITECTURES, VisionModel, list_models, load_model
 from .plotting import training_figure
-from .sweeps import plan_sweep, run_sweep
+from .sweeps import find_workers, plan_sweep, run_sweep
 from .topk import TopK, estimate_mining, mine, mine_share, state_of
 from .training import RECIPES, Recipe, evaluate, fit
 
@@ -95,7 +95,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="zfkit", description="See what a convolutional network has learned, as Zeiler & Fergus did."
     )
     parser.add_argument("--version", action="version", version=f"zfkit {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.set_defaults(run=lambda args: _help(parser))
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     atlas = _command(
         commands,
@@ -492,6 +493,9 @@ def _sweep(args: argparse.Namespace) -> int:
     if args.dry_run:
         for run in plan.runs:
             print(f"  {'done ' if run.name in plan.done else 'to do'}  {run.name}")
+        if args.scheduler:
+            hosts = find_workers(args.scheduler)
+            print(f"{args.scheduler} answers: {sum(hosts.values())} at a time on {len(hosts)} machines")
         return 0
     try:
         table = run_sweep(
@@ -517,7 +521,15 @@ def _doctor(args: argparse.Namespace) -> int:
     return 1 if report.broken else 0
 
 
+def _help(parser: argparse.ArgumentParser) -> int:
+    parser.print_help()
+    return 0
+
+
 def _models(args: argparse.Namespace) -> int:
     print(list_models().to_string(na_rep="-"))
-    print("\nAlso torchvision:NAME, and the path of a .safetensors file that zfkit wrote.")
+    print(
+        "\nAlso torchvision:NAME, the path of a .safetensors file that zfkit wrote, and that of the ONNX model zoo's\n"
+        "zfnet512.onnx. Those that are untrained are there to be trained: zfkit train --help"
+    )
     return 0

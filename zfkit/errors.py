@@ -45,6 +45,13 @@ class WriteError(ZfkitError, OSError):
         return str(self.args[0])
 
 
+def expect(value: object, kind: type, what: str, how: str) -> None:
+    """Raise ZfkitError where a value is of another kind; `how` says what makes one of the right kind."""
+    if not isinstance(value, kind):
+        shown = f"{value!r:.60}"
+        raise ZfkitError(f"{what} must be {kind.__name__}, {how}; not {type(value).__name__} {shown}")
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Did memory run out, on the CPU or on a GPU? torch says so in several ways."""
     told = str(error)

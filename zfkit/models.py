@@ -378,7 +378,8 @@ class VisionModel:
 
     def __repr__(self) -> str:
         count = sum(p.numel() for p in self.net.parameters())
-        return f"VisionModel({self.name!r}: {count:,} parameters, {self.input_size} px, {len(self.classes)} classes)"
+        classes = f"{len(self.classes)} classes" if self.classes else "classes without names"
+        return f"VisionModel({self.name!r}: {count:,} parameters, {self.input_size} px, {classes})"
 
 
 def wrap_model(
@@ -487,7 +488,7 @@ def list_models() -> pd.DataFrame:
                 "file": round(path.stat().st_size / 1e6, 1),
             }
         )  # fmt: skip
-    for name in ("zfnet224", "alexnet224"):
+    for name in (n for n in ARCHITECTURES if n not in _bundled()):
         a = ARCHITECTURES[name]
         with torch.device("meta"):
             count = sum(p.numel() for p in build(a).parameters())
@@ -550,8 +551,9 @@ def load_model(
     elif Path(name).suffix == ".safetensors" or Path(name).is_file():
         model = _from_file(Path(name).expanduser(), Path(name).stem)
     else:
-        names = [*bundled, "zfnet224", "alexnet224", "torchvision:NAME", "PATH.safetensors", "PATH.onnx"]
-        raise ModelError(unknown("model", name, names))
+        names = [*bundled, *(n for n in ARCHITECTURES if n not in bundled), *_torchvision_like(name)]
+        names += ["torchvision:NAME", "PATH.safetensors", "PATH.onnx"]
+        raise ModelError(unknown("model", name, names, limit=len(names)))
     try:
         if device is not None and torch.device(device).type == "meta":
             raise RuntimeError("it holds no numbers")
@@ -563,6 +565,13 @@ def load_model(
             f"{name} cannot be put on the device {str(device)!r} ({str(error).splitlines()[0]}); expected cpu, or "
             "cuda, cuda:1, mps ... where there is one"
         ) from None
+
+
+def _torchvision_like(name: str) -> list[str]:
+    """ "torchvision:resnet18" for "resnet18"; nothing for what torchvision has no classifier of."""
+    import torchvision
+
+    return [f"torchvision:{name}"] if name in torchvision.models.list_models(torchvision.models) else []
 
 
 _MEAN = (122.5573, 114.3941, 101.4863)  # RGB 0-255, over Tiny ImageNet's training set

@@ -48,6 +48,10 @@ class Patches:
     col: Tensor
     value: Tensor
 
+    def __repr__(self) -> str:
+        C, k, _, *side = self.photo.shape
+        return f"Patches({self.layer}: {C} maps x {k} pictures, windows of {side[0]} x {side[1]} px)"
+
 
 GREY = 128  # outside the picture
 
@@ -195,7 +199,9 @@ def _windows(
             continue
         crop = Crop.plan(model, layer, photos.size)
         pictures = of_layer.image.unique().tolist()  # sorted
-        if options.seed == "one" and len(at_hand := [t for i in pictures if (t := tapes.get(i))]) == len(pictures):
+        if options.seed == "one" and len(at_hand := [t for i in pictures if (t := tapes.get(i))]) == len(
+            pictures
+        ):
             kept[layer] = of_layer, at_hand
         elif crop is not None and len(of_layer) * crop.size**2 < len(pictures) * photos.size**2:
             crops[layer] = of_layer, crop

@@ -42,7 +42,7 @@ from tqdm.auto import tqdm
 
 from .checkpoints import only_writer, write_whole
 from .deconv import cannot_run
-from .errors import ImageError, LayerError, WriteError, ZfkitError, unknown
+from .errors import ImageError, LayerError, WriteError, ZfkitError, expect, unknown
 from .graph import Portions, Step
 from .images import Batch, ImageSet, Windows
 from .models import VisionModel
@@ -286,6 +286,7 @@ class TopK:
 
     def check(self, model: VisionModel, images: ImageSet) -> None:
         """Raise ZfkitError where this table was made with other pictures or another network."""
+        expect_both(model, images)
         if images.fingerprint() != self.fingerprint:
             raise ZfkitError(
                 f"this table was mined from {self.images!r} ({self.count} pictures), not from {images.source!r} "
@@ -297,6 +298,17 @@ class TopK:
             raise ZfkitError(
                 f"the weights of {model.name!r} have changed since this table was mined: mine again"
             )
+
+
+def expect_both(model: object, images: object) -> None:
+    """Raise ZfkitError for what is no network with its preprocessing, or no set of pictures."""
+    expect(
+        model,
+        VisionModel,
+        "the model",
+        "as zfkit.load_model or, of your own network, zfkit.wrap_model makes it",
+    )
+    expect(images, ImageSet, "the pictures", "as zfkit.load_images makes it, of a folder say")
 
 
 # --------------------------------------------------------------------------------------------------- mine
@@ -417,6 +429,7 @@ class _Plan:
         batch_size: int | None,
         precision: Precision,
     ) -> _Plan:
+        expect_both(model, images)
         names = (
             [layers] if isinstance(layers, str) else list(layers if layers is not None else model.conv_layers)
         )

@@ -435,7 +435,12 @@ class Occluder:
                 inputs = [_copy(values[name]) for name in step.inputs]
                 values[step.name] = x if step.name == network.input else step.run(*inputs)
         except RuntimeError as error:
-            raise cannot_run(model, [last], x, error) from error
+            told = cannot_run(model, [last], x, error)
+            if classify and isinstance(told, LayerError):
+                told = LayerError(
+                    f"{told}. With classify=False its classes are left out, and {layer} is all it needs"
+                )
+            raise told from error
         return cls(model, steps, values, layer, last)
 
     @torch.inference_mode()

@@ -6,13 +6,14 @@ the page and the table (`gallery`), and the runs themselves (`runs`).
 
 from .parameters import Parameter, Run, expand, read_grid, read_parameters
 from .records import record, recorded
-from .runs import Plan, plan_sweep, run_sweep, sweep
+from .runs import Plan, find_workers, plan_sweep, run_sweep, sweep
 
 __all__ = [
     "Parameter",
     "Plan",
     "Run",
     "expand",
+    "find_workers",
     "plan_sweep",
     "read_grid",
     "read_parameters",

@@ -368,6 +368,12 @@ def _execute_on_worker(
     return execute(*task, threads or max(1, joblib.cpu_count() // slots))
 
 
+def find_workers(address: str) -> dict[str, int]:
+    """How many runs each machine of a Dask scheduler takes at a time. Raises ZfkitError as `run_sweep` does."""
+    with _cluster(address) as (_, hosts):
+        return hosts
+
+
 @contextlib.contextmanager
 def _cluster(address: str) -> Iterator[tuple[Any, dict[str, int]]]:
     """A client of the scheduler, and how many runs each machine takes at a time."""

@@ -27,7 +27,7 @@ from ..checkpoints import write_whole
 from ..errors import ZfkitError, unknown
 from ..images import ImageSet
 from ..models import VisionModel
-from ..topk import TopK
+from ..topk import TopK, expect_both
 from . import drawing
 from .base import (
     Panel,
@@ -427,7 +427,9 @@ class Explorer(Panel):
         if state.image != before.image:
             self._upload = None
         if self.live and state.tab == "maps" and not state.search and self.view.ready(state):
-            self._show_grids(state, self.view.grids(state))  # these two alone; all that follows would delay them
+            self._show_grids(
+                state, self.view.grids(state)
+            )  # these two alone; all that follows would delay them
         else:
             self._sync_controls()
         self._request()
@@ -508,7 +510,9 @@ class Explorer(Panel):
                 self.projections.say(grids.sentence)
                 self.patches.say("No picture excites it.")
             else:
-                self.projections.show(grids.projections, f"projections of the strongest activations of {name}")
+                self.projections.show(
+                    grids.projections, f"projections of the strongest activations of {name}"
+                )
                 self.patches.show(grids.patches, f"patches that excite {name} most")
 
     def _show_words(self, state: State, grids: Grids) -> None:
@@ -936,6 +940,7 @@ def explore(
 
     >>> explore(model, photos, top, layer="conv4", channel=117)
     """
+    expect_both(model, photos)
     if top is None:
         top = mined(model, photos)
     if top.layers:

@@ -411,9 +411,7 @@ class ExplorerView:
 
     # ------------------------------------------------------------------------------------------ one of nine
 
-    def _tape(
-        self, layer: str, image: int, rule: Rule
-    ) -> Generator[None, None, tuple[Deconvnet, Tape]]:
+    def _tape(self, layer: str, image: int, rule: Rule) -> Generator[None, None, tuple[Deconvnet, Tape]]:
         key = (layer, image, rule)
         found: tuple[Deconvnet, Tape] | None = self._tapes.get(key)
         if found is None:
@@ -599,7 +597,7 @@ class ExplorerView:
 
     # ---------------------------------------------------------------------- what takes a while, in pieces
 
-    def profile_steps(self) -> Generator[Progress, None, None]:
+    def profile_steps(self) -> Generator[Progress | None, None, None]:
         """Fill in `profile`: one forward pass over the pictures, at most 2,000, evenly spread."""
         if self.profile is not None or not self.layers:
             return
