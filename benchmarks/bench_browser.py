@@ -117,13 +117,13 @@ def main() -> None:
         for front in options.front:
             if front == "lab":
                 with b.jupyter_lab(folder / front, notebooks) as server:
-                    page = b.open_lab(browser, server, "explorer.ipynb", height=1100)
+                    page = b.open_lab(browser, server, "explorer.ipynb", height=1100, kernel=False)
                     rows += drive(
                         page, "JupyterLab", layers, maps, options.steps, options.pause, options.warm
                     )
             else:
                 with b.voila(folder / front, notebooks / "explorer.ipynb") as server:
-                    page = b.open_voila(browser, server, height=1100)
+                    page = b.open_voila(browser, server, height=1100, kernel=False)
                     rows += drive(page, "Voila", layers, maps, options.steps, options.pause, options.warm)
     print(
         f"{machine()}\nms from key press to the frame with the new projections, {len(photos)} photographs, "

@@ -283,8 +283,11 @@ class Page:
     asked: list[str] = field(default_factory=list)  # addresses outside this machine
     _control: set[str] = field(default_factory=set)  # comms of the widget manager itself
 
-    def watch(self) -> None:
-        """Note every error from now on, of page, console, network and kernel."""
+    def watch(self, kernel: bool = True) -> None:
+        """Note every error from now on, of page, console, network and kernel.
+
+        To see the kernel's, every message on the way to the page is copied: 20 ms for each new picture.
+        """
         self.tab.set_default_timeout(PATIENCE / 3)
         self.tab.set_default_navigation_timeout(PATIENCE)
         self.tab.add_init_script(_STOPWATCH)
@@ -292,7 +295,8 @@ class Page:
         self.tab.on("crash", lambda _: self.said.append("page: crashed"))
         self.tab.on("console", self._console)
         self.tab.on("request", self._request)
-        self.tab.on("websocket", self._websocket)
+        if kernel:
+            self.tab.on("websocket", self._websocket)
 
     def _websocket(self, websocket: Any) -> None:
         websocket.on("framereceived", self._received)
@@ -422,19 +426,19 @@ def kernel_message(frame: str | bytes) -> tuple[str, dict[str, Any]]:
         return "", {}
 
 
-def open_page(browser: Any, width: int = 1280, height: int = 900) -> Page:
-    """An empty page that notes errors, in a context of its own."""
+def open_page(browser: Any, width: int = 1280, height: int = 900, kernel: bool = True) -> Page:
+    """An empty page that notes errors, in a context of its own; without `kernel`, not the kernel's."""
     context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
     page = Page(context.new_page())
-    page.watch()
+    page.watch(kernel)
     return page
 
 
 def open_lab(
-    browser: Any, server: Server, notebook: str, run: bool = True, front: str = "lab", **size: int
+    browser: Any, server: Server, notebook: str, run: bool = True, front: str = "lab", **options: int
 ) -> Page:
     """A notebook in JupyterLab (or, with "notebook", in Notebook 7), all cells run."""
-    page = open_page(browser, **size)
+    page = open_page(browser, **options)
     where = {"lab": "lab/tree", "notebook": "notebooks"}[front]
     page.tab.goto(f"{server.url}/{where}/{notebook}?token={server.token}&reset")
     page.tab.wait_for_function(
@@ -448,9 +452,9 @@ def open_lab(
     return page
 
 
-def open_voila(browser: Any, server: Server, **size: int) -> Page:
+def open_voila(browser: Any, server: Server, **options: int) -> Page:
     """A notebook's Voila page."""
-    page = open_page(browser, **size)
+    page = open_page(browser, **options)
     page.tab.goto(f"{server.url}/?token={server.token}")
     return page
 

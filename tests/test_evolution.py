@@ -430,6 +430,14 @@ def test_a_run_its_folder_and_any_folder_are_the_same(folder, small, tmp_path):
         assert torch.equal(run["conv1"].cka, runs[0]["conv1"].cka)
 
 
+def test_a_training_is_named_after_its_folder_or_as_told(folder, small):
+    run = evolution(folder, small, ["conv1"], maps=1, progress=False)
+    assert run.name == folder.name
+    told = evolution(folder, small, ["conv1"], maps=1, name="mine", progress=False)
+    assert told.name == "mine"
+    assert "mine: each map's strongest" in all_text(plotting.evolution_figure(told))
+
+
 def test_the_epoch_comes_from_the_name_or_the_provenance(tmp_path):
     write_snapshot(tmp_path / "last.safetensors", 9)
     write_snapshot(tmp_path / "v2_e03.safetensors", 1)

@@ -427,6 +427,8 @@ def test_figure_has_a_panel_of_pictures_for_each_finding_with_maps():
     drawn = report.findings[:8]
     assert len(figure.axes) == 4 + len(drawn) + sum(f.pictures is not None for f in drawn)
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == list(report.layers.index)
+    titles = ["idle maps", "strongest filter", "spread over pictures", "change by one step"]
+    assert [axes.get_title() for axes in figure.axes[:4]] == titles
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def test_steps_share_a_scale_and_show_the_numbers():
     figure = steps_figure(table, {"folded": 15})
     right, folded = figure.axes
     assert [bar.get_width() for bar in right.patches] == [6, 60, 70]
-    assert [t.get_text() for t in folded.texts] == ["36", "23", "none"]
+    assert [t.get_text() for t in folded.texts] == ["36", "23", "not measured"]
     assert list(folded.lines[0].get_xdata()) == [15, 15] and not right.lines
     assert [t.get_text() for t in right.get_yticklabels()] == ["a", "b", "c"]
     assert right.get_xlim()[1] > 70

@@ -265,7 +265,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 
 
 def _number(text: str) -> float | None:
-    return None if text == "none" else float(text)
+    return None if text.lower() == "none" else float(text)
 
 
 def _share(text: str) -> tuple[int, int]:

@@ -195,7 +195,7 @@ def invariance_figure(
             if found.motion == "rotation":
                 axis.set_xticks(range(0, 361, 90))
     for axis, layer in zip(axes[0], layers, strict=False):
-        axis.set_title(f"{layer}: distance", loc="left", fontsize=10)
+        axis.set_title(f"{layer}: distance /\nmean distance between pictures", loc="left", fontsize=10)
     axes[0][-1].set_title("P(class)", loc="left", fontsize=10)
     from matplotlib.lines import Line2D
 
@@ -435,9 +435,9 @@ def spectrum_maps(spectra: FilterSpectra | Sequence[FilterSpectra]) -> Figure:
 def lattice_figure(lattices: Lattice | Sequence[Lattice], controls: Sequence[Lattice] = ()) -> Figure:
     """For each `lattice`: where the pictures have their energy, the spectrum of it, and a cut through both axes.
 
-    In the cut, dotted lines are the frequencies looked for. A lattice shows as peaks there in the spectrum, and
-    as a grid in the map of energy. `controls`, one for each lattice, as of pictures that no stride has touched,
-    appear in the cuts in grey.
+    In the spectrum, circles are the frequencies looked for; in the cut, dotted lines. A lattice shows as peaks there
+    in the spectrum, and as a grid in the map of energy. `controls`, one for each lattice, as of pictures that no
+    stride has touched, appear in the cuts in grey.
     """
     from matplotlib.colors import LogNorm
 
@@ -455,7 +455,7 @@ def lattice_figure(lattices: Lattice | Sequence[Lattice], controls: Sequence[Lat
             interpolation="nearest",
         )
         where.set_title(one.name, loc="left", fontsize=10)
-        where.set_xlabel(f"mean energy of {one.count}, px", fontsize=9)
+        where.set_xlabel(f"px; mean energy of {one.count:,} pictures", fontsize=9)
         where.grid(False)
         _plane_axes(plane)
         floor = float(one.power.max()) * (1e-6 if one.of == "energy" else 1e-4)
@@ -485,11 +485,12 @@ def lattice_figure(lattices: Lattice | Sequence[Lattice], controls: Sequence[Lat
             cut.axvline(k / max(one.stride), color="black", linewidth=1.2, linestyle=":", clip_on=False)
         high = one.interval()[1]
         cut.set_title(
-            f"peaks {one.ratio:.3g}x their neighbours, elsewhere to {high:.2g}x", loc="left", fontsize=10
+            f"peaks {one.ratio:.3g}x their neighbours, elsewhere to {high:.2g}x", loc="left", fontsize=8.5
         )
         cut.set(
-            yscale="log", xlim=(0, 0.5), ylim=(floor, float(one.power.max()) * 1.5), xlabel="cycles per pixel"
-        )
+            yscale="log", xlim=(0, 0.5), ylim=(floor, float(one.power.max()) * 1.5), xlabel="cycles per pixel",
+            ylabel="power, 1 = at frequency 0" if one.of == "energy" else "power, all = 1",
+        )  # fmt: skip
         cut.set_xticks([0, 1 / 8, 1 / 4, 3 / 8, 1 / 2], ["0", "1/8", "1/4", "3/8", "1/2"])
         cut.legend(loc="upper right", fontsize=8)
     return figure
@@ -860,6 +861,7 @@ def _report_layers(panels: Sequence[Any], report: Report) -> None:
     panels[0].bar(x, dead, color=RED, label="never active")
     panels[0].bar(x, rare, bottom=dead, color=SKY, label="rarely")
     panels[0].set(title="idle maps", ylabel="%", ylim=(0, max(5, 1.5 * float((dead + rare).max()))))
+    panels[0].set_yticks([tick for tick in panels[0].get_yticks() if tick <= 100])  # above, the legend
     panels[0].legend(fontsize=7, loc="upper left")
     for axes, column, limit, name, unit in (
         (panels[1], "dominance", limits.dominance, "strongest filter", "RMS / median RMS"),
@@ -878,7 +880,7 @@ def _report_layers(panels: Sequence[Any], report: Report) -> None:
             axes.yaxis.set_minor_formatter("")
     for axes in panels:
         axes.set_xticks(x, list(layers.index), rotation=90, fontsize=7)
-        axes.set_title(axes.get_title(loc="left"), fontsize=9)
+        axes.set_title(axes.get_title(), fontsize=9)
         axes.set_ylabel(axes.get_ylabel(), fontsize=8)
         axes.tick_params(axis="y", labelsize=7)
 
@@ -1072,11 +1074,11 @@ def convergence_figure(
     figure, panels = new_figure(2, 2, size=(9, 6.4))
     colours = _shades(len(first.layers))
     series = (
-        (panels[0, 0], "distance", "distance to the final weights, first = 1"),
-        (panels[0, 1], "cka", "linear CKA with the last snapshot"),
-        (panels[1, 0], "share_changed", "share of maps with another strongest picture"),
+        (panels[0, 0], "distance", "distance to the final weights, first = 1", "distance, first = 1"),
+        (panels[0, 1], "cka", "linear CKA with the last snapshot", "similarity, 0 to 1"),
+        (panels[1, 0], "share_changed", "share of maps with another strongest picture", "share, 0 to 1"),
     )
-    for axes, name, title in series:
+    for axes, name, title, unit in series:
         for layer, colour in zip(first.layers, colours, strict=True):
             values = torch.stack([getattr(run[layer], name) for run in runs])
             axes.plot(first.epochs, values.mean(0), "o-", color=colour, markersize=3, label=layer)
@@ -1086,12 +1088,12 @@ def convergence_figure(
         for epoch in lr_falls:
             axes.axvline(epoch, color=GREY, linestyle=":", linewidth=1)
         axes.set_title(title, loc="left", fontsize=10)
-        axes.set(ylim=(0, 1.05), xlabel="epoch")
+        axes.set(ylim=(0, 1.05), xlabel="epoch", ylabel=unit)
     panels[0, 1].axhline(level, color=GREY, linestyle="--", linewidth=1)
     panels[0, 0].legend(fontsize=8, ncols=2 if len(first.layers) > 4 else 1)
     last = panels[1, 1]
     if table is None:
-        for axes, _, _ in series[:2]:
+        for axes, *_ in series[:2]:
             told = "one snapshot: nothing to compare with"
             axes.text(0.5, 0.5, told, ha="center", transform=axes.transAxes)
         last.set_axis_off()
@@ -1285,7 +1287,8 @@ def first_layer_figure(table: pd.DataFrame, mark: tuple[int, Mapping[str, float]
     """Every measure of `load_first_layer_runs().table` against stride, a line for each kernel, without and with blur.
 
     Dots are runs, lines join means over seeds: a line that slopes is the stride's doing, lines apart are the
-    kernel's, lines that are not parallel are both together. Measures that are the same in all runs are only named.
+    kernel's, lines that are not parallel are both together; hollow dots have a blur. Measures that are the same in
+    all runs are only named.
     mark: a stride and numbers to show in black.
     """
     from .experiments.first_layer import MEASURES
@@ -1302,11 +1305,14 @@ def first_layer_figure(table: pd.DataFrame, mark: tuple[int, Mapping[str, float]
             colour, shift = (ORANGE, BLUE)[place % 2], 0.06 * (2 * place - 1) + (0.03 if blur else -0.03)
             face = "white" if blur else colour
             x = part.stride.map(strides.index) + shift
-            axes.plot(x, part[measure], "o", color=colour, markerfacecolor=face, markersize=4.5, alpha=0.9)
+            (dots,) = axes.plot(
+                x, part[measure], "o", color=colour, markerfacecolor=face, markersize=4.5, alpha=0.9
+            )
             mean = part.groupby("stride")[measure].mean().reindex(strides)
             where = [i + shift for i in range(len(strides))]
-            label = f"{kernel}x{kernel}{', blur' if blur else ''}"
-            axes.plot(where, mean, "--" if blur else "-", color=colour, linewidth=1.5, label=label)
+            (line,) = axes.plot(where, mean, "--" if blur else "-", color=colour, linewidth=1.5)
+            # In the legend a blur is a hollow dot: a single cell has no line.
+            (dots if blur else line).set_label(f"{kernel}x{kernel}{', blur' if blur else ''}")
         if mark is not None and mark[0] in strides:
             place = strides.index(mark[0])
             axes.plot(place, mark[1][measure], "D", color=BLACK, markersize=5, label="this run")
@@ -1528,7 +1534,7 @@ def steps_figure(table: pd.DataFrame, limits: Mapping[str, float] | None = None)
         colours = [SKY] * (len(table) - 1) + [BLUE]
         axes.barh(range(len(table)), values, color=colours, height=0.7)
         for y, value in enumerate(values):
-            told = "none" if value != value else f"{value:.3g}"
+            told = "not measured" if value != value else f"{value:.3g}"
             place = (0 if value != value else value) + 0.03 * high
             over = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # the dashed line may run there
             axes.text(place, y, told, va="center", fontsize=8, bbox=over)

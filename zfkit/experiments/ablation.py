@@ -37,9 +37,10 @@ PAPER: dict[str, tuple[float | None, float | None]] = {
     "without-7": (18.4, None),
     "without-6-7": (22.4, None),
     "without-3-4-6-7": (50.1, None),
-    "fc-half": (None, 17.6),
-    "fc-double": (None, 17.0),
+    "fc-half": (18.8, 17.6),
+    "fc-double": (18.1, 17.0),
     "wide-3-5": (None, 16.0),
+    "wide-3-5-fc-double": (None, 16.9),
 }
 CHANGES = {
     "full": "nothing",

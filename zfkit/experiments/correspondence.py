@@ -1,4 +1,4 @@
-"""Does the network know that an eye is an eye? Covering the same part in different pictures (section 4.4, Table 1).
+"""Does the network know that an eye is an eye? Covering the same part in different pictures (section 4.3, Table 1).
 
 For each picture i, eps_i = f(x_i) - f(x_i with the part covered): what the part did for the features of a layer.
 If sign(eps_i) and sign(eps_j) agree between pictures, covering the part changes them in the same way, wherever

@@ -392,6 +392,7 @@ def evolution(
     inside: bool | None = None,
     batch_size: int | None = None,
     model: VisionModel | None = None,
+    name: str | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
     progress: bool = True,
@@ -414,6 +415,7 @@ def evolution(
         options: of the projections.
         inside: leave out units that look beyond the picture's border; None: where every layer has others.
         model: for files that do not say which network they belong to: the network whose weights they are.
+        name: of the training, for captions; None: that of its folder, or of the first network.
         seed: of maps and places.
         device: default: the GPU if there is one.
         progress: show a bar.
@@ -430,7 +432,7 @@ def evolution(
     """
     steps = evolving(
         snapshots, images, layers, channels, epochs=epochs, maps=maps, compare=compare, places=places, options=options,
-        inside=inside, batch_size=batch_size, model=model, seed=seed, device=device,
+        inside=inside, batch_size=batch_size, model=model, name=name, seed=seed, device=device,
     )  # fmt: skip
     with tqdm(total=100, desc="evolution", unit="%", disable=not progress, leave=False) as bar:
         while True:
@@ -458,6 +460,7 @@ def evolving(
     inside: bool | None = None,
     batch_size: int | None = None,
     model: VisionModel | None = None,
+    name: str | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
 ) -> Generator[Stage, None, Evolution]:
@@ -467,7 +470,8 @@ def evolving(
             raise ZfkitError(f"{what} must be a whole number from 1 on, not {number!r}")
     if not len(images):
         raise ImageError("there are no pictures to look at")
-    name, kept = snapshots_of(snapshots)
+    own, kept = snapshots_of(snapshots)
+    name = own if name is None else name
     kept, missing = _chosen(kept, epochs)
     last: VisionModel | None = None
     while kept and last is None:  # the last that can be read: all others are compared with it

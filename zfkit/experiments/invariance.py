@@ -1,4 +1,4 @@
-"""What a network takes no notice of: shifted, scaled and turned pictures (section 4.1, Fig. 5).
+"""What a network takes no notice of: shifted, scaled and turned pictures (section 4, Fig. 5).
 
 `invariance` transforms pictures step by step and measures how far the features of a low and a high layer move
 away from the untransformed picture's, and what becomes of the probability of the class.

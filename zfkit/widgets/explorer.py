@@ -48,6 +48,9 @@ from .drawing import GAP, GRID, LARGE
 from .state import GAINS, METHODS, ORDERS, TABS, State
 from .view import COMPARED, ExplorerView, Grids, bundled_others, mined
 
+TURNING = (
+    1.0  # s between two steps: somebody turns pages, and the next page comes before this one's large pictures
+)
 REST = 1.5  # s since the last step, before what may be asked for some time is computed, too
 PAINT = 0.06  # s left to server and browser after new grids, before the large pictures are computed
 AHEAD = 4  # neighbouring maps computed ahead of all else, on either side
@@ -92,6 +95,7 @@ class Explorer(Panel):
         self._upload: tuple[str, bytes] | None = None  # name and bytes of a picture that was uploaded
         self._channels = np.arange(0)  # on the slider, in order
         self._moved = 0.0  # when the state changed last
+        self._turning = False  # did the last two steps follow each other closely?
         self._facing = 1  # direction of the last step, so that neighbours on that side come first
         self.add_class("zfkit-explorer")
         self._build()
@@ -420,17 +424,18 @@ class Explorer(Panel):
             self._settle(state, before)
 
     def _settle(self, state: State, before: State) -> None:
+        self._turning = time.monotonic() < self._moved + TURNING
         if state.channel != before.channel:
             self._facing = 1 if state.channel > before.channel else -1
         self._preview = None
         self.worker.cancel("hover")
         if state.image != before.image:
             self._upload = None
-        if self.live and state.tab == "maps" and not state.search and self.view.ready(state):
-            self._show_grids(
-                state, self.view.grids(state)
-            )  # these two alone; all that follows would delay them
-        else:
+        at_once = self.live and state.tab == "maps" and not state.search and self.view.ready(state)
+        if at_once:
+            self._show_grids(state, self.view.grids(state))
+        turned = replace(before, channel=state.channel, position=state.position) == state
+        if not (at_once and turned):  # on another page of the slider, later: it would hold up the pictures
             self._sync_controls()
         self._request()
 
@@ -492,6 +497,8 @@ class Explorer(Panel):
         self._sync_controls()
         self._show_words(state, grids)
         yield None
+        if self._turning and (around := self._around(state)):
+            yield from v.prepare(replace(state, channel=around[0]))
         detail = yield from v.detail_steps(state)
         yield None
         self._show_detail(state, detail)

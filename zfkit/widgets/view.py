@@ -379,10 +379,11 @@ class ExplorerView:
         if not bool((t.image[state.channel] >= 0).any()):
             return f"For {state.layer} map {state.channel} this table holds no picture. Mine again, with more of them."
         if float(t.max[state.channel]) <= 0:
+            looked = " that see no border" if self.top.inside else ""
             return (
                 f"{state.layer} map {state.channel} is dead: on none of the {self.top.count:,} pictures is any of its "
-                f"units above 0 (the largest value is {number(t.max[state.channel])}), so there is nothing that "
-                "excites it and nothing to project."
+                f"units{looked} above 0 (the largest value is {number(t.max[state.channel])}), so there is nothing "
+                "that excites it and nothing to project."
             )
         return ""
 
