@@ -518,6 +518,26 @@ def test_what_is_ready_is_shown_before_the_worker_is_free(explorer):
     consistent(e)
 
 
+@pytest.mark.parametrize("order", ["index", "max activation"])
+def test_while_pages_turn_the_next_ones_come_before_the_large_pictures(explorer, order):
+    e = explorer
+    e.ahead = False
+    e.set(order=order, channel=int(e.view.order(replace(e.state, order=order))[4]))
+    assert e.wait()
+    done, steps = [], e.view.detail_steps
+    e.view.detail_steps = lambda state: done.append("large") or steps(state)
+    for by, places in ((1, (5, 6, 7)), (-1, (4, 3, 2))):
+        expected = [e.view.grids(State("conv2", int(e._channels[p]))).captions for p in places]
+        done.clear()
+        e.view._grids = Cache(
+            10**7, lambda grids: done.append(grids.captions) or 1
+        )  # told of each that is kept
+        e._step(by)
+        assert e.wait()
+        assert done[:4] == [*expected, "large"]
+    consistent(e)
+
+
 def test_a_late_picture_does_not_replace_a_newer_one(explorer):
     e = explorer
     late = e.state

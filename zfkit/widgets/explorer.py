@@ -426,7 +426,7 @@ class Explorer(Panel):
     def _settle(self, state: State, before: State) -> None:
         self._turning = time.monotonic() < self._moved + TURNING
         if state.channel != before.channel:
-            self._facing = 1 if state.channel > before.channel else -1
+            self._facing = 1 if self._place(state.channel) > self._place(before.channel) else -1
         self._preview = None
         self.worker.cancel("hover")
         if state.image != before.image:
@@ -497,8 +497,9 @@ class Explorer(Panel):
         self._sync_controls()
         self._show_words(state, grids)
         yield None
-        if self._turning and (around := self._around(state)):
-            yield from v.prepare(replace(state, channel=around[0]))
+        if self._turning:
+            for channel in self._next(state):
+                yield from v.prepare(replace(state, channel=channel))
         detail = yield from v.detail_steps(state)
         yield None
         self._show_detail(state, detail)
@@ -697,6 +698,12 @@ class Explorer(Panel):
         """While somebody turns pages, the processor is theirs."""
         while (until := self._moved + REST) > time.monotonic():
             yield from _pause(until)
+
+    def _next(self, state: State) -> list[int]:
+        """The next two maps on the slider, in the direction of travel."""
+        at = self._place(state.channel) + self._facing
+        places = (at, at + self._facing)
+        return [int(self._channels[p]) for p in places if 0 <= p < len(self._channels)]
 
     def _around(self, state: State) -> list[int]:
         """The other maps on the slider, the nearest first; of two as near, the one in the direction of travel."""
@@ -939,8 +946,9 @@ def explore(
         model, photos, top: a network, pictures, and what `mine` made of them; None mines them now (`mined`).
         others: models to compare with, by name; a model, or a function that loads it. Default: the bundled ones.
         save_to: folder for "save picture"; None for a link to download it and no file.
-        ahead: compute the pictures of all maps while nothing else is to be done (a few minutes for the bundled
-            network, at most 192 MiB); False: those of the neighbouring maps alone.
+        ahead: compute the pictures of all maps while nothing else is to be done (a minute or two for the bundled
+            network; with pooling switches and all else that is kept at most 0.8 GiB); False: those of the
+            neighbouring maps alone.
         state: any field of `State`: where to open, as ``layer="conv4", channel=117``.
 
     Raises ZfkitError for a table of other pictures or another network, and for a state that does not exist.
