@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -459,11 +459,11 @@ class Deconvnet:
         """
         if not outputs:
             try:
-                return _whole(self.running(x, outputs=False))
+                return result_of(self.running(x, outputs=False))
             except RuntimeError as error:  # an operation that does not take an empty batch
                 if out_of_memory(error):
                     raise
-        return _whole(self.running(x))
+        return result_of(self.running(x))
 
     @torch.no_grad()
     def running(self, x: Tensor, outputs: bool = True) -> Generator[None, None, Tape]:
@@ -583,14 +583,17 @@ class Deconvnet:
         return 4 * tape.dtype.itemsize * max(sizes, default=1)
 
 
-def _whole(steps: Generator[None, None, Tape]) -> Tape:
-    """Run to the end."""
+Made = TypeVar("Made")
+
+
+def result_of(steps: Generator[Any, None, Made]) -> Made:
+    """What a generator returns, once it has run to its end."""
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            tape: Tape = end.value
-            return tape
+            made: Made = end.value
+            return made
 
 
 class _Plan:

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..atlas import fits_inside, number
-from ..deconv import Deconvnet, Options, Rule, Tape
+from ..deconv import Deconvnet, Options, Rule, Tape, result_of
 from ..deconv import paste as paste_windows
 from ..errors import ImageError, LayerError, ZfkitError, unknown
 from ..health import Thresholds
@@ -926,19 +926,6 @@ class ExplorerView:
             f"zfkit.load_images({photos or self.photos.source!r}{size})\n"
             f"zfkit.explore(model, photos, zfkit.mine(model, photos{mined}){options})"
         )
-
-
-Made = TypeVar("Made")
-
-
-def result_of(steps: Generator[Any, None, Made]) -> Made:
-    """What a generator returns, once it has run to its end."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            made: Made = end.value
-            return made
 
 
 COMPARED = 132  # side of a tile in the comparison of methods, in px
