@@ -26,7 +26,7 @@ from zfkit.images import ImageSet, Windows
 from zfkit.widgets import Explorer, ExplorerView, State, drawing, explore
 from zfkit.widgets.base import Cache, Panel, Picker, Picture, Progress, Worker, encode, guarded
 from zfkit.widgets.state import ORDERS
-from zfkit.widgets.view import Profile
+from zfkit.widgets.view import PIECE, Profile
 
 SIDE = 36
 CLASSES = ("cat", "dog", "teapot")
@@ -548,22 +548,87 @@ def test_a_late_picture_does_not_replace_a_newer_one(explorer):
     assert e.projections.picture.image.value == e.view.grids(e.state).projections
 
 
-def test_kept_switches_give_the_same_pictures_without_a_forward_pass(world):
-    model, photos, top = world
-    kept, fresh = ExplorerView(model, photos, top), ExplorerView(model, photos, top)
-    list(kept.profile_steps())
-    assert 0 < len(kept._switches) == len(kept._pictured) <= len(photos)
+@pytest.fixture
+def forward_passes(world):
+    """Counts passes through the network's first layer."""
     ran = []
-    hook = next(m for m in model.net.modules() if isinstance(m, nn.Conv2d)).register_forward_hook(
-        lambda *_: ran.append(1)
-    )
-    for layer, channel in (("conv1", 4), ("conv2", 3), ("conv2", 7)):
-        state = State(layer, channel)
-        grids = kept.grids(state)
-        assert not ran
-        assert grids == fresh.grids(state) and ran
-        ran.clear()
+    first = next(m for m in world[0].net.modules() if isinstance(m, nn.Conv2d))
+    hook = first.register_forward_hook(lambda *_: ran.append(1))
+    yield ran
     hook.remove()
+
+
+def test_kept_switches_give_the_same_pictures_without_a_forward_pass(world, forward_passes):
+    counted, kept, fresh = (ExplorerView(*world) for _ in range(3))
+    list(counted.profile_steps())
+    list(kept.switch_steps("conv2", [3]))
+    for view in (counted, kept):
+        assert 0 < len(view._switches) == len(view._pictured) <= len(world[1])
+        for layer, channel in (("conv1", 4), ("conv2", 3), ("conv2", 7)):
+            state = State(layer, channel)
+            forward_passes.clear()
+            grids = view.grids(state)
+            assert not forward_passes
+            assert grids == fresh.grids(state)
+    forward_passes.clear()
+    list(kept.switch_steps("conv1", [0]))  # all are there
+    assert not forward_passes
+
+
+def test_the_large_pictures_of_what_was_counted_take_no_forward_pass(world, forward_passes):
+    counted, fresh = ExplorerView(*world), ExplorerView(*world)
+    list(counted.profile_steps())
+    for layer, channel, rank in (("conv1", 4, 0), ("conv2", 3, 8), ("conv2", 7, 2)):
+        for position in (None, (1, 2)):
+            state = State(layer, channel, rank=rank, position=position)
+            forward_passes.clear()
+            detail = counted.detail(state)
+            assert not forward_passes
+            assert detail == fresh.detail(state)
+    assert counted.detail(State("conv2", 3, rule="guided")) == fresh.detail(State("conv2", 3, rule="guided"))
+    assert forward_passes  # switches are not all that other rules need
+
+
+def test_switches_of_the_maps_at_hand_come_first_and_only_while_there_is_room(world):
+    view = ExplorerView(*world)
+    mine = view.top["conv2"].image[3, : view.shown].tolist()
+    steps = view.switch_steps("conv2", [3])
+    while len(view._switches) < len(mine):
+        next(steps)
+    assert set(view._switches._kept) == set(mine)
+    narrow = ExplorerView(*world)
+    narrow._switches.limit = int(2.5 * view._switches.bytes / len(mine))
+    list(narrow.switch_steps("conv2", [3]))
+    assert list(narrow._switches._kept) == mine[:2]
+
+
+def test_what_was_prepared_in_part_is_not_computed_again(world, monkeypatch):
+    view, fresh = ExplorerView(*world), ExplorerView(*world)
+    projected = []
+    whole = view._project
+    monkeypatch.setattr(view, "_project", lambda t, *rest: projected.append(t.k) or whole(t, *rest))
+    state = State("conv2", 3)
+    steps = view.prepare(state)
+    next(steps)
+    steps.close()  # a newer page was asked for
+    assert projected == [PIECE] and not view.ready(state)
+    assert view.grids(state) == fresh.grids(state)
+    assert projected == [PIECE, view.shown - PIECE]
+    assert view._begun.bytes == 0
+
+
+def test_farther_maps_wait_while_pages_turn(world):
+    e = explore(*world, layer="conv2")
+    try:
+        e._turning, e._moved = True, time.monotonic()
+        steps = e._ahead(e.state)
+        for _ in range(5):
+            next(steps)
+        assert len(e.view._grids) == 1  # of the first view
+        list(steps)  # once nobody has turned one for a while
+        assert len(e.view._grids) > 8 and len(e.view._switches) == len(e.view._pictured)
+    finally:
+        e.close()
 
 
 def test_counting_goes_on_where_it_was_left(world):

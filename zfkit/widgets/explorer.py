@@ -52,7 +52,7 @@ TURNING = (
     1.0  # s between two steps: somebody turns pages, and the next page comes before this one's large pictures
 )
 REST = 1.5  # s since the last step, before what may be asked for some time is computed, too
-PAINT = 0.06  # s left to server and browser after new grids, before the large pictures are computed
+PAINT = 0.12  # s left to server and browser after new grids, before the large pictures are computed
 AHEAD = 4  # neighbouring maps computed ahead of all else, on either side
 _CSS = (Path(__file__).parent / "explorer.css").read_text(encoding="utf-8")
 
@@ -672,31 +672,39 @@ class Explorer(Panel):
             self.worker.submit("all", self._all_ahead(self.state), Worker.LATER)
 
     def _ahead(self, state: State) -> Steps:
-        """Neighbours on the slider, those on the way first, and the first of every other layer."""
+        """Neighbours on the slider, those on the way first; the first of every other layer; all pictures' switches,
+        from which projections are made in half the time; then the whole slider."""
         if state.tab != "maps":
             return
+        if self._turning:  # the next two pages have been seen to
+            yield from self._calm(TURNING)
         for channel in self._around(state)[: 2 * AHEAD]:
             yield from self.view.prepare(replace(state, channel=channel))
         for layer in self.view.layers:
             if layer != state.layer:
                 yield from self.view.prepare(replace(state, layer=layer, channel=0))
+        yield from self._calm(REST)
+        around = self._around(state)
+        yield from self.view.switch_steps(state.layer, [state.channel, *around])
+        if self.ahead and state.gain == 1:  # with another gain all would have to be drawn again
+            for channel in around:
+                if not self.view.full:
+                    yield from self.view.prepare(replace(state, channel=channel))
 
     def _all_ahead(self, state: State) -> Steps:
-        """All maps, those of the layer first, as long as there is room for them."""
-        if state.tab != "maps" or state.gain != 1:  # with another gain all would have to be drawn again
+        """All maps of the other layers, as long as there is room for them."""
+        if state.tab != "maps" or state.gain != 1:
             return
-        yield from self._rest_first()
-        maps = {state.layer: self._around(state)}
-        maps |= {n: list(range(self.view.count(n))) for n in self.view.layers if n not in maps}
-        for layer, channels in maps.items():
-            for channel in channels:
+        yield from self._calm(REST)
+        for layer in self.view.layers:
+            for channel in range(self.view.count(layer)):
                 if self.view.full:
                     return
                 yield from self.view.prepare(replace(state, layer=layer, channel=channel))
 
-    def _rest_first(self) -> Steps:
-        """While somebody turns pages, the processor is theirs."""
-        while (until := self._moved + REST) > time.monotonic():
+    def _calm(self, seconds: float) -> Steps:
+        """Until nobody has turned a page for so long: before that, the processor is theirs."""
+        while (until := self._moved + seconds) > time.monotonic():
             yield from _pause(until)
 
     def _next(self, state: State) -> list[int]:
@@ -716,7 +724,7 @@ class Explorer(Panel):
         for progress in self.view.profile_steps():
             yield progress
             if rest:
-                yield from self._rest_first()
+                yield from self._calm(REST)
         self._sync_controls()
         self.worker.submit("facts", self._draw_facts())
 

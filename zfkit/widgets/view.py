@@ -10,7 +10,6 @@ import copy
 import functools
 import html
 import io
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -41,8 +40,9 @@ from .state import METHODS, State
 SHOWN = 9  # pictures of each map
 PROFILED = 2000  # pictures at most in a `Profile`
 TOP = 100  # pictures in a map's class histogram
-PIECE = 0.02  # s; what is computed ahead comes in pieces of about that length
+PIECE = 3  # of a map's pictures are projected at once ahead of time: few enough that nobody waits long
 SWITCHES = 256 * 2**20  # bytes; no more pictures' switches are kept
+MAPS = 128 * 2**20  # bytes; no more feature maps are kept
 SMALL = 8  # px; a picture of your own must have that many along its smaller side
 
 Others = Mapping[str, VisionModel | Callable[[], VisionModel]]
@@ -168,12 +168,13 @@ class ExplorerView:
         self.profile: Profile | None = None
         self.frequencies: dict[str, np.ndarray] = {}
         self._patches = Cache(192 * 2**20, _patches_bytes)
+        self._begun = Cache(32 * 2**20, lambda parts: sum(map(_patches_bytes, parts)))
         self._grids = Cache(192 * 2**20, lambda g: len(g.projections) + len(g.patches) + 200)
-        self._tapes = Cache(192 * 2**20, lambda made: made[1].bytes)
+        self._tapes = Cache(192 * 2**20, lambda tape: tape.bytes)
         self._switches = Cache(SWITCHES, lambda tape: tape.bytes)  # of whole pictures, for the deconvnet
+        self._maps = Cache(MAPS, lambda y: y.numel() * y.element_size())  # on those of the pictures they show
         self._counted: _Counted | None = None
-        self._at_once: dict[tuple[str, Rule], int] = {}  # pictures in one piece of `prepare`
-        self._kept = Cache(16, lambda _: 1)
+        self._kept = Cache(48, lambda _: 1)
         self._shuffled: VisionModel | None = None
 
     # --------------------------------------------------------------------------------------------- states
@@ -327,12 +328,26 @@ class ExplorerView:
 
     def patches(self, layer: str, channel: int, rule: Rule) -> Patches:
         """Projections and patches of one map's strongest, kept."""
+        return result_of(self._patches_steps(layer, channel, rule, self.shown))
+
+    def _patches_steps(
+        self, layer: str, channel: int, rule: Rule, at_once: int
+    ) -> Generator[None, None, Patches]:
+        """`patches`, so many pictures at once; what was made before it was broken off is not made again."""
         key = (layer, channel, rule)
         found: Patches | None = self._patches.get(key)
-        if found is None:
-            found = self._project(self.table(layer), layer, channel, rule)
-            self._patches.put(key, found)
-        return found
+        if found is not None:
+            return found
+        parts: tuple[Patches, ...] = self._begun.get(key) or ()
+        while (start := sum(p.image.shape[1] for p in parts)) < self.shown:
+            table = self._part(self.top, layer, start, min(start + at_once, self.shown))
+            parts = (*parts, self._project(table, layer, channel, rule))
+            self._begun.put(key, parts)
+            yield
+        names = ("projection", "photo", "box", "image", "row", "col", "value")
+        joined: dict[str, Any] = {n: torch.cat([getattr(p, n) for p in parts], 1) for n in names}
+        self._begun.put(key, ())
+        return self._patches.put(key, replace(parts[0], **joined))
 
     def _project(self, table: TopK, layer: str, channel: int, rule: Rule) -> Patches:
         tapes = self._switches if rule == "deconvnet" else None
@@ -346,21 +361,7 @@ class ExplorerView:
         """The grids of a state ahead of time, in pieces so short that nobody waits for one to end."""
         if self.ready(state):
             return
-        key = (state.layer, state.channel, state.rule)
-        if self._patches.get(key) is None:
-            parts, start = [], 0
-            while start < self.shown:
-                stop = min(start + self._at_once.get((state.layer, state.rule), 1), self.shown)
-                table = self._part(self.top, state.layer, start, stop)
-                began = time.perf_counter()
-                parts.append(self._project(table, state.layer, state.channel, state.rule))
-                each = (time.perf_counter() - began) / (stop - start)
-                self._at_once[state.layer, state.rule] = max(1, min(self.shown, int(PIECE / each)))
-                start = stop
-                yield
-            names = ("projection", "photo", "box", "image", "row", "col", "value")
-            joined: dict[str, Any] = {n: torch.cat([getattr(p, n) for p in parts], 1) for n in names}
-            self._patches.put(key, replace(parts[0], **joined))
+        yield from self._patches_steps(state.layer, state.channel, state.rule, PIECE)
         self.grids(state)
         yield
 
@@ -412,14 +413,27 @@ class ExplorerView:
 
     # ------------------------------------------------------------------------------------------ one of nine
 
-    def _tape(self, layer: str, image: int, rule: Rule) -> Generator[None, None, tuple[Deconvnet, Tape]]:
+    def _pass(
+        self, layer: str, image: int, channel: int, rule: Rule
+    ) -> Generator[None, None, tuple[Deconvnet, Tape, Tensor]]:
+        """What a unit of that picture is projected from, and its map: (H, W), or (1, 1) where maps have no places."""
+        deconvnet = self._deconvnet(layer, rule)
+        switches = self._switches.get(image) if rule == "deconvnet" else None
+        y: Tensor | None = self._maps.get((layer, channel, image))
+        if switches is not None and y is not None:
+            return deconvnet, switches, y
         key = (layer, image, rule)
-        found: tuple[Deconvnet, Tape] | None = self._tapes.get(key)
-        if found is None:
-            deconvnet = Deconvnet(self.model.network, [layer], Options(rule))
-            found = deconvnet, (yield from self._running(deconvnet, self.photos.take([image])))
-            self._tapes.put(key, found)
-        return found
+        tape: Tape | None = self._tapes.get(key)
+        if tape is None:
+            tape = yield from self._running(deconvnet, self.photos.take([image]))
+            self._tapes.put(key, tape)
+        output = tape.outputs[layer][0, channel]
+        return deconvnet, tape, (output if output.dim() == 2 else output.view(1, 1)).cpu()
+
+    def _deconvnet(self, layer: str, rule: Rule) -> Deconvnet:
+        key = ("deconvnet", layer, rule)
+        found: Deconvnet | None = self._kept.get(key)
+        return found or self._kept.put(key, Deconvnet(self.model.network, [layer], Options(rule)))
 
     def _running(self, deconvnet: Deconvnet, pixels: Tensor) -> Generator[None, None, Tape]:
         """One picture's forward pass, in pieces of one operation each."""
@@ -444,25 +458,20 @@ class ExplorerView:
         if image < 0:
             return Detail(sentence="This map has no picture of that rank.")
         layer, S = state.layer, self.photos.size
-        deconvnet, tape = yield from self._tape(layer, image, state.rule)
-        output = tape.outputs[layer]
+        deconvnet, tape, values = yield from self._pass(layer, image, state.channel, state.rule)
         photo = drawing.to_picture(self.photos.take([image])[0])
-        channel = torch.tensor([state.channel], device=output.device)
-        zero = torch.zeros(1, dtype=torch.long, device=output.device)
-        flat = output.dim() == 2
+        device = self.model.device
+        one = torch.tensor([state.channel], device=device)
+        flat = len(self.shapes[layer]) == 1
         place = None if flat else torch.tensor([[row, col]])
-        pixels, window = deconvnet.reverse(tape, layer, zero, channel, place)
+        pixels, window = deconvnet.reverse(tape, layer, torch.zeros_like(one), one, place)
         yield
         projection = paste_windows(pixels, window.origin, (S, S))[0].cpu()
         field = self.fields[layer]
         box = field.box(row, col)
         whole, scale, zoom = drawing.whole_projection(projection, box, state.gain)
-        shape = (1, 1) if flat else (int(output.shape[2]), int(output.shape[3]))
-        if flat:
-            values, area = output[0, state.channel].view(1, 1).cpu(), (0.0, 0.0, 1.0, 1.0)
-        else:
-            values = output[0, state.channel].cpu()
-            area = drawing.map_area(field, shape, S)
+        shape = (values.shape[0], values.shape[1])
+        area = (0.0, 0.0, 1.0, 1.0) if flat else drawing.map_area(field, shape, S)
         best = divmod(int(values.argmax()), values.shape[1])
         told = (
             f"{self.about(image)}. Unit at row {row}, column {col} of {shape[0]} × {shape[1]}: activation "
@@ -633,23 +642,61 @@ class ExplorerView:
         self._counted = None
 
     def _outputs(self, i: int, pixels: Tensor) -> Generator[None, None, dict[str, Tensor]]:
-        """All layers' maps of picture i; on the way its switches are kept, if it is one of those shown."""
+        """All layers' maps of picture i; on the way its switches and the maps that show it are kept."""
         try:
             deconvnet = Deconvnet(self.model.network, self.layers)
         except LayerError:  # an operation without a way back: all of it can be seen but projections
             with torch.no_grad():
                 return {n: y.clone() for n, y in activations(self.model, pixels[None], self.layers)}
         tape = yield from self._running(deconvnet, pixels[None])
+        self._keep_switches(i, tape)
+        for layer, channel in self._pictured.get(i, ()):
+            y = tape.outputs[layer][0, channel]
+            if y.dim() == 2 and self._maps.bytes + y.numel() * y.element_size() <= self._maps.limit:
+                self._maps.put((layer, channel, i), y.cpu().clone(memory_format=torch.contiguous_format))
+        return tape.outputs
+
+    def _keep_switches(self, i: int, tape: Tape) -> None:
+        """Those of picture i, if some map shows it and there is room."""
         switches = replace(tape, outputs={})
         if i in self._pictured and self._switches.bytes + switches.bytes <= self._switches.limit:
             self._switches.put(i, switches)
-        return tape.outputs
+
+    def switch_steps(self, layer: str, channels: Sequence[int]) -> Generator[None, None, None]:
+        """Keep the switches of all pictures that maps show, those of these maps of a layer first.
+
+        From kept switches the deconvnet projects without a forward pass.
+        """
+        try:
+            deconvnet = Deconvnet(self.model.network, self.layers)
+        except LayerError:
+            return
+        first = (
+            self.top[layer].image[torch.tensor(channels, dtype=torch.long), : self.shown].flatten().tolist()
+        )
+        for i in dict.fromkeys([*first, *self._pictured]):
+            if i < 0 or self._switches.get(i) is not None:
+                continue
+            batch = self.model.preprocess(self.photos.take([i])).clone(memory_format=torch.channels_last)
+            try:
+                tape = yield from deconvnet.running(batch, outputs=False)
+            except RuntimeError:  # an operation that takes no empty batch: `profile_steps` keeps them
+                return
+            if self._switches.bytes + tape.bytes > self._switches.limit:
+                return
+            self._keep_switches(i, tape)
+            yield
 
     @functools.cached_property
-    def _pictured(self) -> set[int]:
-        """Pictures that any map's grids show."""
-        used = torch.cat([self.top[n].image[:, : self.shown].flatten() for n in self.layers])
-        return set(used.tolist())
+    def _pictured(self) -> dict[int, list[tuple[str, int]]]:
+        """Pictures that grids show, and the maps (layer, channel) that show each."""
+        found: dict[int, list[tuple[str, int]]] = {}
+        for layer in self.layers:
+            for channel, images in enumerate(self.top[layer].image[:, : self.shown].tolist()):
+                for i in images:
+                    found.setdefault(i, []).append((layer, channel))
+        found.pop(-1, None)
+        return found
 
     def frequency_steps(self, layer: str) -> Generator[Progress, None, None]:
         """Fill in `frequencies[layer]`: the mean frequency of each map's three strongest projections."""
