@@ -683,10 +683,13 @@ class Explorer(Panel):
         for layer in self.view.layers:
             if layer != state.layer:
                 yield from self.view.prepare(replace(state, layer=layer, channel=0))
+        if not self.ahead:
+            return
         yield from self._calm(REST)
         around = self._around(state)
-        yield from self.view.switch_steps(state.layer, [state.channel, *around])
-        if self.ahead and state.gain == 1:  # with another gain all would have to be drawn again
+        if state.rule == "deconvnet":
+            yield from self.view.switch_steps(state.layer, [state.channel, *around])
+        if state.gain == 1:  # with another gain all would have to be drawn again
             for channel in around:
                 if not self.view.full:
                     yield from self.view.prepare(replace(state, channel=channel))
@@ -954,7 +957,7 @@ def explore(
         model, photos, top: a network, pictures, and what `mine` made of them; None mines them now (`mined`).
         others: models to compare with, by name; a model, or a function that loads it. Default: the bundled ones.
         save_to: folder for "save picture"; None for a link to download it and no file.
-        ahead: compute the pictures of all maps while nothing else is to be done (a minute or two for the bundled
+        ahead: compute the pictures of all maps while nothing else is to be done (about two minutes for the bundled
             network; with pooling switches and all else that is kept at most 0.8 GiB); False: those of the
             neighbouring maps alone.
         state: any field of `State`: where to open, as ``layer="conv4", channel=117``.

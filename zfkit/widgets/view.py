@@ -167,10 +167,10 @@ class ExplorerView:
         self.others = dict(others or {})
         self.profile: Profile | None = None
         self.frequencies: dict[str, np.ndarray] = {}
-        self._patches = Cache(192 * 2**20, _patches_bytes)
+        self._patches = Cache(96 * 2**20, _patches_bytes)
         self._begun = Cache(32 * 2**20, lambda parts: sum(map(_patches_bytes, parts)))
         self._grids = Cache(192 * 2**20, lambda g: len(g.projections) + len(g.patches) + 200)
-        self._tapes = Cache(192 * 2**20, lambda tape: tape.bytes)
+        self._tapes = Cache(96 * 2**20, lambda tape: tape.bytes)
         self._switches = Cache(SWITCHES, lambda tape: tape.bytes)  # of whole pictures, for the deconvnet
         self._maps = Cache(MAPS, lambda y: y.numel() * y.element_size())  # on those of the pictures they show
         self._counted: _Counted | None = None
