@@ -489,8 +489,13 @@ def test_notebook_7_shows_the_same(explorer):
     )
     explorer.settle(layer="conv2", rank=4)
     explorer.tab_named("Compare")
-    explorer.page.wait_for(f"{ROOT_BOX} .zfkit-compared img")
+    compared = f"{ROOT_BOX} .zfkit-compared img"
+    explorer.page.wait_for(compared)
+    explorer.page.until(
+        lambda: explorer.page.picture(compared), lambda now: now.shape[0] > 3 * 60, "nothing to compare", 30
+    )
     explorer.tab_named("Maps")
+    explorer.settle(layer="conv2", rank=4)
 
 
 def test_maps_by_mouse(explorer):

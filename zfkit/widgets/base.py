@@ -78,7 +78,7 @@ def encode(picture: Image.Image | np.ndarray | Tensor, kind: Literal["png", "jpe
     return buffer.getvalue()
 
 
-_BLANK = encode(np.zeros((1, 1), np.uint8))
+_BLANK = encode(Image.new("RGBA", (1, 1)))  # what is not there yet is transparent
 
 
 class Picture(W.Box):
