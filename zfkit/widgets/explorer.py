@@ -672,8 +672,8 @@ class Explorer(Panel):
             self.worker.submit("all", self._all_ahead(self.state), Worker.LATER)
 
     def _ahead(self, state: State) -> Steps:
-        """Neighbours on the slider, those on the way first; the first of every other layer; all pictures' switches,
-        from which projections are made in half the time; then the whole slider."""
+        """Neighbours on the slider, those on the way first; the first of every other layer; and all pictures' switches,
+        from which projections are made in half the time."""
         if state.tab != "maps":
             return
         if self._turning:  # the next two pages have been seen to
@@ -683,24 +683,19 @@ class Explorer(Panel):
         for layer in self.view.layers:
             if layer != state.layer:
                 yield from self.view.prepare(replace(state, layer=layer, channel=0))
-        if not self.ahead:
-            return
-        yield from self._calm(REST)
-        around = self._around(state)
-        if state.rule == "deconvnet":
-            yield from self.view.switch_steps(state.layer, [state.channel, *around])
-        if state.gain == 1:  # with another gain all would have to be drawn again
-            for channel in around:
-                if not self.view.full:
-                    yield from self.view.prepare(replace(state, channel=channel))
+        if self.ahead and state.rule == "deconvnet":
+            yield from self._calm(REST)
+            yield from self.view.switch_steps(state.layer, [state.channel, *self._around(state)])
 
     def _all_ahead(self, state: State) -> Steps:
-        """All maps of the other layers, as long as there is room for them."""
-        if state.tab != "maps" or state.gain != 1:
+        """All maps, those of the layer first, as long as there is room for them."""
+        if state.tab != "maps" or state.gain != 1:  # with another gain all would have to be drawn again
             return
         yield from self._calm(REST)
-        for layer in self.view.layers:
-            for channel in range(self.view.count(layer)):
+        maps = {state.layer: self._around(state)}
+        maps |= {n: list(range(self.view.count(n))) for n in self.view.layers if n not in maps}
+        for layer, channels in maps.items():
+            for channel in channels:
                 if self.view.full:
                     return
                 yield from self.view.prepare(replace(state, layer=layer, channel=channel))
