@@ -952,7 +952,7 @@ def explore(
         model, photos, top: a network, pictures, and what `mine` made of them; None mines them now (`mined`).
         others: models to compare with, by name; a model, or a function that loads it. Default: the bundled ones.
         save_to: folder for "save picture"; None for a link to download it and no file.
-        ahead: compute the pictures of all maps while nothing else is to be done (about two minutes for the bundled
+        ahead: compute the pictures of all maps while nothing else is to be done (about three minutes for the bundled
             network; with pooling switches and all else that is kept at most 0.8 GiB); False: those of the
             neighbouring maps alone.
         state: any field of `State`: where to open, as ``layer="conv4", channel=117``.

@@ -435,10 +435,12 @@ class ExplorerView:
         found: Deconvnet | None = self._kept.get(key)
         return found or self._kept.put(key, Deconvnet(self.model.network, [layer], Options(rule)))
 
-    def _running(self, deconvnet: Deconvnet, pixels: Tensor) -> Generator[None, None, Tape]:
+    def _running(
+        self, deconvnet: Deconvnet, pixels: Tensor, outputs: bool = True
+    ) -> Generator[None, None, Tape]:
         """One picture's forward pass, in pieces of one operation each."""
         batch = self.model.preprocess(pixels).clone(memory_format=torch.channels_last)
-        return (yield from deconvnet.running(batch))
+        return (yield from deconvnet.running(batch, outputs))
 
     def unit(self, state: State) -> tuple[int, tuple[int, int]]:
         """Picture and (row, col) of the unit that the state shows large."""
@@ -677,9 +679,8 @@ class ExplorerView:
         for i in dict.fromkeys([*first, *self._pictured]):
             if i < 0 or self._switches.get(i) is not None:
                 continue
-            batch = self.model.preprocess(self.photos.take([i])).clone(memory_format=torch.channels_last)
             try:
-                tape = yield from deconvnet.running(batch, outputs=False)
+                tape = yield from self._running(deconvnet, self.photos.take([i]), outputs=False)
             except RuntimeError:  # an operation that takes no empty batch: `profile_steps` keeps them
                 return
             if self._switches.bytes + tape.bytes > self._switches.limit:
