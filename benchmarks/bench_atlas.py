@@ -20,7 +20,7 @@ from common import machine, spread, table
 from torch import Tensor, nn
 
 import zfkit
-from zfkit.patches import project_many
+from zfkit.topk.patches import project_many
 
 
 def captum_unit(

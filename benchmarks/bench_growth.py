@@ -20,8 +20,8 @@ from common import machine, table
 from PIL import Image
 
 import zfkit
-from zfkit.images import ImageSet
-from zfkit.patches import project_many
+from zfkit.images.imageset import ImageSet
+from zfkit.topk.patches import project_many
 
 CASES = (
     [(n, 64, 224) for n in (100, 300, 1000)]

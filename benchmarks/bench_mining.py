@@ -19,8 +19,8 @@ from PIL import Image, ImageOps
 from torch import nn
 
 import zfkit
-from zfkit.images import ImageSet
-from zfkit.topk import _batch_size
+from zfkit.images.imageset import ImageSet
+from zfkit.topk.mine import _batch_size
 
 
 def separate(album: ImageSet) -> ImageSet:

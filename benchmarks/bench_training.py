@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from common import machine, spread, table
 
 import zfkit
-from zfkit.augmentation import Resident
-from zfkit.models import ARCHITECTURES
-from zfkit.training import Trainer, _fabric, _Plan
+from zfkit.nets.paper import ARCHITECTURES
+from zfkit.training.data import Resident
+from zfkit.training.fit import Trainer, _fabric, _Plan
 
 
 def measure(name: str, batches: int, rounds: int, device: str | None, compile: bool) -> list[Any]:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zfkit
-from zfkit.deconv import Rule
+from zfkit.deconv.rules import Rule
 
 NETWORKS = (
     "alexnet", "vgg11", "vgg16", "vgg16_bn", "squeezenet1_1", "googlenet", "resnet18", "resnet50", "densenet121",

@@ -16,7 +16,7 @@ from common import machine, table
 
 import zfkit
 from zfkit.experiments.faults import PLANTS, find_faults
-from zfkit.models import ARCHITECTURES
+from zfkit.nets.paper import ARCHITECTURES
 
 
 def main() -> None:

@@ -24,9 +24,9 @@ import torch
 from common import machine, table
 
 import zfkit
-from zfkit.checkpoints import load_weights, read_provenance, save_weights
 from zfkit.experiments.evolution import convergence, evolution
-from zfkit.models import ARCHITECTURES
+from zfkit.nets.paper import ARCHITECTURES
+from zfkit.nets.weights import load_weights, read_provenance, save_weights
 
 ARCHITECTURE = replace(ARCHITECTURES["zfnet64"], widths=(16, 24, 32, 32, 24), hidden=64)
 RECIPE = zfkit.Recipe(

@@ -29,8 +29,9 @@ import zfkit
 import zfkit.cli
 import zfkit.images
 from zfkit import ZfkitError, load_images
-from zfkit.images import decode, square, to_tensor
-from zfkit.models import Architecture, build, describe
+from zfkit.images.decode import decode, square, to_tensor
+from zfkit.nets.paper import Architecture, build
+from zfkit.nets.zoo import describe
 from zfkit.sweeps.parameters import expand, read_grid, read_parameters
 
 BORDERS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)

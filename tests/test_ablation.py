@@ -16,8 +16,8 @@ from tiny import TINY, one_thread  # noqa: F401
 import zfkit
 from zfkit.errors import ModelError, ZfkitError
 from zfkit.experiments.ablation import BUDGET, CHANGES, PAPER, Ablation, ablate, ablations, read_ablation
-from zfkit.images import ImageSet
-from zfkit.models import ARCHITECTURES, build
+from zfkit.images.imageset import ImageSet
+from zfkit.nets.paper import ARCHITECTURES, build
 from zfkit.sweeps import plan_sweep, read_grid
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -274,7 +274,7 @@ def test_the_table_that_comes_with_zfkit_is_the_grids():
 
 
 def test_the_figure_shows_the_tables_numbers():
-    from zfkit.plotting import ablation_figure
+    from zfkit.figures.variants import ablation_figure
 
     figure = ablation_figure(Ablation(made(), "here"))
     here, paper = figure.axes

@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import zfkit
-from zfkit import BlurPool, LayerError, ZfkitError, aliasing
-from zfkit.aliasing import fold, grating_response, gratings, measure_aliasing, shift_consistency, wave
+import zfkit.frequency.aliasing as aliasing
+from zfkit import BlurPool, LayerError, ZfkitError
+from zfkit.frequency.aliasing import measure_aliasing
+from zfkit.frequency.gratings import fold, grating_response, gratings, wave
+from zfkit.frequency.shifts import shift_consistency
 
 F64 = torch.float64
 
@@ -618,7 +621,7 @@ def plotting():
     import matplotlib
 
     matplotlib.use("agg")
-    from zfkit import plotting
+    import zfkit.figures.experiments as plotting
 
     yield plotting
     matplotlib.pyplot.close("all")

@@ -16,7 +16,8 @@ from torch import nn
 
 import zfkit
 from zfkit import Architecture, BlurPool, ModelError, build
-from zfkit.models import ARCHITECTURES, describe
+from zfkit.nets.paper import ARCHITECTURES
+from zfkit.nets.zoo import describe
 
 F64 = torch.float64
 TAPS = {3: [1 / 4, 2 / 4, 1 / 4], 5: [1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16]}

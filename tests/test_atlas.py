@@ -15,8 +15,9 @@ from PIL import Image
 from torch import nn
 
 import zfkit
-from zfkit.atlas import TILE, montage, signed_to_rgb, write_atlas
-from zfkit.images import ImageSet
+from zfkit.atlas.page import write_atlas
+from zfkit.figures.pictures import TILE, montage, signed_to_rgb
+from zfkit.images.imageset import ImageSet
 
 HOSTILE = '<script>alert("&amp;")</script><img src=http://example.org/x.png>\'"'
 

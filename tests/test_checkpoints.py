@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from zfkit import Architecture, ModelError, load_model, load_weights, read_provenance, save_weights
-from zfkit.checkpoints import write_whole
-from zfkit.models import build, describe
+from zfkit.files import write_whole
+from zfkit.nets.paper import build
+from zfkit.nets.zoo import describe
 
 TINY = Architecture(
     "zfnet", 32, conv1=(7, 2, 1), conv2=(5, 1, 2), widths=(4, 5, 6, 7, 8), hidden=9, classes=3

@@ -12,7 +12,7 @@ from torch import nn
 import zfkit
 from zfkit.errors import ImageError, LayerError, ZfkitError
 from zfkit.experiments.correspondence import RANDOM, SAME_PLACE, default_layers
-from zfkit.models import build
+from zfkit.nets.paper import build
 
 
 def noise(N, side, seed=0):
@@ -393,7 +393,7 @@ def test_the_widget_takes_boxes_to_begin_with(tiny):
 def test_the_figure_draws_scores_and_draws(tiny):
     from matplotlib import pyplot as plt
 
-    from zfkit.plotting import correspondence_figure, parts_figure
+    from zfkit.figures.experiments import correspondence_figure, parts_figure
 
     pictures = noise(4, 32)
     found = zfkit.correspondence(tiny, pictures, BOXES, draws=3, progress=False)

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import zfkit
-from zfkit import LayerError, deconv, graph
+import zfkit.deconv.project as deconv
+import zfkit.nets.graph as graph
+from zfkit import LayerError
 
 F64 = torch.float64
 

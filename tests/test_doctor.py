@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 import zfkit
-from zfkit import deconv, doctor
+import zfkit.deconv.project as deconv
+from zfkit import doctor
 from zfkit.cli import main
 from zfkit.doctor import Check, Report, examine
 

@@ -14,8 +14,8 @@ from tiny import TINY, one_thread  # noqa: F401
 import zfkit
 from zfkit.errors import ImageError, ModelError, ZfkitError
 from zfkit.experiments.ensemble import averaged, ensemble
-from zfkit.images import ImageSet
-from zfkit.models import build
+from zfkit.images.imageset import ImageSet
+from zfkit.nets.paper import build
 
 CLASSES = ("a", "b", "c", "d", "e")
 
@@ -193,7 +193,7 @@ def test_ten_crops_of_an_unnamed_network_are_finite():
 
 
 def test_the_figure_shows_the_tables_numbers(three):
-    from zfkit.plotting import ensemble_figure
+    from zfkit.figures.variants import ensemble_figure
 
     found = [ensemble(three, pictures(), crops, progress=False) for crops in (1, 10)]
     errors, losses = ensemble_figure(found).axes

@@ -19,8 +19,8 @@ from tiny import TINY, one_thread  # noqa: F401
 from torch import nn
 
 import zfkit
-from zfkit import LayerError, ZfkitError, plotting
-from zfkit.checkpoints import load_weights, save_weights
+import zfkit.figures.experiments as plotting
+from zfkit import LayerError, ZfkitError
 from zfkit.experiments.evolution import (
     Evolution,
     LayerEvolution,
@@ -31,8 +31,10 @@ from zfkit.experiments.evolution import (
     snapshots_of,
     squared_correlation,
 )
-from zfkit.images import ImageSet
-from zfkit.models import build, describe
+from zfkit.images.imageset import ImageSet
+from zfkit.nets.paper import build
+from zfkit.nets.weights import load_weights, save_weights
+from zfkit.nets.zoo import describe
 
 mpl.use("Agg")
 SIDE = 20

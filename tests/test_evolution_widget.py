@@ -10,7 +10,8 @@ from PIL import Image
 from test_evolution import image_set, network, random_pixels, write_snapshot
 
 import zfkit
-from zfkit import LayerError, ZfkitError, plotting
+import zfkit.figures.experiments as plotting
+from zfkit import LayerError, ZfkitError
 from zfkit.experiments.evolution import evolution
 from zfkit.widgets import EvolutionExplorer
 from zfkit.widgets import evolution as widget

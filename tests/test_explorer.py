@@ -22,9 +22,9 @@ from torch import nn
 
 import zfkit
 from zfkit.errors import LayerError, ZfkitError
-from zfkit.images import ImageSet, Windows
+from zfkit.images.imageset import ImageSet, Windows
 from zfkit.widgets import Explorer, ExplorerView, State, drawing, explore
-from zfkit.widgets.base import Cache, Panel, Picker, Picture, Progress, Worker, encode, guarded
+from zfkit.widgets.panel import Cache, Panel, Picker, Picture, Progress, Worker, encode, guarded
 from zfkit.widgets.state import ORDERS
 from zfkit.widgets.view import PIECE, Profile
 

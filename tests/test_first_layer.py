@@ -19,7 +19,7 @@ from torch import nn
 import zfkit
 from zfkit.errors import ModelError, ZfkitError
 from zfkit.experiments.first_layer import CELLS, MEASURES, FirstLayerRuns
-from zfkit.models import ARCHITECTURES
+from zfkit.nets.paper import ARCHITECTURES
 
 FACTORS = {"kernel": (11, 7), "stride": (4, 2)}
 
@@ -448,7 +448,7 @@ def closed():
 
 
 def test_figure_of_the_runs_shows_every_run(closed):
-    from zfkit import plotting
+    import zfkit.figures.experiments as plotting
 
     table = zfkit.load_first_layer_runs().table.query("images == 'textures'")
     numbers = dict.fromkeys(MEASURES, 0.5)
@@ -464,7 +464,7 @@ def test_figure_of_the_runs_shows_every_run(closed):
 
 
 def test_figure_of_effects_marks_those_that_move(closed):
-    from zfkit import plotting
+    import zfkit.figures.experiments as plotting
 
     rng = np.random.default_rng(1)
     table = design(FACTORS, 3, lambda c, s: 5 * (c[0] == 7) + rng.normal(0, 0.1))
@@ -480,7 +480,7 @@ def test_figure_of_effects_marks_those_that_move(closed):
 
 
 def test_figure_of_profiles_is_the_mean_and_the_range(closed):
-    from zfkit import plotting
+    import zfkit.figures.experiments as plotting
 
     generator = torch.Generator().manual_seed(0)
     group = [zfkit.filter_spectra(torch.randn(4, 3, 7, 7, generator=generator)) for _ in range(3)]

@@ -18,7 +18,8 @@ from PIL import Image
 from tiny import one_thread  # noqa: F401
 
 from zfkit import ZfkitError
-from zfkit.errors import out_of_memory, printable
+from zfkit.batching import out_of_memory
+from zfkit.errors import printable
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="alarms of Unix")
 COUNTS = {

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import zfkit
-from zfkit import ZfkitError, aliasing
+import zfkit.frequency.aliasing as aliasing
+from zfkit import ZfkitError
 from zfkit.widgets import GratingExplorer
 from zfkit.widgets.gratings import GratingState, GratingView
 

@@ -39,8 +39,8 @@ from torch import nn
 import zfkit
 import zfkit.images
 from zfkit import ImageError, ImageSet, WriteError, ZfkitError, load_images
-from zfkit.checkpoints import only_writer
-from zfkit.images import decode
+from zfkit.files import only_writer
+from zfkit.images.decode import decode
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pipes, permissions and locks of Unix")
 
@@ -870,7 +870,7 @@ def test_names_of_layers_neither_leave_the_folder_nor_meet(tmp_path):
     (["a/b", "a_b", "A b"], ["a_b.png", "a_b-2.png", "A_b-3.png"]), (["features.8"], ["features.8.png"]),
 ])  # fmt: skip
 def test_file_names_of_layers(layers, expected):
-    from zfkit.atlas import _file_names
+    from zfkit.atlas.page import _file_names
 
     assert list(_file_names(layers).values()) == expected
 

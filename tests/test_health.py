@@ -18,8 +18,8 @@ import zfkit
 from zfkit.experiments.faults import PLANTS, find_faults, plant, train_badly
 from zfkit.health import FAULTS, Thresholds, diagnose, units_of
 from zfkit.health.measure import _Moments, _Pairs, cosines, measure
-from zfkit.images import ImageSet
-from zfkit.models import ARCHITECTURES, build
+from zfkit.images.imageset import ImageSet
+from zfkit.nets.paper import ARCHITECTURES, build
 
 
 def pictures(count=24, size=16, classes=(), labels=None, seed=0):
@@ -421,7 +421,7 @@ def test_figure_has_a_panel_of_pictures_for_each_finding_with_maps():
     with torch.no_grad():
         net[0].weight[1] *= 50
     report = diagnose(wrapped(net), pictures(), progress=False)
-    from zfkit.plotting import report_figure
+    from zfkit.figures.health import report_figure
 
     figure = report_figure(report)
     drawn = report.findings[:8]

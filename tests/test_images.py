@@ -19,7 +19,9 @@ from PIL import Image
 
 import zfkit.images
 from zfkit import ImageError, ImageSet, load_images, open_image
-from zfkit.images import PHOTOGRAPHS, Windows, decode
+from zfkit.images.album import PHOTOGRAPHS
+from zfkit.images.decode import decode
+from zfkit.images.imageset import Windows
 
 
 def load(source, size=16, **options) -> ImageSet:

@@ -14,8 +14,8 @@ from torch import nn
 import zfkit
 from zfkit.errors import ImageError, LayerError, ModelError, ZfkitError
 from zfkit.experiments.invariance import default_layers, default_values, margin, move, there_and_back
-from zfkit.images import ImageSet, Windows
-from zfkit.models import build
+from zfkit.images.imageset import ImageSet, Windows
+from zfkit.nets.paper import build
 
 
 def noise(N, H, W=None, seed=0):
@@ -433,7 +433,7 @@ def test_the_widget_says_what_the_function_says(tiny):
 def test_the_figure_draws_the_curves(tiny):
     from matplotlib import pyplot as plt
 
-    from zfkit.plotting import invariance_figure
+    from zfkit.figures.experiments import invariance_figure
 
     found = zfkit.invariance(tiny, noise(3, 40), "scale", [1, 1.5], progress=False)
     figure = invariance_figure([found], examples=[2], names=["third"])

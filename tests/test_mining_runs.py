@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 import zfkit
-from zfkit.images import ImageSet, Windows
+from zfkit.images.imageset import ImageSet, Windows
 
 # A network whose numbers are exact in float32, so that nothing depends on how a library adds them up: small
 # whole weights, pixels 0 to 255, and few of both, so that there are ties.

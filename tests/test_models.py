@@ -14,7 +14,7 @@ from torch import nn
 
 import zfkit
 from zfkit import ImageError, ModelError, VisionModel, list_models, load_images, load_model, wrap_model
-from zfkit.models import ARCHITECTURES, build
+from zfkit.nets.paper import ARCHITECTURES, build
 
 SPATIAL = ["conv1", "pool1", "norm1", "conv2", "pool2", "norm2", "conv3", "conv4", "conv5", "pool5"]
 SIDES = {

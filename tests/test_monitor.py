@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 import zfkit
-from zfkit.atlas import GAP
-from zfkit.images import ImageSet
-from zfkit.models import Architecture
+from zfkit.figures.pictures import GAP
+from zfkit.images.imageset import ImageSet
+from zfkit.nets.paper import Architecture
 from zfkit.widgets import Monitor
 
 TINY = Architecture(

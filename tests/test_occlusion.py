@@ -13,7 +13,7 @@ from torch import nn
 import zfkit
 from zfkit.errors import ImageError, LayerError, ModelError, ZfkitError
 from zfkit.experiments import occlusion
-from zfkit.models import build
+from zfkit.nets.paper import build
 
 
 def wrap(net, size, **options):
@@ -479,7 +479,7 @@ def test_the_widget_refuses_what_the_function_refuses(tiny, options, message):
 def test_the_figure_shows_each_place_at_its_squares_centre(tiny):
     from matplotlib import pyplot as plt
 
-    from zfkit.plotting import occlusion_figure
+    from zfkit.figures.experiments import occlusion_figure
 
     found = zfkit.occlude(tiny, picture(32), size=8, stride=4, progress=False)
     figure = occlusion_figure(found)

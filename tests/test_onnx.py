@@ -18,7 +18,7 @@ from torch import nn
 
 import zfkit
 from zfkit import ModelError
-from zfkit.onnx_import import load_onnx
+from zfkit.nets.onnx import load_onnx
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"  # graphs without weights
 ZFNET512 = LIGHT / "light_zfnet512.onnx"

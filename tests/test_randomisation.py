@@ -16,7 +16,8 @@ from tiny import one_thread  # noqa: F401
 from torch import nn
 
 import zfkit
-from zfkit.deconv import Deconvnet, Options, forward
+from zfkit.deconv.project import Deconvnet, forward
+from zfkit.deconv.rules import Options
 from zfkit.experiments.randomisation import (
     CONDITIONS,
     MEASURES,
@@ -30,7 +31,7 @@ from zfkit.experiments.randomisation import (
     similarity,
     weight_layers,
 )
-from zfkit.images import ImageSet
+from zfkit.images.imageset import ImageSet
 
 SIDE = 28
 
@@ -547,7 +548,12 @@ def test_asking_for_what_was_not_measured(checked):
 
 
 def test_figures_show_what_the_table_holds(checked):
-    from zfkit.plotting import photo_likeness_figure, sanity_figure, sanity_layers_figure, sanity_sheet
+    from zfkit.figures.randomisation import (
+        photo_likeness_figure,
+        sanity_figure,
+        sanity_layers_figure,
+        sanity_sheet,
+    )
 
     _, _, found = checked
     table = found.table("6")

@@ -8,7 +8,7 @@ from torch import nn
 
 import zfkit
 from zfkit import LayerError
-from zfkit.receptive_field import Box
+from zfkit.deconv.receptive_field import Box
 
 # Receptive field and stride in pixels that follow from Fig. 3 of the paper, and from Krizhevsky's network.
 ZFNET = {

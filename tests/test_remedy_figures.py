@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 import zfkit
-from zfkit.plotting import steps_figure, strips_figure
+from zfkit.figures.health import steps_figure, strips_figure
 
 
 def test_steps_share_a_scale_and_show_the_numbers():

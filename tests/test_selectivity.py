@@ -16,7 +16,7 @@ from torch import nn
 
 import zfkit
 from zfkit.experiments.selectivity import pose_variation, selectivity, selectivity_index
-from zfkit.images import ImageSet
+from zfkit.images.imageset import ImageSet
 
 SIDE = 14
 
@@ -244,7 +244,7 @@ def test_what_pose_variation_refuses():
 
 
 def test_figures_show_what_the_tables_hold():
-    from zfkit.plotting import pose_variation_figure, selectivity_figure
+    from zfkit.figures.experiments import pose_variation_figure, selectivity_figure
 
     model, images = by_colour()
     found = selectivity(model, images, progress=False)

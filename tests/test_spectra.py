@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import zfkit
+import zfkit.frequency.spectra as module
 from zfkit import LayerError, ZfkitError
-from zfkit import spectra as module
 
 DOUBLE = torch.float64
 
@@ -647,7 +647,7 @@ def plotting():
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from zfkit import plotting
+    import zfkit.figures.experiments as plotting
 
     yield plotting
     plt.close("all")

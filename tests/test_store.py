@@ -32,8 +32,8 @@ import zfkit.images
 import zfkit.topk
 from zfkit import TopK, ZfkitError, estimate_mining, load_images, mine_share
 from zfkit.cli import main
-from zfkit.images import ImageSet
-from zfkit.topk import duration, size_of, state_of
+from zfkit.images.imageset import ImageSet
+from zfkit.topk.mine import duration, size_of, state_of
 
 OPTIONS = {"k": 4, "batch_size": 7, "progress": False}
 

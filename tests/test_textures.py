@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zfkit import ImageError, load_images
-from zfkit.textures import CLASSES, HIGH, LOW, MIDDLE, SPLITS, draw, truth
+from zfkit.images.textures import CLASSES, HIGH, LOW, MIDDLE, SPLITS, draw, truth
 
 WAVES = [
     "vertical grating",

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import nn
 
 import zfkit
-import zfkit.patches as patches_module
-import zfkit.topk as topk
-from zfkit.images import ImageSet, Windows
-from zfkit.topk import LayerTop, TopK
+import zfkit.topk.mine as topk
+import zfkit.topk.patches as patches_module
+from zfkit.images.imageset import ImageSet, Windows
+from zfkit.topk.table import LayerTop, TopK
 
 QUICK = settings(
     max_examples=25,

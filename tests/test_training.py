@@ -23,23 +23,15 @@ from PIL import Image
 from torch import nn
 
 import zfkit
-from zfkit import augmentation
-from zfkit.augmentation import Draws, Geometry, Resident, Streamed, augment, draw, ten_crops
-from zfkit.images import ImageSet, RowNames
-from zfkit.models import ARCHITECTURES, Architecture
-from zfkit.training import (
-    RECIPES,
-    Recipe,
-    Trainer,
-    _fabric,
-    _Plan,
-    _spread,
-    clip_rms,
-    dominance,
-    evaluate,
-    fit,
-)
-from zfkit.training_layers import ContrastNorm, Dropout
+import zfkit.training.data as augmentation
+from zfkit.images.imageset import ImageSet
+from zfkit.images.sources import RowNames
+from zfkit.nets.paper import ARCHITECTURES, Architecture
+from zfkit.training.data import Draws, Geometry, Resident, Streamed, augment, draw, ten_crops
+from zfkit.training.evaluate import evaluate
+from zfkit.training.fit import Trainer, _fabric, _Plan, _spread, clip_rms, dominance, fit
+from zfkit.training.layers import ContrastNorm, Dropout
+from zfkit.training.recipe import RECIPES, Recipe
 
 TINY = Architecture(
     "zfnet", 32, conv1=(5, 2, 1), conv2=(3, 1, 1), widths=(4, 6, 6, 6, 4), hidden=8, classes=3
@@ -590,7 +582,7 @@ def shards(folder: Path, count: int, files: int, rows: int) -> str:
 
 def test_shards_stream_to_the_weights_of_the_same_pictures_in_memory(tmp_path):
     images = zfkit.load_images(shards(tmp_path, 48, 3, 4), size=40, progress=False)
-    from zfkit.images import _parquet
+    from zfkit.images.sources import _parquet
 
     streamed = _parquet(f"{tmp_path}/train-*.parquet", 40)
     assert streamed.labels is None and streamed.known_labels().tolist() == [i % 3 for i in range(48)]

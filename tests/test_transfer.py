@@ -20,8 +20,8 @@ import zfkit
 from zfkit.errors import ImageError, LayerError, ZfkitError
 from zfkit.experiments import transfer as module
 from zfkit.experiments.transfer import coordinates, feature_layers, transfer
-from zfkit.images import ImageSet
-from zfkit.models import build
+from zfkit.images.imageset import ImageSet
+from zfkit.nets.paper import build
 
 CLASSES = ("red", "green", "blue")
 
@@ -296,7 +296,7 @@ def test_classes_that_anyone_can_tell_apart_are_told_apart(model):
 
 
 def test_the_figure_shows_the_tables_numbers(model):
-    from zfkit.plotting import transfer_figure
+    from zfkit.figures.variants import transfer_figure
 
     found = transfer(
         model, colours(), colours(10, seed=1), ["norm1", "pool5"], per_class=[2, 8], splits=2, progress=False

@@ -10,20 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .aliasing import (
-    Aliasing,
-    GratingResponse,
-    ShiftConsistency,
-    fold,
-    grating_response,
-    gratings,
-    measure_aliasing,
-    shift_consistency,
-    subsampling_layers,
-)
-from .atlas import Atlas, draw_layer, fits_inside, sample_maps, signed_to_rgb, write_atlas
-from .checkpoints import load_weights, read_provenance, save_weights
-from .deconv import Deconvnet, Options, project, register_rule
+from .atlas.page import Atlas, draw_layer, write_atlas
+from .deconv.project import Deconvnet, project
+from .deconv.receptive_field import Box, Field, fits_inside, receptive_field
+from .deconv.rules import Options, register_rule
 from .errors import ImageError, LayerError, ModelError, TrainingError, WriteError, ZfkitError
 from .experiments.ablation import Ablation, ablate, ablation_counts, ablations, read_ablation
 from .experiments.correspondence import Correspondence, PartPictures, correspondence, part_pictures
@@ -41,36 +31,30 @@ from .experiments.occlusion import Elsewhere, Occlusion, occlude, project_elsewh
 from .experiments.randomisation import SanityChecks, randomise, sanity_checks
 from .experiments.selectivity import PoseVariation, Selectivity, pose_variation, selectivity
 from .experiments.transfer import Transfer, feature_layers, transfer
+from .figures.pictures import signed_to_rgb
+from .frequency.aliasing import Aliasing, measure_aliasing, subsampling_layers
+from .frequency.control import RandomControl, compare_spectra, random_control
+from .frequency.gratings import GratingResponse, fold, grating_response, gratings
+from .frequency.lattice import Lattice, lattice
+from .frequency.shifts import ShiftConsistency, shift_consistency
+from .frequency.spectra import FilterSpectra, filter_spectra, spectral_table
 from .health import Finding, Report, Thresholds, diagnose
-from .images import ImageSet, load_images, open_image
-from .models import (
-    AlexNet,
-    Architecture,
-    BlurPool,
-    VisionModel,
-    ZFNet,
-    build,
-    list_models,
-    load_model,
-    wrap_model,
-)
-from .onnx_import import load_onnx
-from .patches import Patches, project_top
-from .receptive_field import Box, Field, receptive_field
-from .runs import Run
-from .spectra import (
-    FilterSpectra,
-    Lattice,
-    RandomControl,
-    compare_spectra,
-    filter_spectra,
-    lattice,
-    random_control,
-    spectral_table,
-)
+from .images.decode import open_image
+from .images.imageset import ImageSet
+from .images.sources import load_images
+from .nets.model import VisionModel, wrap_model
+from .nets.onnx import load_onnx
+from .nets.paper import AlexNet, Architecture, BlurPool, ZFNet, build
+from .nets.weights import load_weights, read_provenance, save_weights
+from .nets.zoo import list_models, load_model
 from .sweeps import record, sweep
-from .topk import Estimate, TopK, estimate_mining, mine, mine_share
-from .training import RECIPES, Accuracy, Recipe, Watched, evaluate, fit
+from .topk.mine import Estimate, estimate_mining, mine, mine_share
+from .topk.patches import Patches, project_top, sample_maps
+from .topk.table import TopK
+from .training.evaluate import Accuracy, evaluate
+from .training.fit import Watched, fit
+from .training.recipe import RECIPES, Recipe
+from .training.run import Run
 
 __version__ = "0.1.0"
 

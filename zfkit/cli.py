@@ -15,17 +15,24 @@ import torch
 import torch.distributed as dist
 
 from . import __version__
-from .atlas import write_atlas
-from .checkpoints import check_room, write_whole
-from .deconv import Options
+from .atlas.page import write_atlas
+from .batching import out_of_memory
+from .deconv.rules import Options
 from .doctor import examine
-from .errors import ZfkitError, out_of_memory
-from .images import ImageSet, load_images
-from .models import ARCHITECTURES, VisionModel, list_models, load_model
-from .plotting import training_figure
+from .errors import ZfkitError
+from .figures.training import training_figure
+from .files import check_room, write_whole
+from .images.imageset import ImageSet
+from .images.sources import load_images
+from .nets.model import VisionModel
+from .nets.paper import ARCHITECTURES
+from .nets.zoo import list_models, load_model
 from .sweeps import find_workers, plan_sweep, run_sweep
-from .topk import TopK, estimate_mining, mine, mine_share, state_of
-from .training import RECIPES, Recipe, evaluate, fit
+from .topk.mine import estimate_mining, mine, mine_share, state_of
+from .topk.table import TopK
+from .training.evaluate import evaluate
+from .training.fit import fit
+from .training.recipe import RECIPES, Recipe
 
 ATLAS_EXAMPLE = """examples:
   zfkit atlas                                                   the bundled network on the bundled photographs

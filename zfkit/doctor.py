@@ -29,9 +29,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .deconv import Rule, project
-from .images import PHOTOGRAPHS, decode, load_images
-from .models import VisionModel, load_model, wrap_model
+from .deconv.project import project
+from .deconv.rules import Rule
+from .images.album import PHOTOGRAPHS
+from .images.decode import decode
+from .images.sources import load_images
+from .nets.model import VisionModel, wrap_model
+from .nets.zoo import load_model
 
 Status = Literal["fine", "note", "broken"]
 IMPORTS = {  # of what zfkit cannot do without: name of the package, name of its module

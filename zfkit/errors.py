@@ -45,25 +45,6 @@ class WriteError(ZfkitError, OSError):
         return str(self.args[0])
 
 
-def expect(value: object, kind: type, what: str, how: str) -> None:
-    """Raise ZfkitError where a value is of another kind; `how` says what makes one of the right kind."""
-    if not isinstance(value, kind):
-        shown = f"{value!r:.60}"
-        raise ZfkitError(f"{what} must be {kind.__name__}, {how}; not {type(value).__name__} {shown}")
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Did memory run out, on the CPU or on a GPU? torch says so in several ways."""
-    told = str(error)
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in told  # torch on Linux
-        or "not enough memory" in told  # torch on Windows
-        or "out of memory" in told  # MPS, and older drivers
-    )
-
-
 def printable(text: str) -> str:
     """The text on one line for terminals, pages and logs: line ends, control and undecodable characters escaped."""
     if text.isprintable():

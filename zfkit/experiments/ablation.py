@@ -21,11 +21,13 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..checkpoints import write_whole
 from ..errors import ModelError, ZfkitError, unknown
-from ..images import ImageSet
-from ..models import ARCHITECTURES, Architecture, build
-from ..training import RECIPES, Recipe, evaluate, fit
+from ..files import write_whole
+from ..images.imageset import ImageSet
+from ..nets.paper import ARCHITECTURES, Architecture, build
+from ..training.evaluate import evaluate
+from ..training.fit import fit
+from ..training.recipe import RECIPES, Recipe
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..augmentation import Geometry, centre_crop, ten_crops
 from ..errors import ImageError, ModelError, ZfkitError, unknown
-from ..images import ImageSet
-from ..models import VisionModel
-from ..training import crops_of
+from ..images.imageset import ImageSet
+from ..nets.model import VisionModel
+from ..training.data import Geometry, centre_crop, ten_crops
+from ..training.fit import crops_of
 from .occlusion import probabilities
 
 if TYPE_CHECKING:

@@ -29,15 +29,17 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..atlas import fits_inside, sample_maps
-from ..checkpoints import read_provenance
-from ..deconv import Options
+from ..deconv.receptive_field import fits_inside
+from ..deconv.rules import Options
 from ..errors import ImageError, LayerError, ModelError, ZfkitError
-from ..images import ImageSet
-from ..models import VisionModel, load_model
-from ..patches import Patches, project_many
-from ..runs import Run
-from ..topk import TopK, activations, mine
+from ..images.imageset import ImageSet
+from ..nets.model import VisionModel
+from ..nets.weights import read_provenance
+from ..nets.zoo import load_model
+from ..topk.mine import activations, mine
+from ..topk.patches import Patches, project_many, sample_maps
+from ..topk.table import TopK
+from ..training.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd

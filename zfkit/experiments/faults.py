@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ..errors import ModelError, TrainingError, ZfkitError, unknown
 from ..health import DEFAULTS, FAULTS, Report, Thresholds, diagnose
-from ..images import ImageSet
-from ..models import ARCHITECTURES, Architecture, VisionModel, build, wrap_model
+from ..images.imageset import ImageSet
+from ..nets.model import VisionModel, wrap_model
+from ..nets.paper import ARCHITECTURES, Architecture, build
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -23,14 +23,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..aliasing import grating_response, measure_aliasing, shift_consistency
-from ..checkpoints import load_weights, save_weights, write_whole
 from ..errors import ModelError, ZfkitError, unknown
-from ..graph import pair
-from ..images import ImageSet
-from ..models import ARCHITECTURES, Architecture, BlurPool, VisionModel
-from ..spectra import FilterSpectra, filter_spectra
-from ..training import evaluate
+from ..files import write_whole
+from ..frequency.aliasing import measure_aliasing
+from ..frequency.gratings import grating_response
+from ..frequency.shifts import shift_consistency
+from ..frequency.spectra import FilterSpectra, filter_spectra
+from ..images.imageset import ImageSet
+from ..nets.graph import pair
+from ..nets.model import VisionModel
+from ..nets.paper import ARCHITECTURES, Architecture, BlurPool
+from ..nets.weights import load_weights, save_weights
+from ..training.evaluate import evaluate
 
 if TYPE_CHECKING:
     import pandas as pd

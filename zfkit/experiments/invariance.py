@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..deconv import cannot_run
+from ..deconv.project import cannot_run
 from ..errors import ImageError, LayerError, ZfkitError, unknown
-from ..images import ImageSet
-from ..models import VisionModel
+from ..images.imageset import ImageSet
+from ..nets.model import VisionModel
 from .occlusion import Colour, TargetFrom, choose_target, probabilities
 
 if TYPE_CHECKING:

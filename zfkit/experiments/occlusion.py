@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..deconv import cannot_run, project
+from ..deconv.project import cannot_run, project
+from ..deconv.receptive_field import POINTWISE, Box, filters
 from ..errors import ImageError, LayerError, ModelError, ZfkitError, unknown
-from ..graph import Step, pair
-from ..images import UNLABELLED, ImageSet
-from ..models import VisionModel
-from ..receptive_field import POINTWISE, Box, filters
-from ..topk import TopK, mine
+from ..images.imageset import UNLABELLED, ImageSet
+from ..nets.graph import Step, pair
+from ..nets.model import VisionModel
+from ..topk.mine import mine
+from ..topk.table import TopK
 
 Strongest = Literal["sum", "max"]
 Colour = float | Sequence[float] | None  # RGB 0-255; None for the model's mean

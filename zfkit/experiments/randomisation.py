@@ -31,15 +31,19 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..atlas import signed_to_rgb
-from ..augmentation import generator
-from ..deconv import RULES, Deconvnet, Norm, Options, Rule, Tape, forward, paste
+from ..deconv.project import Deconvnet, Tape, forward
+from ..deconv.receptive_field import field_in, units_inside
+from ..deconv.rules import RULES, Norm, Options, Rule
+from ..deconv.windows import paste
 from ..errors import ImageError, LayerError, ZfkitError, unknown
-from ..graph import pair
-from ..images import ImageSet
-from ..models import VisionModel
-from ..patches import FORWARD_PIXELS, REVERSE_BYTES, Crop
-from ..topk import TopK, field_in, mine, units_inside
+from ..figures.pictures import signed_to_rgb
+from ..images.imageset import ImageSet
+from ..nets.graph import pair
+from ..nets.model import VisionModel
+from ..topk.mine import mine
+from ..topk.patches import FORWARD_PIXELS, REVERSE_BYTES, Crop
+from ..topk.table import TopK
+from ..training.data import generator
 
 if TYPE_CHECKING:
     import pandas as pd

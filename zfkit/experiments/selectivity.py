@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..atlas import fits_inside, sample_maps
+from ..deconv.receptive_field import Interval, extents, field_in, fits_inside
 from ..errors import ImageError, LayerError, ZfkitError
 from ..health import Unit, units_of
-from ..images import ImageSet
-from ..models import VisionModel
-from ..receptive_field import Interval, extents
-from ..topk import TopK, activations, field_in, mine
+from ..images.imageset import ImageSet
+from ..nets.model import VisionModel
+from ..topk.mine import activations, mine
+from ..topk.patches import sample_maps
+from ..topk.table import TopK
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -34,11 +34,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..deconv import cannot_run
+from ..deconv.project import cannot_run
 from ..errors import ImageError, LayerError, ZfkitError, unknown
-from ..images import ImageSet
-from ..models import AlexNet, Architecture, VisionModel, ZFNet
-from ..training import Recipe, fit
+from ..images.imageset import ImageSet
+from ..nets.model import VisionModel
+from ..nets.paper import AlexNet, Architecture, ZFNet
+from ..training.fit import fit
+from ..training.recipe import Recipe
 from .randomisation import randomise, weight_layers
 
 if TYPE_CHECKING:

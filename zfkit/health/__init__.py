@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..batching import Portions
 from ..errors import LayerError, ZfkitError
-from ..graph import Portions
-from ..images import ImageSet
-from ..models import VisionModel
+from ..images.imageset import ImageSet
+from ..nets.model import VisionModel
 from .checks import CHECKS
 from .measure import Layer, Measurements, Unit, layer_table, measure, units_of
 from .report import DEFAULTS, FAULTS, Fault, Finding, Report, Severity, Thresholds

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..aliasing import subsampling_layers
-from ..spectra import filter_spectra, random_control
+from ..frequency.aliasing import subsampling_layers
+from ..frequency.control import random_control
+from ..frequency.spectra import filter_spectra
 from .measure import LARGEST, Layer, Measurements, cosines
 from .report import Finding, Severity, Thresholds
 

@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..aliasing import measure_aliasing, subsampling_layers
-from ..deconv import cannot_run
-from ..errors import ImageError, ZfkitError, out_of_memory
-from ..graph import Network, Step
-from ..images import ImageSet
-from ..models import VisionModel
+from ..batching import out_of_memory
+from ..deconv.project import cannot_run
+from ..errors import ImageError, ZfkitError
+from ..frequency.aliasing import measure_aliasing, subsampling_layers
+from ..images.imageset import ImageSet
+from ..nets.graph import Network, Step
+from ..nets.model import VisionModel
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
-from ..checkpoints import write_whole
+from ..files import write_whole
 from .parameters import Run, names_of
 
 if TYPE_CHECKING:

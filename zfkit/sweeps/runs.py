@@ -29,8 +29,8 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from tqdm.auto import tqdm
 
-from ..checkpoints import only_writer, write_whole
 from ..errors import ZfkitError
+from ..files import only_writer, write_whole
 from .gallery import Figure, Outcome, results, write_gallery
 from .parameters import TAG, Run, canonical, expand, read_grid, read_parameters
 from .records import recorded

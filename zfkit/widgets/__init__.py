@@ -1,6 +1,5 @@
 """Widgets for notebooks: the explorer, and the pieces that all of zfkit's widgets are made of (`base`)."""
 
-from .base import Panel, Picker, Picture, Place
 from .correspondence import PartsExplorer, explore_parts
 from .evolution import EvolutionExplorer, explore_evolution
 from .explorer import Explorer, explore
@@ -8,6 +7,7 @@ from .gratings import GratingExplorer, explore_gratings
 from .invariance import InvarianceExplorer, explore_invariance
 from .monitor import Monitor
 from .occlusion import OcclusionExplorer, explore_occlusion
+from .panel import Panel, Picker, Picture, Place
 from .state import State
 from .view import ExplorerView, mined
 

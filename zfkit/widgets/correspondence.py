@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ..errors import ImageError, ZfkitError, unknown
 from ..experiments.correspondence import Correspondence, correspondence
-from ..models import VisionModel
-from ..plotting import PART_COLOURS
-from .base import Panel, Picker, Progress, Steps, button, choice, encode, guarded, row, text
+from ..figures.experiments import PART_COLOURS
+from ..nets.model import VisionModel
 from .drawing import fitted, to_picture
+from .panel import Panel, Picker, Progress, Steps, button, choice, encode, guarded, row, text
 
 SIDE = 384  # of the picture on the page, in px
 _STYLE = """

@@ -15,8 +15,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..atlas import PERCENTILE, number, signed_to_rgb, wrap_words
-from ..receptive_field import Box, Field
+from ..deconv.receptive_field import Box, Field
+from ..figures.pictures import PERCENTILE, number, signed_to_rgb, wrap_words
 
 TILE, GAP = 92, 2  # of the 3x3 grids, in px
 GRID = 3 * TILE + 2 * GAP

@@ -16,13 +16,13 @@ import ipywidgets as W
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..atlas import number
 from ..errors import LayerError, ZfkitError, unknown
 from ..experiments.evolution import Evolution, LayerEvolution, Source, evolving
-from ..images import ImageSet
-from ..plotting import CHANGED, evolution_rgb
-from .base import Panel, Picker, Picture, Progress, Steps, choice, encode, guarded, row, slider, text
+from ..figures.evolution import CHANGED, evolution_rgb
+from ..figures.pictures import number
+from ..images.imageset import ImageSet
 from .drawing import fitted, to_picture
+from .panel import Panel, Picker, Picture, Progress, Steps, choice, encode, guarded, row, slider, text
 
 LARGE = 252  # side of the projection and of the photograph, in px
 STRIP = 62  # of one snapshot in the film strip, in px

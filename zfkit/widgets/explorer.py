@@ -22,14 +22,15 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
-from ..atlas import number
-from ..checkpoints import write_whole
 from ..errors import ZfkitError, unknown
-from ..images import ImageSet
-from ..models import VisionModel
-from ..topk import TopK, expect_both
+from ..figures.pictures import number
+from ..files import write_whole
+from ..images.imageset import ImageSet
+from ..nets.model import VisionModel
+from ..topk.table import TopK, expect_both
 from . import drawing
-from .base import (
+from .drawing import GAP, GRID, LARGE
+from .panel import (
     Panel,
     Picker,
     Picture,
@@ -44,7 +45,6 @@ from .base import (
     slider,
     text,
 )
-from .drawing import GAP, GRID, LARGE
 from .state import GAINS, METHODS, ORDERS, TABS, State
 from .view import COMPARED, ExplorerView, Grids, bundled_others, mined
 

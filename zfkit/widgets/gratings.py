@@ -18,12 +18,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..aliasing import GratingResponse, fold, grating_response, gratings, wave
+from ..deconv.receptive_field import receptive_field
 from ..errors import LayerError, ZfkitError, unknown
-from ..models import VisionModel
-from ..plotting import FOLDED
-from ..receptive_field import receptive_field
-from .base import Panel, Picker, Picture, Progress, Steps, choice, encode, guarded, row, slider, text
+from ..figures.frequency import FOLDED
+from ..frequency.gratings import GratingResponse, fold, grating_response, gratings, wave
+from ..nets.model import VisionModel
+from .panel import Panel, Picker, Picture, Progress, Steps, choice, encode, guarded, row, slider, text
 
 COLOURS = {
     "grey": (1.0, 1.0, 1.0),

@@ -25,10 +25,10 @@ from ..experiments.invariance import (
     move,
 )
 from ..experiments.occlusion import probabilities
-from ..images import ImageSet
-from ..models import VisionModel
-from .base import Panel, Picture, Progress, Steps, choice, encode, guarded, row, slider, text
+from ..images.imageset import ImageSet
+from ..nets.model import VisionModel
 from .drawing import bars, fitted, to_picture
+from .panel import Panel, Picture, Progress, Steps, choice, encode, guarded, row, slider, text
 
 SIDE = 288  # of the picture on the page, in px
 CLASSES = 5

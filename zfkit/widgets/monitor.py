@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..atlas import montage, signed_to_rgb
 from ..errors import ZfkitError
-from ..images import ImageSet
-from ..patches import project_many
-from ..plotting import training_figure
-from ..topk import mine
-from ..training import Watched
-from .base import Panel, Picture, encode, guarded, row, text
+from ..figures.pictures import montage, signed_to_rgb
+from ..figures.training import training_figure
+from ..images.imageset import ImageSet
+from ..topk.mine import mine
+from ..topk.patches import project_many
+from ..training.fit import Watched
+from .panel import Panel, Picture, encode, guarded, row, text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -22,9 +22,9 @@ from ..experiments.occlusion import (
     probabilities,
     shown_colour,
 )
-from ..models import VisionModel
-from .base import Panel, Picker, Steps, encode, guarded, row, slider, text
+from ..nets.model import VisionModel
 from .drawing import bars, fitted, to_picture
+from .panel import Panel, Picker, Steps, encode, guarded, row, slider, text
 
 SIDE = 320  # of the picture on the page, in px
 CLASSES = 5  # shown before and after

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, get_args
 
-from ..deconv import Rule
+from ..deconv.rules import Rule
 from ..errors import ZfkitError, unknown
 
 TABS = {"maps": "Maps", "image": "Your own image", "compare": "Compare"}

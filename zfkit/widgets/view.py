@@ -22,19 +22,24 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..atlas import fits_inside, number
-from ..deconv import Deconvnet, Options, Rule, Tape, result_of
-from ..deconv import paste as paste_windows
+from ..batching import result_of
+from ..deconv.project import Deconvnet, Tape
+from ..deconv.receptive_field import Field, field_in, fits_inside, units_inside
+from ..deconv.rules import Options, Rule
+from ..deconv.windows import paste as paste_windows
 from ..errors import ImageError, LayerError, ZfkitError, unknown
+from ..figures.pictures import number
 from ..health import Thresholds
-from ..images import MAX_PIXELS, ImageSet, decode, square, to_tensor
-from ..models import VisionModel, load_model, wrap_model
-from ..patches import Patches, project_top
-from ..receptive_field import Field
-from ..topk import LayerTop, TopK, activations, field_in, mine, units_inside
+from ..images.decode import MAX_PIXELS, decode, square, to_tensor
+from ..images.imageset import ImageSet
+from ..nets.model import VisionModel, wrap_model
+from ..nets.zoo import load_model
+from ..topk.mine import activations, mine
+from ..topk.patches import Patches, project_top
+from ..topk.table import LayerTop, TopK
 from . import drawing
-from .base import Cache, Progress, encode
 from .drawing import GRID, LARGE
+from .panel import Cache, Progress, encode
 from .state import METHODS, State
 
 SHOWN = 9  # pictures of each map

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .deconv import Deconvnet, Norm, Options, Rule, Seed, Tape, forward, paste
-from .errors import LayerError, ZfkitError
-from .graph import Portions
-from .images import ImageSet
-from .models import VisionModel
-from .receptive_field import extents
-from .topk import TopK, field_in
+from ..batching import Portions
+from ..deconv.project import Deconvnet, Tape, forward
+from ..deconv.receptive_field import extents, field_in
+from ..deconv.rules import Norm, Options, Rule, Seed
+from ..deconv.windows import paste
+from ..errors import LayerError, ZfkitError
+from ..images.imageset import ImageSet
+from ..nets.model import VisionModel
+from .table import TopK
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,8 @@ def project_many(
 
 
 FORWARD_PIXELS = 16 * 224 * 224  # of pictures or crops in one forward pass
+
+
 REVERSE_BYTES = 2**26  # for the windows of one reverse pass, roughly
 
 
@@ -349,3 +353,31 @@ class Crop:
         """Top and left (B, 2) of the crops for units at these positions (B, 2)."""
         start = position * self.stride + torch.tensor(self.low)
         return (start // self.stride * self.stride).clamp(0, self.picture - self.size)
+
+
+def _check_maps(maps: int | str | Mapping[str, Sequence[int]], layers: Sequence[str]) -> None:
+    if isinstance(maps, Mapping):
+        without = [name for name in layers if name not in maps]
+        if without:
+            raise LayerError(
+                f"maps says nothing of {', '.join(without)}; it has {', '.join(maps) or 'nothing'}"
+            )
+    elif maps != "all" and (isinstance(maps, bool) or not isinstance(maps, int) or maps < 1):
+        raise ZfkitError(f"maps must be a number of feature maps from 1 on, or 'all', not {maps!r}")
+
+
+def sample_maps(
+    top: TopK, layers: Sequence[str] | None = None, maps: int | Literal["all"] = 24, seed: int = 0
+) -> dict[str, list[int]]:
+    """Channels by layer: so many of each, drawn at random from those that were ever active; ascending."""
+    _check_maps(maps, [])
+    generator = torch.Generator().manual_seed(seed)
+    chosen = {}
+    for layer in layers if layers is not None else top.layers:
+        live = torch.nonzero(top[layer].max > 0)[:, 0]
+        if maps == "all":
+            chosen[layer] = list(range(len(top[layer].max)))
+        else:
+            order = torch.randperm(len(live), generator=generator)
+            chosen[layer] = sorted(live[order[:maps]].tolist())
+    return chosen

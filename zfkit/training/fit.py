@@ -16,104 +16,25 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .augmentation import Feed, Geometry, Resident, Streamed, centre_crop, draw, generator, ten_crops
-from .checkpoints import Provenance
-from .errors import TrainingError, unknown
-from .graph import Portions
-from .images import ImageSet
-from .models import ARCHITECTURES, Architecture, VisionModel, build, describe, wrap_model
-from .runs import Run, State
-from .training_layers import ContrastNorm, Dropout
-
-
-def _why(default: Any, reason: str) -> Any:
-    """A field of the recipe with its reason and source."""
-    return field(default=default, metadata={"why": reason})
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train; the defaults are the paper's (section 3) wherever it says. `Recipe.table()` gives reasons."""
-
-    epochs: int = _why(70, "the paper's, on 1.3 million pictures")
-    batch_size: int = _why(128, "the paper's; over all processes together")
-    lr: float = _why(1e-2, "the paper's")
-    momentum: float = _why(0.9, "the paper's")
-    weight_decay: float = _why(5e-4, "unstated in the paper; Krizhevsky's. On weights, not on biases")
-    dropout: float = _why(0.5, "the paper's, on fc6 and fc7")
-    rms_clip: float | None = _why(
-        0.1, "the paper's: a conv filter of larger RMS is scaled back; None: Fig. 6a"
-    )
-    init: Literal["paper", "he"] = _why(
-        "paper",
-        "N(0, 0.01^2), biases 0: read out of 'initialized to 10^-2'. In a network narrower than the paper's, 0.01 "
-        "times the root of how many times fewer inputs a layer has, so that signals fade no faster than in the "
-        "wide one. 'he': N(0, 2 / inputs)",
-    )
-    inputs: Literal["mean", "std"] = _why(
-        "mean", "RGB 0-255 minus its mean, about +-128, as in the paper; 'std': then divided by its std"
-    )
-    lr_factor: float = _why(
-        0.1, "the paper lowers lr by hand when validation error plateaus; x0.1 is Krizhevsky's"
-    )
-    patience: int = _why(3, "epochs without progress before lr falls: our reading of 'plateaus'")
-    progress: float = _why(0.005, "progress is validation error lower by this share (0.5 percentage points)")
-    shift: int | None = _why(
-        None, "pixels a crop may hang over; None: 6 of 64 where pictures are as large as the input, else 0"
-    )
-    brightness: float | None = _why(
-        None,
-        "up to this factor brighter or darker; None: 0.2 where pictures are as large as the input, else 0",
-    )
-    snapshots: tuple[int, ...] = _why(
-        (0, 1, 2, 5, 10, 20, 30, 40, 64), "Fig. 4's epochs, and before training; the last is always kept"
-    )
-    seed: int = _why(0, "of weights, order, crops and dropout")
-    flat_epochs: int = _why(
-        3, "epochs at the loss of guessing before training stops with a diagnosis; 0: never"
-    )
-    flat_steps: int = _why(3000, "and at least so many steps: the paper's start is slow")
-
-    def __post_init__(self) -> None:
-        for name, low, high in _LIMITS:
-            value = getattr(self, name)
-            if value is None and name in _MAY_BE_NONE:
-                continue
-            if value is None or not low <= value <= high:
-                raise TrainingError(f"{name} must lie between {low} and {high}, not be {value!r}")
-        for name, allowed in (("init", ("paper", "he")), ("inputs", ("mean", "std"))):
-            if getattr(self, name) not in allowed:
-                raise TrainingError(unknown(name, getattr(self, name), allowed))
-
-    @classmethod
-    def table(cls) -> Any:
-        """Data frame of every setting: default, and reason with source."""
-        import pandas as pd
-
-        rows = [{"setting": f.name, "default": f.default, "why": f.metadata["why"]} for f in fields(cls)]
-        return pd.DataFrame(rows).set_index("setting")
-
-
-_LIMITS = (
-    ("epochs", 1, 10_000), ("batch_size", 1, 1_000_000), ("lr", 0, 1e3), ("momentum", 0, 1), ("weight_decay", 0, 1),
-    ("dropout", 0, 0.99), ("rms_clip", 1e-9, 1e9), ("lr_factor", 1e-6, 1), ("patience", 0, 10_000),
-    ("progress", 0, 1), ("shift", 0, 10_000), ("brightness", 0, 1), ("flat_epochs", 0, 10_000),
-    ("flat_steps", 0, 1_000_000_000), ("seed", 0, 2**63 - 1),
-)  # fmt: skip
-_MAY_BE_NONE = ("rms_clip", "shift", "brightness")
-
-RECIPES = {
-    "paper": Recipe(),
-    "he": Recipe(init="he", inputs="std"),  # what one would do today: starts at any input scale
-}
+from ..errors import TrainingError, unknown
+from ..images.imageset import ImageSet
+from ..nets.model import VisionModel, wrap_model
+from ..nets.paper import ARCHITECTURES, Architecture, build
+from ..nets.weights import Provenance
+from ..nets.zoo import describe
+from .data import Feed, Geometry, Resident, Streamed, centre_crop, draw, generator
+from .evaluate import Accuracy, crops_of, evaluate
+from .layers import ContrastNorm, Dropout
+from .recipe import RECIPES, Recipe
+from .run import Run, State
 
 
 def fit(
@@ -366,7 +287,7 @@ class Trainer:
             )
 
     def _why_flat(self) -> str:
-        from .images import ImageSet  # noqa: F401
+        from ..images.imageset import ImageSet  # noqa: F401
 
         spread = float(
             ((self.plan.sample.float() - self.plan.mean.view(3, 1, 1)) * self.plan.scale.view(3, 1, 1)).std()
@@ -414,88 +335,6 @@ def dominance(net: nn.Module) -> float:
     first = next(m for m in net.modules() if isinstance(m, nn.Conv2d))
     rms = first.weight.float().square().mean((1, 2, 3)).sqrt()
     return float(rms.max() / rms.median())
-
-
-# ----------------------------------------------------------------------------------------------- accuracy
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Of a network on labelled pictures."""
-
-    top1: float  # % of pictures whose class is the most probable
-    top5: float  # % of pictures whose class is among the five most probable
-    loss: float  # mean cross-entropy, nats
-    count: int
-    started: float = field(default=0.0, repr=False)
-
-
-@torch.inference_mode()
-def evaluate(
-    model: VisionModel,
-    images: ImageSet,
-    geometry: Geometry | None = None,
-    *,
-    crops: Literal[1, 10] = 1,
-    batch_size: int = 250,
-    forward: Callable[[Tensor], Tensor] | None = None,
-    fabric: Any = None,
-) -> Accuracy:
-    """Accuracy on labelled pictures: of the centre crop, or of the mean over the paper's ten crops.
-
-    Args:
-        images: pictures at least as large as the network's input, labels as the network orders its classes.
-        geometry: how the ten crops lie; default: in the picture's corners, and, where pictures are as large as
-            the input, hanging over by 6 of 64 pixels, as in training.
-        crops: 1 or 10; with 10 the class probabilities are averaged.
-        forward, fabric: during training, the wrapped network and the processes that share the work.
-
-    Raises TrainingError where labels are missing or no class of the network.
-    """
-    started = time.perf_counter()
-    geometry = geometry or crops_of(model.input_size, images.size)
-    if crops not in (1, 10):
-        raise TrainingError(f"crops must be 1 or 10, not {crops!r}")
-    if geometry.picture < geometry.size:
-        raise TrainingError(
-            f"the network takes {geometry.size} px and the pictures are {geometry.picture}: load them with "
-            f"size={geometry.size} or more"
-        )
-    forward = forward or model.net
-    ranks, rank = (fabric.world_size, fabric.global_rank) if fabric else (1, 0)
-    sums = torch.zeros(4, dtype=torch.float64, device=model.device)  # top1, top5, loss, count
-    was_training = model.net.training
-    model.net.eval()
-    start, stop = rank * len(images) // ranks, (rank + 1) * len(images) // ranks
-    portions = Portions("evaluating", batch_size)
-    for batch in images.batches(batch_size, start, stop):
-        labels = batch.label.to(model.device)
-        parts = []
-        for part in portions.of(len(labels)):
-            with portions.attempt():
-                pixels = batch.pixels[part]
-                views = [centre_crop(pixels, geometry)] if crops == 1 else ten_crops(pixels, geometry)
-                shares = torch.stack([forward(model.preprocess(v)).float().softmax(1) for v in views])
-                parts.append(shares.mean(0))
-        p = torch.cat(parts)  # (n, classes)
-        if int(labels.min()) < 0 or int(labels.max()) >= p.shape[1]:
-            raise TrainingError(
-                f"{images.source!r} has labels from {int(labels.min())} to {int(labels.max())}, and the network has "
-                f"{p.shape[1]} classes, 0 to {p.shape[1] - 1} (-1 is a picture without a label)"
-            )
-        hits = p.topk(min(5, p.shape[1])).indices == labels[:, None]
-        loss = -p.gather(1, labels[:, None]).clamp_min(1e-30).log().sum()
-        sums += torch.stack([hits[:, 0].sum(), hits.sum(), loss, torch.tensor(len(p), device=loss.device)])
-    model.net.train(was_training)
-    if fabric:
-        sums = fabric.all_reduce(sums, reduce_op="sum")
-    top1, top5, loss_sum, count = sums.tolist()
-    if not count:
-        raise TrainingError(f"{images.source!r} holds no picture that can be read")
-    return Accuracy(100 * top1 / count, 100 * top5 / count, loss_sum / count, int(count), started)
-
-
-# ------------------------------------------------------------------------------------------- preparations
 
 
 @dataclass(frozen=True, eq=False)
@@ -677,7 +516,7 @@ class _Plan:
 
     def provenance(self, state: State, fabric: Any) -> Provenance:
         """What a snapshot says of itself."""
-        from . import __version__
+        from .. import __version__
 
         last = state.history[-1] if state.history else {}
         device = (
@@ -693,11 +532,6 @@ class _Plan:
             "device": f"{fabric.world_size} x {device}", "precision": fabric._precision.precision,
             "versions": {"zfkit": __version__, "torch": torch.__version__},
         }  # fmt: skip
-
-
-def crops_of(size: int, picture: int) -> Geometry:
-    """Crops inside larger pictures, as at the paper's 224 of 256; of equal ones, crops that hang over a little."""
-    return Geometry(size, picture, round(6 * size / 64), 0.2) if picture == size else Geometry(size, picture)
 
 
 def _spread(images: ImageSet, count: int) -> Tensor:

@@ -8,10 +8,8 @@ an operation once, and in-place or reused modules make no difference.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import operator
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .errors import LayerError, ModelError, ZfkitError, out_of_memory, unknown
+from ..errors import LayerError, ModelError, unknown
 
 # Operations of users that have a rule of their own (`zfkit.register_rule`). Their modules are not traced into.
 LEAVES: set[type[nn.Module]] = set()
+
+
 ELEMENTWISE: set[Any] = set()
 
 
@@ -275,6 +275,8 @@ def _is_in_place(net: nn.Module, node: fx.Node) -> bool:
 
 # Dropout in evaluation mode: gives back what it was given, in place or not.
 _RESTING = {F.dropout, F.dropout2d, F.alpha_dropout, torch.dropout}
+
+
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
@@ -331,9 +333,6 @@ def _step(net: nn.Module, node: fx.Node, name: str, names: dict[fx.Node, str]) -
 
 def _squeeze(input: Tensor) -> Tensor:
     return input.reshape(len(input), *(n for n in input.shape[1:] if n != 1))
-
-
-# ------------------------------------------------- functions and tensor methods in the normal form of modules
 
 
 def _max_pool2d(  # type: ignore[no-untyped-def]
@@ -424,60 +423,3 @@ def _describe(node: fx.Node) -> nn.Module | None:
     except TypeError:
         return None  # called in a way this form does not know
     return form(*node.args, **node.kwargs)
-
-
-class Portions:
-    """So many pictures at a time through a network: halved, and said so, when memory runs out.
-
-    >>> portions = Portions("mining zfnet64", 256)
-    >>> for part in portions.of(len(pixels)):      # slices
-    ...     with portions.attempt():               # a part that memory does not hold is tried again in halves
-    ...         outputs = model.net(pixels[part])
-
-    What is done inside `attempt` may be broken off and done again, so it keeps nothing until its end.
-
-    Args:
-        what: is being done, for the warning.
-        size: how many at a time to begin with.
-        of_what: what is counted.
-        inner: leave a part of one that does not fit to the portions around these.
-    """
-
-    def __init__(self, what: str, size: int, of_what: str = "pictures", inner: bool = False) -> None:
-        self.what, self.size, self.of_what, self.inner = what, size, of_what, inner
-        self._part = slice(0, 0)
-        self._again = False
-
-    def of(self, count: int) -> Iterator[slice]:
-        """Consecutive slices of 0..count."""
-        start = 0
-        while start < count:
-            if self._again and torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            self._again = False
-            self._part = slice(start, min(start + self.size, count))
-            yield self._part
-            if not self._again:
-                start = self._part.stop
-
-    @contextlib.contextmanager
-    def attempt(self) -> Iterator[None]:
-        """Try the part at hand. Raises ZfkitError where memory does not hold one picture alone."""
-        try:
-            yield
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            held = self._part.stop - self._part.start
-            if held <= 1 and self.inner:
-                raise
-            if held <= 1:
-                raise ZfkitError(
-                    f"{self.what}: memory ran out with one of the {self.of_what} at a time; take smaller pictures or "
-                    "another device"
-                ) from error
-            self.size, self._again = held // 2, True
-            warnings.warn(
-                f"{self.what}: out of memory with {held} {self.of_what} at a time; going on with {self.size}",
-                stacklevel=4,
-            )

@@ -17,74 +17,19 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
-from .checkpoints import only_writer
-from .deconv import Options
-from .errors import LayerError, ZfkitError, printable
-from .images import PHOTOGRAPHS, ImageSet
-from .models import VisionModel
-from .patches import Patches, project_many
-from .receptive_field import receptive_field
-from .topk import TopK, mine, units_inside
-
-TILE = 84  # side of one patch in the pictures, in px
-GAP = 2  # between the patches of one feature map, in px
-PERCENTILE = 99.5  # of a projection's |values|, shown at full contrast
-
-# ----------------------------------------------------------------------------------- tensors into pictures
-
-
-def signed_to_rgb(projections: Tensor, scale: float | Tensor | None = None) -> Tensor:
-    """Signed projections (..., C, H, W) as uint8 RGB (..., 3, H, W) around mid-grey.
-
-    0 is grey 128, +scale and beyond 255, -scale and beyond 1: one symmetric scale for all of a picture's
-    channels and pixels. By default each picture has its own, the 99.5th percentile of its |values|; pass one
-    number to compare pictures with each other.
-    """
-    if scale is None:
-        magnitude = projections.abs().flatten(-3)
-        scale = torch.quantile(magnitude, PERCENTILE / 100, dim=-1)
-        # A patch that is nearly empty has its few values above the percentile.
-        scale = torch.where(scale > 0, scale, magnitude.amax(-1))[..., None, None, None]
-    scale = torch.as_tensor(scale, dtype=projections.dtype, device=projections.device)
-    shown = 128 + 127 * (projections / scale.clamp(min=torch.finfo(projections.dtype).tiny)).clamp(-1, 1)
-    rgb = shown.round().to(torch.uint8)
-    return rgb if rgb.shape[-3] == 3 else rgb.expand(*rgb.shape[:-3], 3, *rgb.shape[-2:])
-
-
-def montage(pictures: Tensor, columns: int = 3, tile: int = TILE, background: str = "white") -> Image.Image:
-    """uint8 pictures (k, 3, H, W), left to right and top to bottom, as one `PIL.Image`.
-
-    Small ones are enlarged to at most `tile` px by whole factors, so that their pixels can be seen; larger
-    ones are brought to `tile` px.
-    """
-    k, _, height, width = pictures.shape
-    factor = tile // max(height, width)
-    size = (width * factor, height * factor) if factor >= 2 else _fit((width, height), tile)
-    rows = -(-k // columns)
-    whole = Image.new("RGB", (columns * (size[0] + GAP) - GAP, rows * (size[1] + GAP) - GAP), background)
-    for i, picture in enumerate(pictures):
-        one = Image.fromarray(np.ascontiguousarray(picture.permute(1, 2, 0).cpu().numpy()))
-        one = one.resize(size, Image.Resampling.NEAREST if factor >= 2 else Image.Resampling.LANCZOS)
-        whole.paste(one, (i % columns * (size[0] + GAP), i // columns * (size[1] + GAP)))
-    return whole
-
-
-def _fit(size: tuple[int, int], longest: int) -> tuple[int, int]:
-    return max(1, round(size[0] * longest / max(size))), max(1, round(size[1] * longest / max(size)))
-
-
-def pair_of_montages(patches: Patches, i: int, tile: int = TILE) -> tuple[Image.Image, Image.Image]:
-    """Projections and photo patches of the i-th feature map, each a grid of k."""
-    columns = int(np.ceil(np.sqrt(patches.value.shape[1])))
-    projections = signed_to_rgb(patches.projection[i])
-    return montage(projections, columns, tile), montage(patches.photo[i], columns, tile)
-
-
-# ----------------------------------------------------------------------------------------------- the atlas
+from ..deconv.receptive_field import fits_inside, receptive_field
+from ..deconv.rules import Options
+from ..errors import ZfkitError, printable
+from ..figures.pictures import GAP, TILE, number, pair_of_montages, wrap_words
+from ..files import only_writer
+from ..images.album import PHOTOGRAPHS
+from ..images.imageset import ImageSet
+from ..nets.model import VisionModel
+from ..topk.mine import mine
+from ..topk.patches import Patches, _check_maps, project_many, sample_maps
+from ..topk.table import TopK
 
 
 @dataclass(frozen=True)
@@ -183,27 +128,6 @@ def _file_names(layers: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _check_maps(maps: int | str | Mapping[str, Sequence[int]], layers: Sequence[str]) -> None:
-    if isinstance(maps, Mapping):
-        without = [name for name in layers if name not in maps]
-        if without:
-            raise LayerError(
-                f"maps says nothing of {', '.join(without)}; it has {', '.join(maps) or 'nothing'}"
-            )
-    elif maps != "all" and (isinstance(maps, bool) or not isinstance(maps, int) or maps < 1):
-        raise ZfkitError(f"maps must be a number of feature maps from 1 on, or 'all', not {maps!r}")
-
-
-def fits_inside(model: VisionModel, layers: Sequence[str], side: int) -> bool:
-    """Has each of these layers units that see nothing but the picture, in pictures of this side?"""
-    try:
-        for layer in layers:
-            units_inside(model, layer, side)
-    except LayerError:
-        return False
-    return True
-
-
 def _folder(out: str | Path) -> Path:
     folder = Path(out).expanduser()
     try:
@@ -213,23 +137,6 @@ def _folder(out: str | Path) -> Path:
     except OSError as error:
         raise ZfkitError(f"cannot write to {str(out)!r} ({error.strerror}); choose another folder") from None
     return folder
-
-
-def sample_maps(
-    top: TopK, layers: Sequence[str] | None = None, maps: int | Literal["all"] = 24, seed: int = 0
-) -> dict[str, list[int]]:
-    """Channels by layer: so many of each, drawn at random from those that were ever active; ascending."""
-    _check_maps(maps, [])
-    generator = torch.Generator().manual_seed(seed)
-    chosen = {}
-    for layer in layers if layers is not None else top.layers:
-        live = torch.nonzero(top[layer].max > 0)[:, 0]
-        if maps == "all":
-            chosen[layer] = list(range(len(top[layer].max)))
-        else:
-            order = torch.randperm(len(live), generator=generator)
-            chosen[layer] = sorted(live[order[:maps]].tolist())
-    return chosen
 
 
 def _caption(model: VisionModel, images: ImageSet, top: TopK, patches: Patches) -> tuple[str, str]:
@@ -287,26 +194,6 @@ def draw_layer(
         sheet.paste(photos, (x + width + 6, y + head))
     return sheet
 
-
-def number(value: float | Tensor) -> str:
-    """Three significant digits without an exponent: 0.123, 12.3, 1234."""
-    value = float(value)
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def wrap_words(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """The text in lines of at most `width` px; a longer word stands alone."""
-    lines = [""]
-    for word in text.split(" "):
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width or not lines[-1]:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines
-
-
-# ------------------------------------------------------------------------------------------------ the page
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #16181d; --soft: #5b6270; --line: #d9dce3; --paper: #fff; --card: #f6f7f9; }

@@ -22,15 +22,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import Provenance, only_writer, save_weights, write_whole
-from .errors import TrainingError
-from .models import VisionModel, load_model
+from ..errors import TrainingError
+from ..files import only_writer, write_whole
+from ..nets.model import VisionModel
+from ..nets.weights import Provenance, save_weights
+from ..nets.zoo import load_model
 
 if TYPE_CHECKING:
     import pandas as pd
 
+
 SNAPSHOT = re.compile(r"epoch_(\d+)\.safetensors")
+
+
 STATE, PREVIOUS = "state.safetensors", "state.previous.safetensors"
+
+
 KEY = "zfkit-run"
 
 

@@ -8,13 +8,16 @@ becomes [s low - p, s high - p + d (k - 1)] (Araujo et al. 2019, distill.pub/201
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import nn
 
-from .graph import ELEMENTWISE, Add, ChannelSlice, Concat, Network, Scale, Step, pair
-from .models import BlurPool, VisionModel
+from ..errors import LayerError
+from ..nets.graph import ELEMENTWISE, Add, ChannelSlice, Concat, Network, Scale, Step, pair
+from ..nets.model import VisionModel
+from ..nets.paper import BlurPool
 
 
 class Interval(NamedTuple):
@@ -122,6 +125,8 @@ class Filter(NamedTuple):
 
 
 POINTWISE = Filter(1, 1, 0, 1)
+
+
 _POINTWISE_MODULES = (
     Add, Concat, ChannelSlice, Scale, nn.Identity, nn.ReLU, nn.ReLU6, nn.Dropout, nn.Dropout2d,
     nn.AlphaDropout, nn.BatchNorm2d, nn.LocalResponseNorm, nn.Softmax2d,
@@ -167,3 +172,37 @@ def extent_before(step: Step, after: Extent | None) -> Extent | None:
         for i, f in zip(after, sliding, strict=True)
     )
     return rows, columns
+
+
+def units_inside(model: VisionModel, layer: str, side: int) -> tuple[slice, slice]:
+    """Rows and columns of the units whose receptive field lies within pictures of this side.
+
+    Raises LayerError where there is none.
+    """
+    spans = []
+    for i in field_in(model, side, layer):
+        first = -(i.low // i.stride) if i.stride else 0  # the first n with n * stride + low >= 0
+        last = (side - 1 - i.high) // i.stride if i.stride else 0
+        if last < first:
+            raise LayerError(
+                f"units of {layer!r} see {i.size} px, so in pictures of {side} px none looks at the picture alone: "
+                "take larger pictures, or leave out inside"
+            )
+        spans.append(slice(first, last + 1))
+    return spans[0], spans[1]
+
+
+def field_in(model: VisionModel, side: int, layer: str) -> Extent:
+    """Receptive field of a layer's units in pictures of this side; those of fully connected layers see all."""
+    extent = extents(model.network, layer).get(model.network.input)
+    return extent if extent is not None else (Interval(0, 0, side - 1), Interval(0, 0, side - 1))
+
+
+def fits_inside(model: VisionModel, layers: Sequence[str], side: int) -> bool:
+    """Has each of these layers units that see nothing but the picture, in pictures of this side?"""
+    try:
+        for layer in layers:
+            units_inside(model, layer, side)
+    except LayerError:
+        return False
+    return True

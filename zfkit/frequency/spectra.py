@@ -22,33 +22,39 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .errors import LayerError, ZfkitError, unknown
-from .graph import pair
-from .models import VisionModel, load_model
-from .patches import Patches
-from .receptive_field import extents
+from ..deconv.receptive_field import extents
+from ..errors import LayerError, ZfkitError, unknown
+from ..nets.graph import pair
+from ..nets.model import VisionModel
+from ..nets.zoo import load_model
 
 if TYPE_CHECKING:
     import pandas as pd
 
+
 SIZE = 64  # bins along each side of a spectrum
+
 
 LOW, HIGH = 1 / 12, 1 / 3  # bounds of the bands, cycles per pixel: periods of 12 px and of 3 px
 
+
 Part = Literal["all", "luminance", "opponent"]
+
+
 Sees = Literal["colour", "grey", "maps"]
-ControlKind = Literal["normal", "shuffled"]
+
+
 Of = Literal["energy", "pixels"]
+
 
 # What is told of a whole layer, in this order. The first eight are means over its filters.
 MEASURES = (
     "centroid", "bandwidth", "selectivity", "low", "mid", "high", "aliasable", "luminance", "mid_coverage", "entropy",
 )  # fmt: skip
+
+
 # Those whose mean over random filters follows from the mean of their spectra.
 LINEAR = ("centroid", "low", "mid", "high", "aliasable", "luminance")
-
-
-# ---------------------------------------------------------------------------------------- spectra of filters
 
 
 @dataclass(frozen=True, eq=False)
@@ -420,338 +426,3 @@ def spectral_table(
         raise LayerError(f"no layer was named; {model.name} has {', '.join(model.conv_layers)}")
     tables = {name: filter_spectra(model, name, size=size).table() for name in names}
     return pd.concat(tables, names=["layer"])
-
-
-# ---------------------------------------------------------------------------------------------- the control
-
-
-@dataclass(frozen=True, eq=False)
-class RandomControl:
-    """What filters that learned nothing give, beside what a layer has; made by `random_control`.
-
-    Attributes:
-        spectra: of the layer.
-        kind: of the random filters, "normal" or "shuffled".
-        seed: they were drawn with.
-        level: of the intervals, 0.95 for 95 %.
-        drawn: for each of `MEASURES`, (draws,): what each random layer gives.
-        profiles: (draws, size // 2 + 1), each random layer's radial profile.
-        expected: closed forms of the random layers' mean, for the measures that have one.
-    """
-
-    spectra: FilterSpectra
-    kind: ControlKind
-    seed: int
-    level: float
-    drawn: dict[str, Tensor]
-    profiles: Tensor
-    expected: dict[str, float]
-
-    def __repr__(self) -> str:
-        drawn = f"{len(self.profiles)} layers of {self.kind} filters, seed {self.seed}"
-        return f"RandomControl({self.spectra.title}: {drawn})"
-
-    def interval(self, measure: str) -> tuple[float, float]:
-        """Between these two lie `level` of the random layers."""
-        if measure not in self.drawn:
-            raise ZfkitError(unknown("measure", measure, self.drawn))
-        low, high = torch.quantile(self.drawn[measure], self._tails).tolist()
-        return low, high
-
-    def profile_interval(self) -> tuple[Tensor, Tensor]:
-        """For each ring of `FilterSpectra.profile`, the two values between which `level` of the layers lie."""
-        low, high = torch.quantile(self.profiles, self._tails, 0)
-        return low, high
-
-    @property
-    def _tails(self) -> Tensor:
-        return torch.tensor([(1 - self.level) / 2, (1 + self.level) / 2], dtype=torch.float64)
-
-    def table(self) -> pd.DataFrame:
-        """Data frame by measure: value of the layer, expected of random filters, low and high of the interval.
-
-        `expected` is a closed form where there is one, the mean of the draws elsewhere; `outside` says whether
-        the value lies outside the interval. NaN where the measure has no meaning for the layer.
-        """
-        import pandas as pd
-
-        rows = {}
-        for name, value in self.spectra.summary().items():
-            low, high = self.interval(name)
-            middle = self.expected.get(name, float(self.drawn[name].mean()))
-            margin = 1e-9  # a 1x1 filter's interval is one number
-            outside = value < low - margin or value > high + margin
-            rows[name] = {"value": value, "expected": middle, "low": low, "high": high, "outside": outside}
-        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("measure")
-
-
-def random_control(
-    spectra: FilterSpectra,
-    *,
-    kind: ControlKind = "normal",
-    draws: int = 100,
-    seed: int = 0,
-    level: float = 0.95,
-) -> RandomControl:
-    """What as many filters of the same size would give if they had learned nothing.
-
-    Args:
-        kind: "normal": weights drawn from one normal distribution each by itself, as in an untrained layer. Their
-            spectra, each divided by its sum, are flat on average: padding with zeros only smooths. So the mean
-            of a band's share is the band's share of the plane, and that of luminance 1/3.
-            "shuffled": each filter's own weights with its taps in random order, the same for all of its input
-            channels: that keeps the weights, their sum (so the power at frequency 0) and the colours, and loses
-            the arrangement.
-        draws: random layers, each with as many filters as the layer has.
-        seed: of the draws.
-        level: share of the draws within the intervals.
-
-    >>> zfkit.random_control(zfkit.filter_spectra("zfnet64")).table().round(2)
-    """
-    if kind not in get_args(ControlKind):
-        raise ZfkitError(unknown("kind of control", kind, get_args(ControlKind)))
-    if not isinstance(draws, int) or draws < 2:
-        raise ZfkitError(f"draws must be a whole number from 2 on, not {draws!r}: an interval needs several")
-    if not 0 < level < 1:
-        raise ZfkitError(f"level must lie between 0 and 1, as 0.95, not {level!r}")
-    generator = torch.Generator().manual_seed(seed)
-    weight = spectra.weight
-    found, profiles = [], []
-    for _ in range(draws):
-        if kind == "normal":
-            random = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
-        else:
-            order = torch.rand(weight.shape[0], 1, weight[0, 0].numel(), generator=generator).argsort(-1)
-            random = weight.flatten(2).gather(2, order.expand(-1, weight.shape[1], -1)).view_as(weight)
-        layer = spectra._of(random)
-        found.append(layer.summary())
-        profiles.append(layer.profile())
-    drawn = {name: torch.tensor([f[name] for f in found], dtype=torch.float64) for name in MEASURES}
-    mean = _expected_control(spectra, kind).summary()
-    expected = {name: mean[name] for name in LINEAR}
-    if kind == "normal" and spectra.sees == "colour":
-        expected["luminance"] = {"all": 1 / 3, "luminance": 1.0, "opponent": 0.0}[spectra.part]
-    return RandomControl(spectra, kind, seed, level, drawn, torch.stack(profiles), expected)
-
-
-def _expected_control(spectra: FilterSpectra, kind: ControlKind) -> FilterSpectra:
-    """Spectra that are the mean of the random filters' (each divided by its sum)."""
-    weight = spectra.weight
-    C, _, kh, kw = weight.shape
-    r = weight.new_zeros(C, 2 * kh - 1, 2 * kw - 1)
-    if kind == "shuffled" and kh * kw > 1:
-        # Any two taps are equally likely at any displacement, so w(t) w(t + d) has the same mean for all d but 0.
-        taps = kh * kw
-        pairs = (weight.sum((2, 3)).square() - weight.square().sum((2, 3))).sum(1) / (taps * (taps - 1))
-        overlap = [k - torch.arange(1 - k, k).abs() for k in (kh, kw)]  # taps that have a tap d further on
-        r = pairs[:, None, None] * torch.outer(*overlap)
-    r[:, kh - 1, kw - 1] = weight.square().sum((1, 2, 3)) if kind == "shuffled" else 1.0
-    return replace(spectra, power=_spectrum(r, spectra.dilation, len(spectra.frequencies)))
-
-
-def compare_spectra(
-    models: Sequence[VisionModel | str | FilterSpectra],
-    layer: str | None = None,
-    *,
-    kind: ControlKind = "normal",
-    draws: int = 100,
-    seed: int = 0,
-    size: int = SIZE,
-    weights: str | None = "DEFAULT",
-) -> pd.DataFrame:
-    """`RandomControl.table` of several networks as one data frame by (model, measure).
-
-    Args:
-        models: networks, names for `load_model`, or spectra.
-        layer, size, weights: as for `filter_spectra`; the first convolution of each by default.
-        kind, draws, seed: as for `random_control`.
-
-    >>> zfkit.compare_spectra(["alexnet64", "zfnet64"])["value"].unstack("model").round(2)
-    """
-    import pandas as pd
-
-    if isinstance(models, str | VisionModel | FilterSpectra):
-        models = [models]
-    if not models:
-        raise ZfkitError("no model to compare; pass networks, their names or their spectra")
-    tables = {}
-    for model in models:
-        spectra = model
-        if not isinstance(spectra, FilterSpectra):
-            spectra = filter_spectra(spectra, layer, size=size, weights=weights)
-        if spectra.title in tables:
-            raise ZfkitError(f"two of the models are called {spectra.title!r}; give them different names")
-        tables[spectra.title] = random_control(spectra, kind=kind, draws=draws, seed=seed).table()
-    return pd.concat(tables, names=["model"])
-
-
-# ------------------------------------------------------------------------------------ lattices in the pictures
-
-
-@dataclass(frozen=True, eq=False)
-class Lattice:
-    """How much of a set of pictures repeats with the period of a stride; made by `lattice`.
-
-    Attributes:
-        of: "energy" or "pixels", what the spectrum is of.
-        stride: period looked for, in pixels along rows and columns.
-        name: for captions.
-        count: pictures that were averaged.
-        energy: (H, W) float64, mean over pictures of their squared pixels, each divided by its sum.
-        power: (size, size) float64 spectrum; for "energy" 1 at frequency 0, for "pixels" it sums to 1.
-        frequencies: (size,) float64 cycles per pixel, ascending from -1/2, of power's rows and columns alike.
-        reach: cycles per pixel from a point to its neighbours, 2 / side: what a Hann window resolves.
-        points: (n, 2) float64, the lattice's frequencies (u, v) in cycles per pixel, one of each pair +-(u, v).
-        peak: (n,) power there. neighbours: (n,) mean power next to it.
-        control: (m,) `ratio` for the same lattice, shifted to frequencies that are no multiples of 1/stride.
-    """
-
-    of: Of
-    stride: tuple[int, int]
-    name: str
-    count: int
-    energy: Tensor
-    power: Tensor
-    frequencies: Tensor
-    reach: float
-    points: Tensor
-    peak: Tensor
-    neighbours: Tensor
-    control: Tensor
-
-    def __repr__(self) -> str:
-        low, high = self.interval()
-        called = f"{self.name}: " if self.name else ""
-        return (
-            f"Lattice({called}peaks of the {self.of} every 1/{self.stride[0]} c/px are {self.ratio:.2g} times their "
-            f"neighbours; at other frequencies {low:.2g} to {high:.2g})"
-        )
-
-    @property
-    def ratio(self) -> float:
-        """Power at the lattice's frequencies over the power next to them; about 1 where there is no lattice."""
-        return float(self.peak.sum() / self.neighbours.sum())
-
-    def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Between these two lies `level` of the ratios at shifted frequencies."""
-        tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-        low, high = torch.quantile(self.control, tails).tolist()
-        return low, high
-
-    def table(self) -> pd.DataFrame:
-        """Data frame, a row for each of the lattice's frequencies: u, v, power, neighbours, ratio; strongest first."""
-        import pandas as pd
-
-        columns = {
-            "u": self.points[:, 0],
-            "v": self.points[:, 1],
-            "power": self.peak,
-            "neighbours": self.neighbours,
-            "ratio": self.peak / self.neighbours,
-        }
-        found = pd.DataFrame({k: v.numpy() for k, v in columns.items()})
-        return found.sort_values("power", ascending=False, ignore_index=True)
-
-
-def lattice(
-    pictures: Patches | Tensor, stride: int | tuple[int, int], *, of: Of = "energy", name: str = ""
-) -> Lattice:
-    """Look for artefacts that repeat every `stride` pixels, as peaks at multiples of 1/stride cycles per pixel.
-
-    Where a layer with stride s is inverted, its maps are filled up with zeros to every s-th pixel before they are
-    filtered: spectra repeat every 1/s (Oppenheim & Schafer, section 4.6), and filters that overlap unevenly leave
-    a grid (Odena, Dumoulin & Olah 2016). Two spectra can be asked for:
-
-    - "energy": of the mean over all pictures of their squared pixels. The grid lies at the same pixels in all of
-      them (windows around units begin at multiples of the stride) and so adds up, while what the pictures show
-      averages out. Its square root is the depth of the grid, relative to the mean.
-    - "pixels": the mean of the pictures' own power spectra. It shows what the eye sees, but a *filter* tuned to
-      such a frequency looks the same as a grid. It finds a chequerboard of plus and minus, which the energy,
-      being a square, does not.
-
-    Each picture counts the same, whatever its contrast; its mean is taken off, and a Hann window applied.
-    Neighbours lie 2 / side cycles per pixel away, along the axis for points on an axis, along the diagonals for
-    others. The control asks for the same ratio at the lattice's points shifted to all frequencies in between, at
-    least as far from them; where a later layer has made a wider lattice, its peaks count into the control.
-
-    Args:
-        pictures: projections from `project_top`, or pixels (..., C, H, W) or (H, W), signed or not.
-        stride: period in pixels: of the layer, times those before it.
-        name: for captions; default: the layer of the projections.
-
-    Raises ZfkitError for a stride of 1, and for pictures that are empty, not finite or less than 4 strides wide.
-
-    >>> patches = zfkit.project_top(model, photos, top, "conv2")
-    >>> zfkit.lattice(patches, stride=4).ratio
-    """
-    if of not in get_args(Of):
-        raise ZfkitError(unknown("kind of spectrum", of, get_args(Of)))
-    if isinstance(pictures, Patches):
-        name, pictures = name or pictures.layer, pictures.projection
-    if not isinstance(pictures, Tensor) or pictures.dim() < 2 or not pictures.numel():
-        got = tuple(pictures.shape) if isinstance(pictures, Tensor) else type(pictures).__name__
-        raise ZfkitError(f"expected Patches, or pixels (..., C, H, W) or (H, W) as a tensor, got {got}")
-    periods = _steps("stride", stride)
-    if 1 in periods:
-        raise ZfkitError(
-            "a stride of 1 leaves no lattice: every pixel is treated alike; take one of 2 or more"
-        )
-    x = pictures.detach().to("cpu", torch.float64)
-    x = x.reshape(-1, x.shape[-3] if x.dim() > 2 else 1, *x.shape[-2:])  # (N, C, H, W)
-    height, width = x.shape[2:]
-    if min(height, width) < 4 * max(periods):
-        raise ZfkitError(
-            f"pictures of {height}x{width} px are too small to tell a lattice of period {max(periods)} px from what "
-            f"lies next to it; take pictures of at least {4 * max(periods)} px"
-        )
-    if not torch.isfinite(x).all():
-        raise ZfkitError("some pixels are not finite; check the network's weights and the pictures")
-    x = x - x.mean((2, 3), keepdim=True)
-    total = x.square().sum((1, 2, 3))
-    x = x[total > 0] / total[total > 0].sqrt()[:, None, None, None]
-    if not len(x):
-        raise ZfkitError(
-            "every picture is of one colour throughout, so there is nothing to look for a lattice in"
-        )
-    energy = x.square().sum(1).mean(0)
-    # All of the lattice's frequencies are bins. Small pictures are padded, so that peaks are drawn smoothly.
-    step = math.lcm(2, *periods)
-    side = max(height, width)
-    size = step * math.ceil(max(side, min(4 * side, 256)) / step)
-    window = torch.outer(
-        *(torch.hann_window(n + 2, periodic=False, dtype=torch.float64)[1:-1] for n in (height, width))
-    )
-    if of == "energy":
-        power = torch.fft.fft2(energy * window, s=(size, size)).abs().square()
-        power = power / power[0, 0]
-    else:
-        power = torch.zeros(size, size, dtype=torch.float64)
-        for part in x.split(max(1, 2**24 // (x.shape[1] * size**2))):
-            power += torch.fft.fft2(part * window, s=(size, size)).abs().square().sum((0, 1))
-        power = power / power.sum()
-    reach = math.ceil(2 * size / side)  # bins
-    points = torch.cartesian_prod(*(torch.arange(0, size, size // s) for s in periods))[1:]
-    opposite = -points % size
-    half = points[:, 0] * size + points[:, 1] <= opposite[:, 0] * size + opposite[:, 1]
-    points = points[half]  # (n, 2) bins
-    shifts = range(reach, size // max(periods) - reach + 1)
-    control = [_contrast(power, points, shift, reach) for shift in shifts]
-    peak, neighbours = _contrast(power, points, 0, reach)
-    return Lattice(
-        of, periods, name, len(x), energy, torch.fft.fftshift(power), _frequencies(size), reach / size,
-        torch.where(points > size // 2, points - size, points).double() / size, peak, neighbours,
-        torch.stack([p.sum() / n.sum() for p, n in control]),
-    )  # fmt: skip
-
-
-def _contrast(power: Tensor, points: Tensor, shift: int, reach: int) -> tuple[Tensor, Tensor]:
-    """Power (n,) at these bins (n, 2), shifted, and the mean power beside them; on an axis, both along it."""
-    direction = (points != 0).long()  # (1, 0) or (0, 1) on an axis, (1, 1) elsewhere
-    mirrored = direction * torch.tensor([1, -1])
-    place = points + shift * direction
-
-    def at(bins: Tensor) -> Tensor:
-        return power[bins[:, 0] % len(power), bins[:, 1] % len(power)]
-
-    beside = [at(place + sign * reach * way) for way in (direction, mirrored) for sign in (1, -1)]
-    return at(place), torch.stack(beside).mean(0)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .errors import ModelError, unknown
+from ..errors import ModelError, unknown
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -84,9 +84,6 @@ def load_onnx(path: str | Path, *, channels: Literal["rgb", "bgr"] = "rgb") -> O
     return net
 
 
-# ------------------------------------------------------------------------------------------------ the file
-
-
 def _read(path: Path) -> Any:
     """The file as an onnx.ModelProto, with the weights that lie beside it."""
     try:
@@ -148,9 +145,6 @@ def _input(path: Path, graph: Any, constants: Mapping[str, Array]) -> tuple[str,
             "with numbers for all but N: export it for pictures of a fixed size"
         )
     return inputs[0].name, shape
-
-
-# ----------------------------------------------------------------------------------------------- the chain
 
 
 @dataclass
@@ -331,7 +325,6 @@ def _list(names: Iterable[str]) -> str:
     return " and ".join(repr(n) for n in names if n) or "nothing"
 
 
-# ------------------------------------------------------------------------------------------ the operations
 # Each gives the module that does the same, on the "meta" device, and the numbers that go into it, or None
 # where no layer is needed.
 
@@ -521,14 +514,16 @@ _OPERATIONS: dict[str, tuple[str, Callable[[_Node], _Layer | None]]] = {
     "Softmax": ("softmax", _softmax),
     "Identity": ("", _identity),
 }
+
+
 # Done once, where they work on constants alone: the same numbers, in another form.
 _FOLDED = {
     "Cast", "Constant", "ConstantOfShape", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze",
 }  # fmt: skip
+
+
 _DOMAINS = ("", "ai.onnx")
 
-
-# --------------------------------------------------------------------------------------------- the padding
 
 Pads = tuple[tuple[int, int], ...]  # before and after: of rows, of columns
 

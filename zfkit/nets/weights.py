@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
 import struct
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .errors import ModelError, WriteError, ZfkitError, printable
+from ..errors import ModelError
+from ..files import write_whole
 
 Provenance = dict[str, Any]  # architecture, data, recipe, accuracy, ...: whatever JSON holds
+
+
 KEY = "zfkit"  # where in the file's metadata the provenance lies
 
 
@@ -92,82 +90,6 @@ def save_weights(
         )
     write_whole(path, lambda part: save_file(kept, part, {KEY: json.dumps(provenance)}))
     return path
-
-
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` with a temporary name beside `path`, then rename: nobody sees half a file.
-
-    Raises WriteError, an OSError, for a full disk or a read-only folder, leaving what was there before.
-    """
-    from safetensors import SafetensorError
-
-    part: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-        os.close(handle)
-        part = Path(name)
-        write(part)
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o666 & ~umask)  # mkstemp made it private
-        part.replace(path)
-    except WriteError:
-        raise
-    except OSError as error:
-        raise WriteError(path, error) from error
-    except SafetensorError as error:  # which a full disk becomes when safetensors writes
-        raise WriteError(path, OSError(None, str(error))) from error
-    finally:
-        if part is not None:
-            part.unlink(missing_ok=True)
-
-
-def check_room(path: Path, needed: int) -> None:
-    """Raise WriteError where a file of so many bytes cannot be written: better before all the work than after."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(21, "it is a folder")
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-        free = shutil.disk_usage(path.parent).free
-    except OSError as error:
-        raise WriteError(path, error) from None
-    except ValueError as error:  # a NUL in the name
-        raise ZfkitError(f"cannot write {printable(str(path))!r} ({error}); choose another name") from None
-    if needed > free:
-        told = f"{needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free"
-        raise WriteError(path, OSError(28, told))
-
-
-@contextlib.contextmanager
-def only_writer(file: Path, refusal: Exception) -> Iterator[None]:
-    """Hold a lock on `file`, made where there is none; it goes with the process, however that ends.
-
-    A folder is locked itself. Raises `refusal` where another process holds it, WriteError where it cannot be made.
-    On a file system without locks, and on Windows, nothing is held.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    try:
-        flags = os.O_RDONLY if file.is_dir() else os.O_RDWR | os.O_CREAT
-        lock = os.open(file, flags, 0o666)
-    except OSError as error:
-        raise WriteError(file, error) from None
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise refusal from None
-        except OSError:
-            pass  # a file system without locks
-        yield
-    finally:
-        os.close(lock)
 
 
 def _check_is_safetensors(path: Path) -> None:

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import ImageError
-from .images import ImageSet
+from ..errors import ImageError
+from ..images.imageset import ImageSet
 
 BLOCKS_MIXED = 16  # row groups of Parquet that are shuffled together: as many as `ImageSet` keeps
 

@@ -20,18 +20,29 @@ from numpy.random import Generator, Philox, SeedSequence
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .errors import ImageError, unknown
+from ..errors import ImageError, unknown
 
 Array = NDArray[np.floating[Any]]
+
+
 Paint = Callable[[Array, Array], Array]  # x (1, W) and y (H, 1) in pixels -> (H, W) in 0..1, or (3, H, W)
+
 
 # Cycles/pixel. 1/12 and 1/3 bound the band that the paper found AlexNet's first layer to lack, as
 # `zfkit.spectra` measures it; below 1/24 a 64 px picture shows too few periods to tell the frequency.
 LOW, MIDDLE, HIGH = (1 / 24, 1 / 12), (1 / 12, 1 / 3), (1 / 3, 0.45)
+
+
 # Where the middle band is left out, frequencies keep this far away from it: the flanks of the band-stop filter.
 STOP_FLANKS = (0.07, 0.36)
+
+
 SPLITS = {"train": 8192, "val": 1024}  # pictures; multiples of the 16 classes
+
+
 MARGIN = 16  # pixels drawn beyond the border where a filter follows, so that it does not see the border
+
+
 SMALLEST = 16  # pixels; less does not show a period of the low band
 
 
@@ -77,9 +88,6 @@ class Options:
         parts = [] if self.middle else ["no-middle"]
         parts += [f"seed={self.seed}"] if self.seed else []
         return "textures" + (":" + ",".join(parts) if parts else "")
-
-
-# ------------------------------------------------------------------------------------------------ the classes
 
 
 class Plan(NamedTuple):
@@ -307,6 +315,8 @@ def _colour_noise(rng: Generator, middle: bool, size: int) -> Plan:
 
 
 Maker = Callable[[Generator, bool, int], Plan]
+
+
 MAKERS: dict[str, Maker] = {
     "vertical grating": _vertical_grating, "horizontal grating": _horizontal_grating,
     "diagonal grating": _diagonal_grating, "red-green stripes": _red_green_stripes,
@@ -314,10 +324,9 @@ MAKERS: dict[str, Maker] = {
     "rings": _rings, "star": _star, "bricks": _bricks, "zigzag": _zigzag, "glyphs": _glyphs,
     "corner": _corner, "blobs": _blobs, "colour noise": _colour_noise,
 }  # fmt: skip
+
+
 CLASSES = tuple(MAKERS)
-
-
-# --------------------------------------------------------------------------------------------------- drawing
 
 
 def draw(
@@ -388,11 +397,13 @@ def _stop(side: int) -> Tensor:
     return torch.from_numpy(0.5 + 0.5 * np.cos(np.pi * stopped)).float()
 
 
-# --------------------------------------------------------------------------------------------- what they share
-
 # Unit vectors of RGB, at right angles to one another.
 GREY = np.array([1, 1, 1], np.float32) / math.sqrt(3)
+
+
 RED_GREEN = np.array([1, -1, 0], np.float32) / math.sqrt(2)
+
+
 BLUE_YELLOW = np.array([-1, -1, 2], np.float32) / math.sqrt(6)
 
 
@@ -479,7 +490,11 @@ STROKES = {
     "Z": "00 40 06 46", "2": "01 10 30 41 42 06 46", "3": "00 40 23 33 44 45 36 16 05", "4": "36 30 04 44",
     "5": "40 00 02 32 43 45 36 06", "7": "00 40 16",
 }  # fmt: skip
+
+
 CELL = (6, 9)  # units from letter to letter and from line to line
+
+
 GRAIN = 8  # samples a unit
 
 

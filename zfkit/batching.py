@@ -1,0 +1,94 @@
+"""Pictures through a network in portions that memory holds."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Generator, Iterator
+from typing import Any, TypeVar
+
+import torch
+
+from .errors import ZfkitError
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Did memory run out, on the CPU or on a GPU? torch says so in several ways."""
+    told = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in told  # torch on Linux
+        or "not enough memory" in told  # torch on Windows
+        or "out of memory" in told  # MPS, and older drivers
+    )
+
+
+class Portions:
+    """So many pictures at a time through a network: halved, and said so, when memory runs out.
+
+    >>> portions = Portions("mining zfnet64", 256)
+    >>> for part in portions.of(len(pixels)):      # slices
+    ...     with portions.attempt():               # a part that memory does not hold is tried again in halves
+    ...         outputs = model.net(pixels[part])
+
+    What is done inside `attempt` may be broken off and done again, so it keeps nothing until its end.
+
+    Args:
+        what: is being done, for the warning.
+        size: how many at a time to begin with.
+        of_what: what is counted.
+        inner: leave a part of one that does not fit to the portions around these.
+    """
+
+    def __init__(self, what: str, size: int, of_what: str = "pictures", inner: bool = False) -> None:
+        self.what, self.size, self.of_what, self.inner = what, size, of_what, inner
+        self._part = slice(0, 0)
+        self._again = False
+
+    def of(self, count: int) -> Iterator[slice]:
+        """Consecutive slices of 0..count."""
+        start = 0
+        while start < count:
+            if self._again and torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self._again = False
+            self._part = slice(start, min(start + self.size, count))
+            yield self._part
+            if not self._again:
+                start = self._part.stop
+
+    @contextlib.contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Try the part at hand. Raises ZfkitError where memory does not hold one picture alone."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            held = self._part.stop - self._part.start
+            if held <= 1 and self.inner:
+                raise
+            if held <= 1:
+                raise ZfkitError(
+                    f"{self.what}: memory ran out with one of the {self.of_what} at a time; take smaller pictures or "
+                    "another device"
+                ) from error
+            self.size, self._again = held // 2, True
+            warnings.warn(
+                f"{self.what}: out of memory with {held} {self.of_what} at a time; going on with {self.size}",
+                stacklevel=4,
+            )
+
+
+Made = TypeVar("Made")
+
+
+def result_of(steps: Generator[Any, None, Made]) -> Made:
+    """What a generator returns, once it has run to its end."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            made: Made = end.value
+            return made

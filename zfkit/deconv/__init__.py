@@ -1,0 +1,50 @@
+"""..."""
+
+from __future__ import annotations
+
+from .project import Deconvnet, Tape, cannot_run, forward, project  # noqa: F401
+from .receptive_field import (  # noqa: F401
+    POINTWISE,
+    Box,
+    Extent,
+    Field,
+    Filter,
+    Interval,
+    extent_before,
+    extents,
+    field_in,
+    filters,
+    fits_inside,
+    receptive_field,
+    units_inside,
+)
+from .rules import (  # noqa: F401
+    RULES,
+    Context,
+    Norm,
+    Options,
+    Record,
+    Reverse,
+    Rule,
+    Seed,
+    adaptive_avg_unpool,
+    adaptive_max_unpool,
+    add,
+    adjoint,
+    avg_unpool,
+    batch_norm,
+    blur_unpool,
+    channel_slice,
+    concat,
+    conv,
+    identity,
+    linear,
+    local_response_norm,
+    max_unpool,
+    rearrange,
+    register_rule,
+    relu,
+    reshape,
+    scale,
+)
+from .windows import Window, paste  # noqa: F401

@@ -1,0 +1,236 @@
+"""What subsampling does to a signal, measured: aliasing, gratings, and consistency under shifts.
+
+A map that is read at every s-th place can hold frequencies up to 1 / (2s) cycles per place of the map it is read
+from. What lies above does not vanish: it arrives at a lower frequency, where it looks like something that is
+not in the picture (Nyquist 1928, Shannon 1949). Zeiler & Fergus (section 4.1) saw this in AlexNet's second
+layer and blamed the stride of 4. Here it is measured in three ways:
+
+- `measure_aliasing`: run a layer with stride 1, split its response at the new limit, subsample both parts;
+- `grating_response`: show drifting gratings, and see at which frequency the answer arrives;
+- `shift_consistency`: move the picture by single pixels, and see how features and classes change (Azulay &
+  Weiss 2018, arXiv 1805.12177; Zhang 2019, arXiv 1904.11486).
+
+The remedy, `BlurPool`, is an option of the networks (``Architecture(blur=3)``).
+
+Frequencies are in cycles per pixel, and orientation is the direction in which a grating varies, in degrees
+from the x axis (to the right) towards the y axis (down): 0 for upright stripes, 90 for level ones.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..deconv.receptive_field import POINTWISE, filters
+from ..errors import LayerError, ZfkitError
+from ..images.imageset import ImageSet
+from ..nets.graph import Step, pair
+from ..nets.model import VisionModel
+from ..nets.paper import BlurPool
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+Numbers = float | Sequence[float] | Tensor
+
+
+def _float64(value: Any) -> Tensor:
+    return torch.as_tensor(value, dtype=torch.float64)
+
+
+def _as_input(model: VisionModel, pictures: Tensor) -> Tensor:
+    """`model.preprocess` for pictures that are not rounded: float (N, 3, H, W), 0-255."""
+    x = pictures.to(model.device, model.dtype)
+    if len(model.mean) == 1:
+        x = (x * x.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+    return (x - x.new_tensor(model.mean).view(-1, 1, 1)) * x.new_tensor(model.scale).view(-1, 1, 1)
+
+
+_SUBSAMPLING = nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d | BlurPool
+
+
+def subsampling_layers(model: VisionModel) -> dict[str, tuple[int, int]]:
+    """Layers that read their input at every s-th place only, with s along rows and columns."""
+    found = {}
+    for name in model.layers:
+        module = model.network.steps[name].module
+        if isinstance(module, _SUBSAMPLING) and pair(module.stride) != (1, 1):
+            found[name] = pair(module.stride)
+    return found
+
+
+@dataclass(frozen=True)
+class _Subsampler:
+    """A layer that subsamples, and what follows it place by place up to the layer that was asked for."""
+
+    step: Step
+    then: tuple[Step, ...]
+    stride: tuple[int, int]
+
+    @classmethod
+    def of(cls, model: VisionModel, layer: str) -> _Subsampler:
+        step, then = model.network.find(layer), []
+        known = subsampling_layers(model)
+        while step.name not in known:
+            if len(step.inputs) != 1 or filters(step) != (POINTWISE, POINTWISE):
+                raise LayerError(
+                    f"{layer!r} does not subsample, so no frequency is lost there; layers of {model.name} that do: "
+                    + (", ".join(f"{n} (stride {max(s)})" for n, s in known.items()) or "none")
+                )
+            then.append(step)
+            step = model.network.steps[step.inputs[0]]
+        return cls(step, tuple(reversed(then)), known[step.name])
+
+    def dense(self, model: VisionModel, x: Tensor) -> Tensor:
+        """What the layer would give at every place: the same with stride 1; (N, C, h, w)."""
+        before = self.step.inputs[0]
+        if before != model.network.input:
+            *_, (_, _, x) = model.network.walk(x, [before])
+        module = copy.copy(self.step.module)  # shares its weights
+        assert module is not None
+        module.stride = (1, 1) if isinstance(module, nn.Conv2d) else 1  # type: ignore[assignment]
+        y = module(x)
+        for step in self.then:
+            y = step.run(y)
+        return y
+
+
+@dataclass(frozen=True, eq=False)
+class Aliasing:
+    """How much of what a layer hands on lies at frequencies that are not those of its input.
+
+    Attributes:
+        model, layer: whose.
+        stride: along rows and columns, of the layer's own input.
+        kept: (C,) float64, energy (mean square about the mean of the map, activation^2) that stays at its own
+            frequency when filter c's stride-1 response is subsampled.
+        folded: (C,) float64, energy that arrives at wrong frequencies.
+        by_picture: (N, 2) float64, kept and folded energy of each picture, over all filters.
+    """
+
+    model: str
+    layer: str
+    stride: tuple[int, int]
+    kept: Tensor
+    folded: Tensor
+    by_picture: Tensor
+
+    @property
+    def share(self) -> Tensor:
+        """(C,) folded / (kept + folded), 0 to 1; NaN for filters that do not answer."""
+        return self.folded / (self.kept + self.folded)
+
+    @property
+    def layer_share(self) -> float:
+        """Share of the whole layer's energy, 0 to 1: strong filters count more."""
+        return float(self.folded.sum() / (self.kept.sum() + self.folded.sum()))
+
+    def interval(self, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+        """Interval of `layer_share`: bootstrap over pictures, 2000 draws."""
+        sums = _resampled(self.by_picture, seed)  # (draws, 2)
+        return _quantiles(sums[:, 1] / sums.sum(1), level)
+
+    def table(self) -> pd.DataFrame:
+        """One row per filter: channel, kept and folded energy, share."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {"channel": range(len(self.kept)), "kept": self.kept, "folded": self.folded, "share": self.share}
+        )
+
+
+@torch.no_grad()
+def measure_aliasing(
+    model: VisionModel, images: ImageSet | Tensor, layer: str, *, progress: bool = False
+) -> Aliasing:
+    """Energy that lands on wrong frequencies where `layer` subsamples, on these pictures, per filter.
+
+    The layer is run with stride 1. Its response, minus its mean and under a Hann window, so that the picture's
+    edges count for nothing, is split by the Fourier transform at the limit of the subsampled grid:
+
+        low: max(|fx| sx, |fy| sy) <= 1/2,   high: the rest,
+        share = E|high[::s]|^2 / (E|low[::s]|^2 + E|high[::s]|^2).
+
+    The subsampled response is low[::s] + high[::s]. The first is what ideal sampling would give; all of the
+    second lies at frequencies that are not its own (`fold`). Convolutions (grouped and dilated, too), max- and
+    average pools and `BlurPool`, of any kernel, are all measured so; 1x1 kernels filter nothing and fold most.
+
+    Args:
+        images: an `ImageSet`, or uint8 pictures (N, 3, H, W). The larger the maps, the sharper the split: 224 px
+            rather than 64.
+        layer: one that subsamples (`subsampling_layers`), or a ReLU or norm behind it ("relu1"), to measure
+            what comes out of that.
+
+    Raises LayerError for a layer that does not subsample; ZfkitError where maps have fewer than eight places
+    in the subsampled grid.
+    """
+    source = _Subsampler.of(model, layer)
+    sh, sw = source.stride
+    kept: Tensor | float = 0.0
+    folded: Tensor | float = 0.0
+    places, by_picture = 0.0, []
+    count = len(images)
+    if not count:
+        raise ZfkitError("there are no pictures to measure with")
+    with tqdm(total=count, desc=f"aliasing at {layer}", unit="img", disable=not progress, leave=False) as bar:
+        start, step = 0, 1
+        while start < count:
+            index = range(start, min(start + step, count))
+            pictures = (
+                images.take(index) if isinstance(images, ImageSet) else images[index.start : index.stop]
+            )
+            r = source.dense(model, model.preprocess(pictures))
+            h, w = r.shape[2:]
+            if h < 8 * sh or w < 8 * sw:
+                raise ZfkitError(
+                    f"pictures of {pictures.shape[3]} x {pictures.shape[2]} px leave {w} x {h} places at {layer!r} "
+                    f"before it subsamples; take larger ones, for at least {8 * sw} x {8 * sh}"
+                )
+            window = _hann(h, r)[:, None] * _hann(w, r)
+            r = (r - (r * window).sum((2, 3), keepdim=True) / window.sum()) * window
+            low, high = _split(r, (sh, sw))
+            energies = [(part[:, :, ::sh, ::sw].double() ** 2).sum((2, 3)) for part in (low, high)]  # (n, C)
+            places += len(r) * float((window[::sh, ::sw].double() ** 2).sum())
+            kept, folded = kept + energies[0].sum(0).cpu(), folded + energies[1].sum(0).cpu()
+            by_picture.append(torch.stack([e.sum(1).cpu() for e in energies], 1))
+            bar.update(len(r))
+            start += len(r)
+            step = max(1, min(64, 2**23 // r[0].numel()))
+    assert isinstance(kept, Tensor) and isinstance(folded, Tensor)
+    return Aliasing(model.name, layer, source.stride, kept / places, folded / places, torch.cat(by_picture))
+
+
+def _hann(n: int, like: Tensor) -> Tensor:
+    return torch.hann_window(n + 2, periodic=False, dtype=like.dtype, device=like.device)[1:-1]
+
+
+def _split(r: Tensor, stride: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Maps (N, C, h, w) as the sum of what a grid with this stride can hold and what it cannot."""
+    h, w = r.shape[2:]
+    rows = torch.fft.fftfreq(h, dtype=torch.float64).abs() * stride[0] <= 0.5 + 1e-9
+    columns = torch.fft.rfftfreq(w, dtype=torch.float64) * stride[1] <= 0.5 + 1e-9
+    keep = (rows[:, None] & columns).to(r.device)
+    low = torch.fft.irfft2(torch.fft.rfft2(r) * keep, s=(h, w))
+    return low, r - low
+
+
+def _resampled(values: Tensor, seed: int, draws: int = 2000) -> Tensor:
+    """Sums of (N, ...) over N rows drawn with replacement -> (draws, ...)."""
+    counts = torch.zeros(draws, len(values), dtype=torch.float64)
+    drawn = torch.randint(len(values), counts.shape, generator=torch.Generator().manual_seed(seed))
+    counts.scatter_add_(1, drawn, torch.ones_like(counts))
+    return torch.tensordot(counts, values.double(), 1)
+
+
+def _quantiles(values: Tensor, level: float) -> tuple[float, float]:
+    if not 0 < level < 1:
+        raise ZfkitError(f"level must lie between 0 and 1, not {level}")
+    low, high = torch.quantile(values, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=values.dtype))
+    return float(low), float(high)

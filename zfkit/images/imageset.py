@@ -1,0 +1,283 @@
+"""Where pictures come from: bundled photographs, drawn textures, a folder, Parquet or torchvision.
+
+Whatever the source, an `ImageSet` hands over upright uint8 RGB pictures of one size, (3, S, S), with
+labels and names. Small sets are decoded once and kept in memory, larger ones are streamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..errors import ImageError
+from .decode import square, to_tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+IN_MEMORY_BYTES = 2**30  # sets up to this size are decoded once and kept
+
+
+BLOCKS_KEPT = 16  # row groups of Parquet that are held while their pictures are read in mixed order
+
+
+UNLABELLED = -1
+
+
+class Batch(NamedTuple):
+    """Consecutive pictures of a set; unreadable ones are left out."""
+
+    indices: Tensor  # (n,) int64, places in the set
+    pixels: Tensor  # (n, 3, S, S) uint8
+    label: Tensor  # (n,) int64, -1 where there is none
+
+
+class Skipped(NamedTuple):
+    """A file or row that could not be used, and why."""
+
+    name: str
+    reason: str
+
+
+class Windows(NamedTuple):
+    """Which photograph each picture of a set was cut from, and where."""
+
+    photograph: Tensor  # (N,) int64, non-decreasing
+    box: Tensor  # (N, 4) float: left, top, right, bottom in pixels of the photograph
+
+    def overlap(self, index: Sequence[int] | Tensor) -> Tensor:
+        """(n, n) bool: do these windows share pixels of one photograph? (True on the diagonal.)"""
+        index = torch.as_tensor(index)
+        box, photograph = self.box[index], self.photograph[index]
+        low = torch.maximum(box[:, None, :2], box[None, :, :2])
+        high = torch.minimum(box[:, None, 2:], box[None, :, 2:])
+        return (low < high).all(-1) & (photograph[:, None] == photograph[None])
+
+
+Reader = Callable[[int], tuple[Image.Image, int]]  # place in the set -> (picture, label)
+
+
+class ImageSet:
+    """Ordered pictures of one size: uint8 RGB (3, S, S), with labels and names.
+
+    Attributes:
+        source: the text `load_images` was called with.
+        size: S, the side in pixels.
+        classes: class names; a label is a place in them.
+        windows: for sets cut out of larger photographs, where each picture comes from; else None.
+        blocks: (B,) first places of the runs of pictures that are stored, and read, together (row groups of
+            Parquet); None where any picture is as quickly read as the next.
+        skipped: what could not be read so far, as (name, reason).
+        truth: for drawn sets, a table of what is known about each picture; else None.
+    """
+
+    def __init__(
+        self,
+        read: Reader,
+        names: Sequence[str],
+        *,
+        size: int,
+        source: str = "custom",
+        classes: Sequence[str] = (),
+        windows: Windows | None = None,
+        skipped: Sequence[Skipped] = (),
+        blocks: Tensor | None = None,
+        read_labels: Callable[[], Sequence[int] | np.ndarray] | None = None,
+        truth: Callable[[int], tuple[Any, ...]] | None = None,
+        stamp: Callable[[], str] | None = None,
+    ) -> None:
+        self.source, self.size, self.classes = source, size, tuple(classes)
+        self.windows, self.blocks = windows, blocks
+        self._read_labels = read_labels
+        self.skipped = list(skipped)
+        self._read = read
+        self._truth = truth  # place -> a row of `truth`
+        self._stamp = stamp  # what the fingerprint takes in beside the names
+        self._names = names
+        self._pixels: Tensor | None = None  # (N, 3, S, S) uint8 once in memory
+        self._labels: Tensor | None = None  # (N,) int64
+        self._labels_read: Tensor | None = None  # the same, of a set that streams
+        self._fingerprint: str | None = None
+        self._reported: set[int] = set()  # places of unreadable pictures that are in `skipped`
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __repr__(self) -> str:
+        kept = "in memory" if self._pixels is not None else "streamed"
+        classes = f", {len(self.classes)} classes" if self.classes else ""
+        return f"ImageSet({self.source!r}: {len(self)} pictures of {self.size} px, {kept}{classes})"
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        """Picture i as uint8 (3, S, S) and its label, -1 where there is none.
+
+        Raises IndexError outside the set and ImageError where the file cannot be decoded.
+        """
+        i = self._place(i)
+        if self._pixels is not None and self._labels is not None:
+            return self._pixels[i], int(self._labels[i])
+        return self._decode(i)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        """All pictures with their labels, in order. Raises as indexing does."""
+        return (self[i] for i in range(len(self)))
+
+    def name(self, i: int) -> str:
+        """File name, row, or photograph with scale and place, of picture i."""
+        return self._names[self._place(i)]
+
+    @property
+    def labels(self) -> Tensor | None:
+        """(N,) int64 labels of a set in memory, -1 where there is none; None while streaming."""
+        return self._labels
+
+    def known_labels(self) -> Tensor | None:
+        """(N,) int64 labels without decoding a picture, also while streaming; None where the source cannot tell."""
+        if self._labels is None and self._read_labels is not None:
+            labels = torch.as_tensor(np.asarray(self._read_labels(), dtype=np.int64))
+            self._labels_read = labels[: len(self)]
+            self._read_labels = None
+        return self._labels if self._labels is not None else self._labels_read
+
+    @property
+    def truth(self) -> pd.DataFrame | None:
+        """What is known about each picture of a drawn set, by place; None for pictures that were taken.
+
+        Columns: class; frequency in cycles/pixel; orientation in radians, that of the wave vector, 0 being
+        vertical stripes; phase in radians. NaN where a picture has none or several, see `textures.Truth`.
+        """
+        if self._truth is None:
+            return None
+        import pandas as pd
+
+        rows = [self._truth(i) for i in range(len(self))]
+        return pd.DataFrame(rows, columns=["class", "frequency", "orientation", "phase"])
+
+    def take(self, index: Sequence[int] | Tensor) -> Tensor:
+        """Pictures at these places, uint8 (n, 3, S, S). Raises as indexing does."""
+        places = [self._place(int(i)) for i in index]
+        if self._pixels is not None:
+            return self._pixels[places]
+        return torch.stack([self._decode(i)[0] for i in places])
+
+    def batches(self, batch_size: int = 64, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        """Pictures start..stop in order, `batch_size` at a time, decoded ahead by threads.
+
+        An unreadable picture is left out, warned about by name, and listed in `skipped`.
+        """
+        stop = len(self) if stop is None else min(stop, len(self))
+        spans = Spans(start, stop, batch_size)
+        if self._pixels is not None and self._labels is not None:
+            for span in spans:
+                part = slice(span.start, span.stop)
+                yield Batch(torch.arange(span.start, span.stop), self._pixels[part], self._labels[part])
+            return
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+            ahead: list[list[Future[tuple[Tensor, int]]]] = []
+            for b, span in enumerate(spans):
+                while len(ahead) < 2 and b + len(ahead) < len(spans):
+                    ahead.append([pool.submit(self._decode, i) for i in spans[b + len(ahead)]])
+                batch = self._gather(span, ahead.pop(0))
+                if len(batch.indices):
+                    yield batch
+
+    def _gather(self, span: range, futures: list[Future[tuple[Tensor, int]]]) -> Batch:
+        index, pixels, labels = [], [], []
+        for i, future in zip(span, futures, strict=True):
+            try:
+                picture, label = future.result()
+            except ImageError as error:
+                if i not in self._reported:
+                    self._reported.add(i)
+                    self.skipped.append(Skipped(self._names[i], str(error)))
+                    warnings.warn(f"skipped {error}", stacklevel=3)
+                continue
+            index.append(i)
+            pixels.append(picture)
+            labels.append(label)
+        side = (3, self.size, self.size)
+        stacked = torch.stack(pixels) if pixels else torch.empty((0, *side), dtype=torch.uint8)
+        return Batch(torch.tensor(index, dtype=torch.long), stacked, torch.tensor(labels, dtype=torch.long))
+
+    def in_memory(self, progress: bool = True) -> ImageSet:
+        """The same set decoded once and kept, without its unreadable pictures (they are in `skipped`)."""
+        shown = tqdm(
+            total=len(self), desc=f"reading {self.source}", unit="img", disable=not progress, leave=False
+        )
+        with shown:
+            batches = []
+            for batch in self.batches(256):
+                batches.append(batch)
+                shown.update(len(batch.indices))
+        if not batches:
+            first = self.skipped[0].reason if self.skipped else "the source is empty"
+            raise ImageError(f"none of the {len(self)} pictures of {self.source!r} can be read: {first}")
+        kept = torch.cat([b.indices for b in batches])
+        windows = Windows(*(w[kept] for w in self.windows)) if self.windows else None
+        places, truth = kept.tolist(), self._truth
+        names = [self._names[i] for i in places]
+        loaded = ImageSet(
+            self._read,
+            names,
+            size=self.size,
+            source=self.source,
+            classes=self.classes,
+            windows=windows,
+            skipped=self.skipped,
+            truth=truth and (lambda i: truth(places[i])),
+            stamp=self._stamp,
+        )
+        loaded._pixels = torch.cat([b.pixels for b in batches])
+        loaded._labels = torch.cat([b.label for b in batches])
+        return loaded
+
+    def fingerprint(self) -> str:
+        """16 hex digits that change with the set's names, order or size, and with what is cheap to know of its content.
+
+        Of Parquet that are the files' footers, which hold the sizes and extremes of what is stored; of a folder
+        the sizes of up to 1,000 of its files. It is no hash of every pixel.
+        """
+        if self._fingerprint is None:
+            digest = hashlib.sha256(f"{self.size} {len(self)}".encode())
+            for name in self._names:
+                digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+            if self._stamp is not None:
+                digest.update(self._stamp().encode())
+            self._fingerprint = digest.hexdigest()[:16]
+        return self._fingerprint
+
+    def _place(self, i: int) -> int:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"picture {i} of {self.source!r} does not exist: it holds {len(self)}")
+        return i % len(self)
+
+    def _decode(self, i: int) -> tuple[Tensor, int]:
+        picture, label = self._read(i)
+        return to_tensor(square(picture, self.size)), label
+
+
+class Spans(Sequence[range]):
+    """Consecutive runs of places from `start` to `stop`, `size` long: made when asked for, however many there are."""
+
+    def __init__(self, start: int, stop: int, size: int) -> None:
+        self._places = range(start, stop)
+        self._size = size
+
+    def __len__(self) -> int:
+        return -(-len(self._places) // self._size)
+
+    def __getitem__(self, b: Any) -> Any:
+        if not 0 <= b < len(self):
+            raise IndexError(b)
+        return self._places[b * self._size : (b + 1) * self._size]

@@ -1,0 +1,191 @@
+"""`VisionModel`: a network together with what its input has to look like."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ImageError, ModelError
+from .graph import LEAVES, Network, trace
+from .weights import Provenance
+
+
+@dataclass(frozen=True, eq=False)
+class VisionModel:
+    """A network, how pictures go into it, and what its outputs are called.
+
+    Attributes:
+        net: the `nn.Module`, in evaluation mode.
+        mean, scale: input = (rgb_0_255 - mean) * scale, one number per channel.
+        input_size: side in pixels of the pictures it was trained on. Convolutional layers take larger ones.
+        classes: names of its outputs, or empty.
+        name: what to call it in tables and captions.
+        provenance: data, recipe and accuracy, where known.
+    """
+
+    net: nn.Module
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+    input_size: int
+    classes: tuple[str, ...] = ()
+    name: str = "mine"
+    provenance: Provenance = field(default_factory=dict, repr=False)
+    _traced: dict[frozenset[type], Network] = field(default_factory=dict, repr=False)
+    _hashed: dict[Any, str] = field(default_factory=dict, repr=False)
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """uint8 RGB (N, 3, H, W) or (3, H, W) -> what the network takes, on its device, (N, C, H, W).
+
+        One-channel networks get the luma (ITU-R 601). Raises ImageError for another dtype or shape.
+        """
+        if images.dim() == 3:
+            images = images[None]
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
+            raise ImageError(
+                "expected uint8 RGB pictures (N, 3, H, W) with values 0-255, got "
+                f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
+            )
+        x = images.to(self.device).to(self.dtype)
+        if len(self.mean) == 1:
+            x = (x * x.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+        return (x - x.new_tensor(self.mean).view(-1, 1, 1)) * x.new_tensor(self.scale).view(-1, 1, 1)
+
+    @property
+    def network(self) -> Network:
+        """The traced network; traced again if rules for more kinds of module were registered since."""
+        key = frozenset(LEAVES)
+        if key not in self._traced:
+            self._traced[key] = trace(self.net)
+        return self._traced[key]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Dotted names of the layers in order of execution."""
+        return self.network.layers
+
+    @property
+    def conv_layers(self) -> tuple[str, ...]:
+        """Names of the convolutional layers in order of execution."""
+        steps = self.network.steps
+        return tuple(name for name in self.layers if isinstance(steps[name].module, nn.Conv2d))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.net.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the weights."""
+        return next(self.net.parameters()).dtype
+
+    def fingerprint(self) -> str:
+        """16 hex digits that change with any parameter or buffer of the network."""
+        state = self.net.state_dict()
+        # Also buffers that are not stored with the weights, such as the filter of a blur.
+        state |= {name: buffer for name, buffer in self.net.named_buffers() if name not in state}
+        # torch counts the changes of a tensor; weights that nobody touched are not read again.
+        counted = not any(t.is_inference() for t in state.values())
+        version = tuple((name, t.data_ptr(), t._version) for name, t in state.items()) if counted else None
+        if version is None or version not in self._hashed:
+            digest = hashlib.sha256()
+            for name, tensor in state.items():
+                numbers = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+                digest.update(name.encode() + b"\0" + numbers.tobytes())
+            self._hashed.clear()
+            self._hashed[version] = digest.hexdigest()[:16]
+        return self._hashed[version]
+
+    def to(self, device: str | torch.device) -> VisionModel:
+        """Move the network to a device; returns the same model."""
+        self.net.to(device)
+        return self
+
+    def __repr__(self) -> str:
+        count = sum(p.numel() for p in self.net.parameters())
+        classes = f"{len(self.classes)} classes" if self.classes else "classes without names"
+        return f"VisionModel({self.name!r}: {count:,} parameters, {self.input_size} px, {classes})"
+
+
+def wrap_model(
+    net: nn.Module,
+    *,
+    mean: float | Sequence[float],
+    scale: float | Sequence[float],
+    input_size: int,
+    classes: Sequence[str] | None = None,
+    name: str = "mine",
+    provenance: Provenance | None = None,
+) -> VisionModel:
+    """Your own network, as zfkit uses them: any CNN that torch.fx can trace, for 1 or 3 channels.
+
+    Args:
+        net: takes (N, C, S, S) floats; it is put into evaluation mode.
+        mean, scale: input = (rgb_0_255 - mean) * scale; one number, or one per channel. For torchvision's
+            habit of dividing by 255 and normalising: ``mean=255 * mean, scale=1 / (255 * std)``.
+        input_size: S, in pixels.
+        classes: names of the outputs.
+
+    Raises ModelError where the numbers do not fit the network, or the network cannot be run or traced.
+
+    >>> model = wrap_model(net, mean=[123.7, 116.3, 103.5], scale=1 / 58, input_size=224)
+    """
+    if not isinstance(net, nn.Module):
+        raise ModelError(f"expected a torch.nn.Module, got {type(net).__name__}")
+    if not isinstance(input_size, int) or input_size < 1:
+        raise ModelError(f"input_size must be a positive whole number of pixels, not {input_size!r}")
+    first = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is None:
+        raise ModelError(f"{type(net).__name__} has no Conv2d layer, so it has no feature maps to look at")
+    channels = first.in_channels
+    if channels not in (1, 3):
+        raise ModelError(
+            f"{type(net).__name__} takes {channels} channels; zfkit shows networks that take 1 or 3"
+        )
+    iterable = hasattr(classes, "__iter__") and not isinstance(classes, dict)
+    if classes is not None and not (iterable and all(isinstance(c, str) for c in classes)):
+        raise ModelError(
+            f"classes must be a list of names, one for each output, or None, not {classes!r:.80}"
+        )
+    numbers = []
+    for what, value in (("mean", mean), ("scale", scale)):
+        try:
+            told = torch.as_tensor(value, dtype=torch.float64)  # also numpy's arrays
+        except (TypeError, ValueError, RuntimeError):
+            told = torch.tensor(math.nan)
+        values = tuple(told.flatten().tolist()) * (channels if told.dim() == 0 else 1)
+        if len(values) != channels or not all(math.isfinite(v) for v in values):
+            raise ModelError(
+                f"{what} must be one finite number or {channels}, one per channel, not {value!r}"
+            )
+        numbers.append(values)
+    if 0 in numbers[1]:
+        raise ModelError("scale must not be 0: every picture would look the same to the network")
+    model = VisionModel(
+        net.eval(),
+        numbers[0],
+        numbers[1],
+        input_size,
+        tuple(() if classes is None else classes),
+        name,
+        provenance or {},
+    )
+    try:
+        with torch.inference_mode():
+            shape = net(
+                torch.zeros(1, channels, input_size, input_size, device=model.device, dtype=model.dtype)
+            ).shape
+    except Exception as error:
+        raise ModelError(
+            f"{type(net).__name__} does not run on an input (1, {channels}, {input_size}, {input_size}): {error}"
+        ) from error
+    if classes and len(classes) != shape[-1]:
+        raise ModelError(f"{len(classes)} class names for a network with {shape[-1]} outputs")
+    _ = model.network  # trace now, so that a network zfkit cannot follow is refused here
+    return model

@@ -1,0 +1,98 @@
+"""Top-1 and top-5 accuracy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..batching import Portions
+from ..errors import TrainingError
+from ..images.imageset import ImageSet
+from ..nets.model import VisionModel
+from .data import Geometry, centre_crop, ten_crops
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Of a network on labelled pictures."""
+
+    top1: float  # % of pictures whose class is the most probable
+    top5: float  # % of pictures whose class is among the five most probable
+    loss: float  # mean cross-entropy, nats
+    count: int
+    started: float = field(default=0.0, repr=False)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: VisionModel,
+    images: ImageSet,
+    geometry: Geometry | None = None,
+    *,
+    crops: Literal[1, 10] = 1,
+    batch_size: int = 250,
+    forward: Callable[[Tensor], Tensor] | None = None,
+    fabric: Any = None,
+) -> Accuracy:
+    """Accuracy on labelled pictures: of the centre crop, or of the mean over the paper's ten crops.
+
+    Args:
+        images: pictures at least as large as the network's input, labels as the network orders its classes.
+        geometry: how the ten crops lie; default: in the picture's corners, and, where pictures are as large as
+            the input, hanging over by 6 of 64 pixels, as in training.
+        crops: 1 or 10; with 10 the class probabilities are averaged.
+        forward, fabric: during training, the wrapped network and the processes that share the work.
+
+    Raises TrainingError where labels are missing or no class of the network.
+    """
+    started = time.perf_counter()
+    geometry = geometry or crops_of(model.input_size, images.size)
+    if crops not in (1, 10):
+        raise TrainingError(f"crops must be 1 or 10, not {crops!r}")
+    if geometry.picture < geometry.size:
+        raise TrainingError(
+            f"the network takes {geometry.size} px and the pictures are {geometry.picture}: load them with "
+            f"size={geometry.size} or more"
+        )
+    forward = forward or model.net
+    ranks, rank = (fabric.world_size, fabric.global_rank) if fabric else (1, 0)
+    sums = torch.zeros(4, dtype=torch.float64, device=model.device)  # top1, top5, loss, count
+    was_training = model.net.training
+    model.net.eval()
+    start, stop = rank * len(images) // ranks, (rank + 1) * len(images) // ranks
+    portions = Portions("evaluating", batch_size)
+    for batch in images.batches(batch_size, start, stop):
+        labels = batch.label.to(model.device)
+        parts = []
+        for part in portions.of(len(labels)):
+            with portions.attempt():
+                pixels = batch.pixels[part]
+                views = [centre_crop(pixels, geometry)] if crops == 1 else ten_crops(pixels, geometry)
+                shares = torch.stack([forward(model.preprocess(v)).float().softmax(1) for v in views])
+                parts.append(shares.mean(0))
+        p = torch.cat(parts)  # (n, classes)
+        if int(labels.min()) < 0 or int(labels.max()) >= p.shape[1]:
+            raise TrainingError(
+                f"{images.source!r} has labels from {int(labels.min())} to {int(labels.max())}, and the network has "
+                f"{p.shape[1]} classes, 0 to {p.shape[1] - 1} (-1 is a picture without a label)"
+            )
+        hits = p.topk(min(5, p.shape[1])).indices == labels[:, None]
+        loss = -p.gather(1, labels[:, None]).clamp_min(1e-30).log().sum()
+        sums += torch.stack([hits[:, 0].sum(), hits.sum(), loss, torch.tensor(len(p), device=loss.device)])
+    model.net.train(was_training)
+    if fabric:
+        sums = fabric.all_reduce(sums, reduce_op="sum")
+    top1, top5, loss_sum, count = sums.tolist()
+    if not count:
+        raise TrainingError(f"{images.source!r} holds no picture that can be read")
+    return Accuracy(100 * top1 / count, 100 * top5 / count, loss_sum / count, int(count), started)
+
+
+def crops_of(size: int, picture: int) -> Geometry:
+    """Crops inside larger pictures, as at the paper's 224 of 256; of equal ones, crops that hang over a little."""
+    return Geometry(size, picture, round(6 * size / 64), 0.2) if picture == size else Geometry(size, picture)
