@@ -1,7 +1,8 @@
 # Everything runs from .venv/ in this folder; the first target that needs it sets it up.
 #   make demo   the atlas of the bundled network on the bundled photographs
 #   make lab    JupyterLab at notebook 01     make app        the explorer as a page without code
-#   make test   lint, tests, notebooks        make lint       make format     make clean
+#   make test   lint, tests, notebooks        make test-all   the slow tests as well, and browsers
+#   make lint   make format   make clean
 #   make bench  all benchmarks                make notebooks  executes them all and keeps the outputs
 #   make reference DATA=FOLDER                trains the bundled networks on Tiny ImageNet
 # PYTHON=python3.12 chooses another interpreter; PIP_ARGS passes options to pip.
@@ -16,11 +17,11 @@ NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 FIRST    := notebooks/01_what_do_the_layers_see.ipynb
 INSTALL  := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: demo lab app test lint format notebooks bench reference clean help
+.PHONY: demo lab app test test-all lint format notebooks bench reference clean help
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '2,7s/^# //p' Makefile
+	@sed -n '2,8s/^# //p' Makefile
 
 .venv/created:
 	@$(PYTHON) -c 'import sys; sys.exit(f"zfkit needs Python 3.10 or newer, but {sys.executable} is {sys.version.split()[0]}: call make with PYTHON=python3.12, say" if sys.version_info < (3, 10) else 0)'
@@ -54,9 +55,14 @@ app: .venv/notebooks
 	JUPYTER_PATH=$(abspath $(PAGE)) $(BIN)/python -m voila --template=zfkit --token --Voila.ip=127.0.0.1 \
 	  --VoilaConfiguration.strip_sources=True $(APP_ARGS) $(PAGE)/app.ipynb
 
+# One torch thread for each of the workers, which share the cores.
+PYTEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(WORKERS),2)
 test: .venv/dev lint
-	$(BIN)/python -m pytest tests
-	$(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg $(NOTEBOOKS)
+	$(PYTEST) --dist loadfile -m "not slow and not browser" tests
+	$(PYTEST) --dist loadscope --nbval --nbval-sanitize-with tests/nbval.cfg $(NOTEBOOKS)
+
+test-all: test
+	HYPOTHESIS_PROFILE=thorough $(PYTEST) --dist loadfile -m "slow or browser" tests
 
 lint: .venv/dev
 	$(BIN)/ruff check $(SOURCES)

@@ -1,26 +1,57 @@
-"""Pictures through a network in portions that memory holds."""
+"""Long work in portions: halved when memory runs out, with a progress bar, and a callback that may cancel it."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
 import torch
+from tqdm.auto import tqdm
 
 from .errors import ZfkitError
+
+OnStep = Callable[[int, int], None]  # (done, total), after each portion of the work
+
+
+class Cancelled(Exception):
+    """Raised by an `on_step` callback: the work ends there, and its caller passes the exception on."""
+
+
+@contextlib.contextmanager
+def steps(
+    total: int, what: str, unit: str = "img", progress: bool = True, on_step: OnStep | None = None
+) -> Iterator[Callable[[int], None]]:
+    """Count the steps of long work: a bar that appears after half a second, and the caller's `on_step`.
+
+    >>> with steps(len(pictures), "shifting", progress=progress, on_step=on_step) as done:
+    ...     for part in parts:
+    ...         ...
+    ...         done(len(part))
+    """
+    with tqdm(total=total, desc=what, unit=unit, disable=not progress, leave=False, delay=0.5) as bar:
+        count = 0
+
+        def done(n: int = 1) -> None:
+            nonlocal count
+            count += n
+            bar.update(n)
+            if on_step is not None:
+                on_step(count, total)
+
+        yield done
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Did memory run out, on the CPU or on a GPU? torch says so in several ways."""
-    told = str(error)
+    message = str(error)
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in told  # torch on Linux
-        or "not enough memory" in told  # torch on Windows
-        or "out of memory" in told  # MPS, and older drivers
+        or "can't allocate memory" in message  # torch on Linux
+        or "not enough memory" in message  # torch on Windows
+        or "out of memory" in message  # MPS, and older drivers
     )
 
 

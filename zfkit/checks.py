@@ -1,8 +1,21 @@
-"""Checks of arguments: one function for each kind, one wording each."""
+"""Checks of arguments: one function, and one wording, for each kind.
+
+Each returns the argument in the form that the caller goes on with, or raises with the value that was given, what was
+expected, and what exists.
+"""
 
 from __future__ import annotations
 
-from .errors import ZfkitError
+import math
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import LayerError, WriteError, ZfkitError, printable, unknown
 
 
 def expect(value: object, kind: type, what: str, how: str) -> None:
@@ -10,3 +23,125 @@ def expect(value: object, kind: type, what: str, how: str) -> None:
     if not isinstance(value, kind):
         shown = f"{value!r:.60}"
         raise ZfkitError(f"{what} must be {kind.__name__}, {how}; not {type(value).__name__} {shown}")
+
+
+def whole_number(
+    value: object, what: str, low: int = 1, high: int | None = None, error: type[ZfkitError] = ZfkitError
+) -> int:
+    """The value, if it is a whole number from `low` to `high`; True and 3.0 are not.
+
+    `what` names it with its unit: "shifts, in pixels,".
+    """
+    if type(value) is not int or value < low or (high is not None and value > high):
+        limits = f"from {low} on" if high is None else f"from {low} to {high}"
+        raise error(f"{what} must be a whole number {limits}, not {value!r:.80}")
+    return value
+
+
+def number(
+    value: Any,
+    what: str,
+    low: float = -math.inf,
+    high: float = math.inf,
+    error: type[ZfkitError] = ZfkitError,
+) -> float:
+    """The value as a float, if it is a finite number from `low` to `high`."""
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    if not real or not math.isfinite(value) or not low <= value <= high:
+        limits = " and ".join(
+            [f"at least {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (high < math.inf)
+        )
+        raise error(f"{what} must be a finite number{', ' + limits if limits else ''}, not {value!r:.80}")
+    return float(value)
+
+
+def between(value: Any, what: str, low: float = 0, high: float = 1) -> float:
+    """The value as a float, if it lies strictly between the two, as a share or a confidence level does."""
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    if not real or not low < value < high:
+        raise ZfkitError(f"{what} must lie between {low:g} and {high:g}, not {value!r:.80}")
+    return float(value)
+
+
+def one_of(value: Any, what: str, names: Iterable[str], error: type[ZfkitError] = ZfkitError) -> str:
+    """The value, if it is one of these names; else the error lists them, nearest first."""
+    names = list(names)
+    if value not in names:
+        raise error(unknown(what, value, names))
+    return str(value)
+
+
+def layer_names(
+    layers: str | Iterable[str] | None, known: Sequence[str], default: Sequence[str]
+) -> list[str]:
+    """Names of layers as a list without repeats: one name, several, or None for the default.
+
+    Raises LayerError for a name that is not among those `known`, nearest first, and where none was given.
+    """
+    if layers is None:
+        names = list(default)
+    elif isinstance(layers, str):
+        names = [layers]
+    else:
+        try:
+            names = list(dict.fromkeys(layers))
+        except TypeError:
+            raise LayerError(f"layers must be a name or a list of names, not {layers!r:.80}") from None
+    if not names:
+        raise LayerError(f"no layer was named; there are {', '.join(known) or 'none'}")
+    for name in names:
+        if name not in known:
+            raise LayerError(unknown("layer", name, known, limit=24))
+    return names
+
+
+def channel_list(channels: Any, count: int, layer: str) -> Tensor:
+    """Feature maps of a layer as int64 (n,); None for all `count` of them.
+
+    Raises LayerError for anything but whole numbers from 0 to count - 1.
+    """
+    if channels is None:
+        return torch.arange(count)
+    numbers = whole_numbers(channels)
+    if numbers is None or numbers.dim() != 1 or not ((numbers >= 0) & (numbers < count)).all():
+        raise LayerError(
+            f"channels must be a list of feature maps, 0 to {count - 1} of {layer!r}, not {channels!r:.80}"
+        )
+    return numbers
+
+
+def whole_numbers(value: Any) -> Tensor | None:
+    """A number, list or tensor of whole numbers as int64 on the CPU; None for anything else."""
+    try:
+        numbers = torch.as_tensor(value).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    if not numbers.numel():  # torch takes an empty list for floating point
+        return numbers.long()
+    whole = not (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool)
+    return numbers.long() if whole else None
+
+
+def rgb(value: Any, what: str, error: type[ZfkitError] = ZfkitError) -> list[float]:
+    """A colour as three floats from 0 to 255; one number stands for a grey."""
+    try:
+        colour = torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        colour = torch.tensor(math.nan)
+    if colour.shape not in ((), (1,), (3,)) or not ((colour >= 0) & (colour <= 255)).all():
+        raise error(f"{what} must be one number or three (RGB) from 0 to 255, not {value!r:.80}")
+    return [float(v) for v in colour.expand(3)]
+
+
+def writable_folder(path: str | Path) -> Path:
+    """The folder, made where there is none. Raises WriteError where nothing can be written into it."""
+    folder = Path(path).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # better now than after all the work
+            pass
+    except OSError as error:
+        raise WriteError(folder, error) from None
+    except ValueError as error:  # a NUL in the name
+        raise ZfkitError(f"cannot write {printable(str(path))!r} ({error}); choose another name") from None
+    return folder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .project import Deconvnet, Tape, cannot_run, forward, project  # noqa: F401
+from .project import Deconvnet, Tape, forward, project  # noqa: F401
 from .receptive_field import (  # noqa: F401
     POINTWISE,
     Box,

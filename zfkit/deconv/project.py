@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..batching import out_of_memory, result_of
-from ..errors import LayerError, ZfkitError
+from ..errors import LayerError
 from ..nets import graph
+from ..nets.activations import cannot_run
 from ..nets.graph import Network, Step
 from ..nets.model import VisionModel
 from .receptive_field import Extent, extents
@@ -288,16 +289,6 @@ def forward(model: VisionModel, deconvnet: Deconvnet, batch: Tensor, outputs: bo
         return deconvnet.forward(batch.clone(memory_format=torch.channels_last), outputs)
     except RuntimeError as error:
         raise cannot_run(model, deconvnet.layers, batch, error) from error
-
-
-def cannot_run(model: VisionModel, layers: Sequence[str], batch: Tensor, error: RuntimeError) -> Exception:
-    """What to raise when a network fails on these images: their size is wrong, unless memory ran out."""
-    if isinstance(error, ZfkitError) or out_of_memory(error):
-        return error
-    return LayerError(
-        f"{model.name} cannot run to {', '.join(layers)} on images of {batch.shape[3]} x {batch.shape[2]} px; "
-        f"it was made for {model.input_size} px ({str(error).splitlines()[0]})"
-    )
 
 
 def _channels(

@@ -22,11 +22,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..deconv.project import cannot_run
 from ..deconv.receptive_field import Box
 from ..errors import ImageError, LayerError, ZfkitError, unknown
 from ..images.album import PHOTOGRAPHS
 from ..images.decode import decode, to_tensor
+from ..nets.activations import cannot_run
 from ..nets.model import VisionModel
 from .occlusion import Colour, preprocessed_colour
 

@@ -33,10 +33,11 @@ from ..deconv.receptive_field import fits_inside
 from ..deconv.rules import Options
 from ..errors import ImageError, LayerError, ModelError, ZfkitError
 from ..images.imageset import ImageSet
+from ..nets.activations import activations
 from ..nets.model import VisionModel
 from ..nets.weights import read_provenance
 from ..nets.zoo import load_model
-from ..topk.mine import activations, mine
+from ..topk.mine import mine
 from ..topk.patches import Patches, project_many, sample_maps
 from ..topk.table import TopK
 from ..training.run import Run

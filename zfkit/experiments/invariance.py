@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..deconv.project import cannot_run
 from ..errors import ImageError, LayerError, ZfkitError, unknown
 from ..images.imageset import ImageSet
+from ..nets.activations import cannot_run
 from ..nets.model import VisionModel
 from .occlusion import Colour, TargetFrom, choose_target, probabilities
 

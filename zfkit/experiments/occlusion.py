@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..deconv.project import cannot_run, project
+from ..deconv.project import project
 from ..deconv.receptive_field import POINTWISE, Box, filters
 from ..errors import ImageError, LayerError, ModelError, ZfkitError, unknown
 from ..images.imageset import UNLABELLED, ImageSet
+from ..nets.activations import cannot_run
 from ..nets.graph import Step, pair
 from ..nets.model import VisionModel
 from ..topk.mine import mine

@@ -20,8 +20,9 @@ from ..deconv.receptive_field import Interval, extents, field_in, fits_inside
 from ..errors import ImageError, LayerError, ZfkitError
 from ..health import Unit, units_of
 from ..images.imageset import ImageSet
+from ..nets.activations import activations
 from ..nets.model import VisionModel
-from ..topk.mine import activations, mine
+from ..topk.mine import mine
 from ..topk.patches import sample_maps
 from ..topk.table import TopK
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..batching import out_of_memory
-from ..deconv.project import cannot_run
 from ..errors import ImageError, ZfkitError
 from ..frequency.aliasing import measure_aliasing, subsampling_layers
 from ..images.imageset import ImageSet
+from ..nets.activations import cannot_run
 from ..nets.graph import Network, Step
 from ..nets.model import VisionModel
 

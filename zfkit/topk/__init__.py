@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from .mine import (  # noqa: F401
     Estimate,
-    Precision,
-    activations,
     duration,
     estimate_mining,
     mine,

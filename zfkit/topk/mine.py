@@ -32,24 +32,20 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..batching import Portions
-from ..deconv.project import cannot_run
 from ..deconv.receptive_field import units_inside
 from ..errors import ImageError, LayerError, WriteError, ZfkitError, unknown
 from ..files import only_writer, write_whole
 from ..images.imageset import Batch, ImageSet
-from ..nets.graph import Step
+from ..nets.activations import Precision, activations, default_batch_size
 from ..nets.model import VisionModel
 from .table import TopK, _Best, _of_layer, _read_state, _table, expect_both
-
-Precision = Literal["float32", "bf16"]
 
 
 def mine(
@@ -183,7 +179,7 @@ class _Plan:
         if not len(images):
             raise ImageError("there are no pictures to look at")
         if batch_size is None:
-            batch_size = _batch_size(model, images, names)
+            batch_size = default_batch_size(model, images.size, names)
         return cls(model, images, names, k, per_photograph or -(-k // 3), inside, batch_size, precision)
 
     def share(self, i: int, n: int) -> tuple[int, int]:
@@ -435,37 +431,3 @@ class _Checkpoint:
         }
         head = json.dumps({"run": self.run, "next": upto, **self.told})
         write_whole(self.path, lambda part: save_file(tensors, part, {"zfkit mining": head}))
-
-
-@torch.inference_mode()
-def activations(
-    model: VisionModel, pixels: Tensor, layers: Sequence[str], precision: Precision = "float32"
-) -> Iterator[tuple[str, Tensor]]:
-    """Outputs of these layers for uint8 pictures (N, 3, H, W); each is to be looked at before the next.
-
-    Raises LayerError for pictures that the network cannot take as far as that.
-    """
-    if precision not in get_args(Precision):
-        raise ZfkitError(unknown("precision", precision, get_args(Precision)))
-    evaluate = _in_bfloat16 if precision == "bf16" else None
-    x = model.preprocess(pixels).contiguous(memory_format=torch.channels_last)
-    try:
-        for step, _, output in model.network.walk(x, layers, evaluate):
-            if step.name in layers:
-                yield step.name, output
-    except RuntimeError as error:
-        raise cannot_run(model, layers, x, error) from error
-
-
-def _in_bfloat16(step: Step, inputs: tuple[Any, ...]) -> Any:
-    device = next((x.device.type for x in inputs if isinstance(x, Tensor)), "cpu")
-    with torch.autocast(device, torch.bfloat16):
-        return step.run(*inputs)
-
-
-def _batch_size(model: VisionModel, images: ImageSet, layers: Sequence[str]) -> int:
-    """So many pictures that the largest of these layers' outputs stays under 64 MiB, 1 GiB on a GPU."""
-    blank = torch.zeros(1, 3, images.size, images.size, dtype=torch.uint8)
-    largest = max(output.numel() * output.element_size() for _, output in activations(model, blank, layers))
-    budget = 2**30 if model.device.type == "cuda" else 2**26
-    return max(1, min(256, budget // largest))

@@ -32,9 +32,10 @@ from ..figures.pictures import number
 from ..health import Thresholds
 from ..images.decode import MAX_PIXELS, decode, square, to_tensor
 from ..images.imageset import ImageSet
+from ..nets.activations import activations
 from ..nets.model import VisionModel, wrap_model
 from ..nets.zoo import load_model
-from ..topk.mine import activations, mine
+from ..topk.mine import mine
 from ..topk.patches import Patches, project_top
 from ..topk.table import LayerTop, TopK
 from . import drawing

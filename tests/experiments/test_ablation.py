@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from tiny import TINY, one_thread  # noqa: F401
+from tiny import TINY
 
 import zfkit
 from zfkit.errors import ModelError, ZfkitError
@@ -20,7 +20,7 @@ from zfkit.images.imageset import ImageSet
 from zfkit.nets.paper import ARCHITECTURES, build
 from zfkit.sweeps import plan_sweep, read_grid
 
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 
 def conv(inputs, outputs, kernel):

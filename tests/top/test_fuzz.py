@@ -15,7 +15,6 @@ from fuzzing import BORDERS, TARGETS, mended, mutated
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny import one_thread  # noqa: F401
 
 from zfkit import ZfkitError
 from zfkit.batching import out_of_memory

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
-from tiny import one_thread  # noqa: F401
 from torch import nn
 
 import zfkit

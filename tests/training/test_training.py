@@ -423,7 +423,7 @@ print("done", flush=True)
 
 
 def start(folder: Path, pause: float = 0.0, **options) -> subprocess.Popen:
-    code = SCRIPT.format(tests=str(Path(__file__).parent))
+    code = SCRIPT.format(tests=str(Path(__file__).parents[1]))
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code, str(folder), str(pause)]
     return subprocess.Popen(
@@ -541,7 +541,7 @@ def test_a_flat_loss_is_diagnosed_in_words(changes, told, data):
 
 def test_two_processes_train_as_one_does(tmp_path):
     """Same global batch, same chances, dropout on: the weights differ by rounding only."""
-    code = SCRIPT.format(tests=str(Path(__file__).parent)).replace("save_every=2, ", "")
+    code = SCRIPT.format(tests=str(Path(__file__).parents[1])).replace("save_every=2, ", "")
     script = tmp_path / "job.py"
     script.write_text(code)
     env = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -139,7 +139,7 @@ dist.destroy_process_group()
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_give_the_identical_table(processes, tmp_path):
     script = tmp_path / "worker.py"
-    script.write_text(WORKER.format(tests=str(Path(__file__).parent), out=str(tmp_path)))
+    script.write_text(WORKER.format(tests=str(Path(__file__).parents[1]), out=str(tmp_path)))
     run(["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", str(script)])
     for windows in (False, True):
         for count in (1, 9, 40, 75):

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from tiny import TINY, one_thread  # noqa: F401
+from tiny import TINY
 from torch import nn
 
 import zfkit
@@ -415,7 +415,7 @@ def test_the_grid_is_the_design():
 
     from zfkit.sweeps import plan_sweep
 
-    folder = Path(__file__).resolve().parents[1] / "notebooks"
+    folder = Path(__file__).resolve().parents[2] / "notebooks"
     plan = plan_sweep(
         folder / "04b_kernel_or_stride.ipynb", folder / "grids" / "kernel_or_stride.yaml", "nowhere"
     )

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from literal import deconvnet, layers_of
 from PIL import Image
-from tiny import TINY, one_thread  # noqa: F401
+from tiny import TINY
 from torch import nn
 
 import zfkit

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny import TINY, one_thread  # noqa: F401 (the fixture works by being here)
+from tiny import TINY
 from torch import nn
 
 import zfkit

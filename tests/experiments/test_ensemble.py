@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import TINY, one_thread  # noqa: F401
+from tiny import TINY
 
 import zfkit
 from zfkit.errors import ImageError, ModelError, ZfkitError

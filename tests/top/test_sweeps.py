@@ -35,7 +35,7 @@ from zfkit.errors import ZfkitError
 from zfkit.sweeps import expand, plan_sweep, read_grid, read_parameters, record, recorded, runs, sweep
 from zfkit.sweeps.runs import _with_parameters
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 CELL = """\
 model = "zfnet64"  # a name, or "torchvision:NAME"
@@ -357,7 +357,7 @@ def test_outside_a_notebook_nothing_is_shown(capsys):
 def test_a_recording_notebook_passes_nbval_and_shows_nothing(tmp_path):
     """Executed once here and once by nbval: the value differs, the name is held, and no output can be seen."""
     path = written(tmp_path / "it.ipynb", "import random, zfkit", 'zfkit.record("it", random.random())')
-    execute = [sys.executable, str(Path(__file__).parent / "execute_notebooks.py"), str(path)]
+    execute = [sys.executable, str(Path(__file__).parents[1] / "execute_notebooks.py"), str(path)]
     subprocess.run(execute, check=True, capture_output=True)
     (output,) = nbformat.read(path, as_version=4).cells[-1].outputs
     assert {k: v for k, v in output.data.items() if "zfkit" not in k} == {"text/html": ""}
@@ -793,7 +793,7 @@ def test_executing_notebooks_twice_changes_no_byte(tmp_path):
     path = written(
         tmp_path / "it.ipynb", bursts, RECORD, "record('x', x)", PICTURE, parameters="x = 1  # any"
     )
-    execute = [sys.executable, str(Path(__file__).parent / "execute_notebooks.py"), str(path)]
+    execute = [sys.executable, str(Path(__file__).parents[1] / "execute_notebooks.py"), str(path)]
     seen = []
     for _ in range(2):
         subprocess.run(execute, check=True, capture_output=True)

@@ -7,7 +7,7 @@ import torch
 from captum.attr import Occlusion as CaptumOcclusion
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import TINY, one_thread  # noqa: F401 (the fixture works by being here)
+from tiny import TINY
 from torch import nn
 
 import zfkit

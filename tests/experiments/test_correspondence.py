@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from tiny import TINY, one_thread  # noqa: F401 (the fixture works by being here)
+from tiny import TINY
 from torch import nn
 
 import zfkit

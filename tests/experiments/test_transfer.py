@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny import TINY, one_thread  # noqa: F401
+from tiny import TINY
 from torch import nn
 
 import zfkit

@@ -25,7 +25,6 @@ import pytest
 import torch
 from PIL import Image
 from test_mining_runs import assert_same, exact_model, mine_command, pictures
-from tiny import one_thread  # noqa: F401
 
 import zfkit
 import zfkit.images

@@ -33,7 +33,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from tiny import one_thread  # noqa: F401
 from torch import nn
 
 import zfkit

@@ -110,7 +110,7 @@ def test_windows_come_photograph_by_photograph(photos):
 
 
 def test_every_photograph_is_listed_with_its_licence():
-    text = (Path(__file__).parents[1] / "data" / "README.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "data" / "README.md").read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
     assert [row.split(" | ")[0].lstrip("| ") for row in rows] == [p.name for p in PHOTOGRAPHS]
     for photograph, row in zip(PHOTOGRAPHS, rows, strict=True):

@@ -1,0 +1,59 @@
+"""What all tests share: one thread a worker, hypothesis profiles, and networks and pictures loaded once.
+
+Fixtures of the whole session are read only: a test that changes a network takes a copy (`copy.deepcopy`).
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+import zfkit
+
+# "quick" in `make test`, "thorough" in `make test-all`; deadlines are clocks, and machines are noisy.
+settings.register_profile(
+    "quick", max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+)
+settings.register_profile(
+    "thorough", max_examples=100, deadline=None, suppress_health_check=list(HealthCheck)
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Workers share two cores, and tensors are small: threads that wait for each other only cost time."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def zfnet64():
+    """The bundled ZFNet."""
+    return zfkit.load_model("zfnet64", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def alexnet64():
+    """The bundled AlexNet."""
+    return zfkit.load_model("alexnet64", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def photos():
+    """The bundled photographs at 224 px."""
+    return zfkit.load_images("photos", progress=False)
+
+
+@pytest.fixture(scope="session")
+def photos64():
+    """The bundled photographs at 64 px, as the bundled networks classify them."""
+    return zfkit.load_images("photos", size=64, progress=False)
+
+
+@pytest.fixture(scope="session")
+def mined(zfnet64, photos64):
+    """The three strongest activations of every map of zfnet64 on the small photographs."""
+    return zfkit.mine(zfnet64, photos64, k=3, progress=False)

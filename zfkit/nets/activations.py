@@ -1,0 +1,130 @@
+"""What layers answer to pictures: `activations` of one batch, `features` of many pictures, reduced.
+
+Every measurement in zfkit that looks at activations is one of the two: so memory that runs out, pictures that a
+network cannot take, progress and cancelling are dealt with in one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..batching import OnStep, Portions, out_of_memory, steps
+from ..checks import one_of
+from ..errors import ImageError, LayerError, ZfkitError
+from ..images.imageset import ImageSet
+from .graph import Step
+from .model import VisionModel
+
+Precision = Literal["float32", "bf16"]
+
+# From a layer's name, its outputs (n, C, H, W) or (n, F) and the places (n,) of these pictures in the set, to rows
+# (n, ...), or None where the callee keeps what it needs itself.
+Reduce = Callable[[str, Tensor, Tensor], Tensor | None]
+
+GPU_BYTES, CPU_BYTES = 2**30, 2**26  # of the largest output in one batch
+
+
+@torch.inference_mode()
+def activations(
+    model: VisionModel, pixels: Tensor, layers: Sequence[str], precision: Precision = "float32"
+) -> Iterator[tuple[str, Tensor]]:
+    """Outputs of these layers for uint8 pictures (N, 3, H, W), in order of execution.
+
+    Look at each output before asking for the next: a ReLU that follows may overwrite it.
+
+    Raises LayerError for pictures that the network cannot take as far as that.
+    """
+    one_of(precision, "precision", ("float32", "bf16"))
+    x = model.preprocess(pixels).contiguous(memory_format=torch.channels_last)
+    try:
+        for step, _, output in model.network.walk(x, layers, _in_bfloat16 if precision == "bf16" else None):
+            if step.name in layers:
+                yield step.name, output
+    except RuntimeError as error:
+        raise cannot_run(model, layers, x, error) from error
+
+
+def flat(layer: str, output: Tensor, index: Tensor) -> Tensor:
+    """Every activation, (n, F): the plainest `reduce` of `features`."""
+    return output.flatten(1)
+
+
+def features(
+    model: VisionModel,
+    images: ImageSet | Tensor,
+    layers: Sequence[str],
+    reduce: Reduce = flat,
+    *,
+    index: Tensor | Sequence[int] | None = None,
+    batch_size: int | None = None,
+    what: str = "features",
+    progress: bool = False,
+    on_step: OnStep | None = None,
+) -> dict[str, Tensor]:
+    """These layers' activations over these pictures, reduced: layer -> rows (N, ...) on the CPU.
+
+    Args:
+        images: an `ImageSet`, or uint8 pictures (N, 3, H, W).
+        reduce: makes rows of one layer's outputs of a batch; its default keeps every activation. A batch that
+            memory does not hold is run again in halves, so `reduce` must not count anything twice if it is called
+            again with pictures that it has seen.
+        index: places of the pictures to look at; None for all.
+        batch_size: None for as many as keep the largest output under 64 MiB, or 1 GiB on a GPU.
+        what: is being done, for the progress bar and warnings.
+        on_step: called after each batch with (done, total); it may raise `Cancelled`.
+
+    Raises LayerError for pictures that the network cannot take, ImageError where there are none.
+    """
+    chosen = torch.arange(len(images)) if index is None else torch.as_tensor(index)
+    if not len(chosen):
+        raise ImageError(f"{what}: there are no pictures to look at")
+    rows: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+    side = images.size if isinstance(images, ImageSet) else tuple(images.shape[-2:])
+    size = batch_size or default_batch_size(model, side, layers)
+    portions = Portions(f"{what} of {model.name}", size)
+    with steps(len(chosen), what, "img", progress, on_step) as done:
+        for part in portions.of(len(chosen)):
+            with portions.attempt():
+                here = chosen[part]
+                pixels = images.take(here) if isinstance(images, ImageSet) else images[here]
+                found: dict[str, Tensor] = {}
+                for name, output in activations(model, pixels, layers):
+                    reduced = reduce(name, output, here)
+                    if reduced is not None:
+                        # A copy also where it is on the CPU already: the next step may overwrite a view.
+                        found[name] = reduced.to("cpu", copy=True)
+                for name, values in found.items():
+                    rows[name].append(values)
+                done(len(here))
+    return {name: torch.cat(parts) for name, parts in rows.items() if parts}
+
+
+def default_batch_size(
+    model: VisionModel, side: int | tuple[int, int], layers: Sequence[str], most: int = 256
+) -> int:
+    """So many pictures that the largest of these layers' outputs stays under 64 MiB, 1 GiB on a GPU."""
+    height, width = (side, side) if isinstance(side, int) else side
+    blank = torch.zeros(1, 3, height, width, dtype=torch.uint8)
+    largest = max(y.numel() * y.element_size() for _, y in activations(model, blank, layers))
+    budget = GPU_BYTES if model.device.type == "cuda" else CPU_BYTES
+    return max(1, min(most, budget // largest))
+
+
+def cannot_run(model: VisionModel, layers: Sequence[str], batch: Tensor, error: RuntimeError) -> Exception:
+    """What to raise when a network fails on these images: their size is wrong, unless memory ran out."""
+    if isinstance(error, ZfkitError) or out_of_memory(error):
+        return error
+    return LayerError(
+        f"{model.name} cannot run to {', '.join(layers)} on images of {batch.shape[3]} x {batch.shape[2]} px; "
+        f"it was made for {model.input_size} px ({str(error).splitlines()[0]})"
+    )
+
+
+def _in_bfloat16(step: Step, inputs: tuple[Any, ...]) -> Any:
+    device = next((x.device.type for x in inputs if isinstance(x, Tensor)), "cpu")
+    with torch.autocast(device, torch.bfloat16):
+        return step.run(*inputs)
