@@ -97,7 +97,7 @@ def worker(folder: Path, count: int, out: Path, share: tuple[int, int] | None) -
     started = time.perf_counter()
     images = zfkit.load_images(f"parquet:{folder}", size=SIDE, limit=count, progress=False)
     if share:
-        zfkit.mine_share(model, images, f"{out}.part", *share, **OPTIONS, checkpoint_every=EVERY)  # type: ignore[arg-type]
+        zfkit.topk.mine_share(model, images, f"{out}.part", *share, **OPTIONS, checkpoint_every=EVERY)  # type: ignore[arg-type]
     else:
         zfkit.mine(model, images, checkpoint=f"{out}.part", checkpoint_every=EVERY, **OPTIONS).save(out)  # type: ignore[arg-type]
     told = {"seconds": time.perf_counter() - started, "before": before, "peak": resident()}
@@ -207,7 +207,7 @@ def shares(folder: Path, out: Path, count: int, of: int = 8) -> None:
         place = out / "merging"
         shutil.rmtree(place, ignore_errors=True)
         files = [
-            zfkit.mine_share(model, some, place / "m", i, n, k=9, batch_size=10, progress=False)
+            zfkit.topk.mine_share(model, some, place / "m", i, n, k=9, batch_size=10, progress=False)
             for i in range(n)
         ]
         size = sum(f.stat().st_size for f in files)

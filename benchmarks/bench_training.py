@@ -34,7 +34,7 @@ def measure(name: str, batches: int, rounds: int, device: str | None, compile: b
     plan = _Plan.make(replace(ARCHITECTURES[name], classes=16), train, val, recipe, None)
     trainer = Trainer(plan, fabric, compile)
     feed = Resident(train, plan.geometry, plan.mean, fabric.device)
-    bare = fabric.setup_module(zfkit.build(plan.architecture).train())
+    bare = fabric.setup_module(zfkit.nets.build(plan.architecture).train())
     if fabric.device.type == "cuda":
         bare.to(memory_format=torch.channels_last)
     x = torch.randn(recipe.batch_size, 3, 64, 64, device=fabric.device).mul_(60)

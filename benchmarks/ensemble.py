@@ -32,7 +32,7 @@ def main() -> None:
     print(machine())
     rows, pairs = [], []
     for crops in (1, 10):
-        found = zfkit.ensemble(models, images, crops)
+        found = zfkit.experiments.ensemble(models, images, crops)
         for row in found.table().itertuples():
             rows.append(
                 [row.Index, str(crops), f"{row.top1_error:.1f}", f"{row.top5_error:.1f}", f"{row.loss:.2f}"]

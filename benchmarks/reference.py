@@ -64,7 +64,7 @@ def main() -> int:
             f"{history.images_per_second.median():,.0f} images/s; {model.provenance['device']}, "
             f"{model.provenance['precision']}"
         )
-        bundled = zfkit.read_provenance(WEIGHTS / f"{name}.safetensors")["top1"]
+        bundled = zfkit.nets.read_provenance(WEIGHTS / f"{name}.safetensors")["top1"]
         good = one.top1 >= TARGETS[name] and (name != "alexnet64" or one.top1 < top1.get("zfnet64", 100))
         reached &= good
         if args.replace and good and one.top1 >= bundled - 0.5:

@@ -43,7 +43,11 @@ def main() -> None:
             for row in found.table().rename(columns={"index": "index_"}).itertuples()
         ],
     )  # fmt: skip
-    pose = zfkit.pose_variation(model, images, maps=options.maps).table()["ratio"].unstack(sort=False)
+    pose = (
+        zfkit.experiments.pose_variation(model, images, maps=options.maps)
+        .table()["ratio"]
+        .unstack(sort=False)
+    )
     print()
     table(
         ["top 9 of", *pose.columns],

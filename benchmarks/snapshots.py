@@ -1,6 +1,6 @@
 """Trains the bundled snapshots, three seeds of a small ZFNet on textures: ``python benchmarks/snapshots.py``.
 
-Each seed becomes zfkit/weights/evolution/seedN, with eleven snapshots and its history; `zfkit.bundled_runs` opens
+Each seed becomes zfkit/weights/evolution/seedN, with eleven snapshots and its history; `zfkit.experiments.bundled_runs` opens
 them. 40 s a seed on one core; stopped, the same command goes on.
 
 What makes the files small: a sixth to a tenth of the paper's width (`ARCHITECTURE`: 54 thousand weights), half
@@ -63,7 +63,7 @@ def main() -> None:
             if not options.paper:
                 bundle(run, val, BUNDLED / f"seed{seed}")
     trained = [zfkit.Run(Path(options.out) / f"paper{seed}") for seed in options.seeds]
-    runs = trained if options.paper else zfkit.bundled_runs()
+    runs = trained if options.paper else zfkit.experiments.bundled_runs()
     print(machine())
     found = [evolution(run, val, LAYERS, maps=1) for run in runs]
     shown = convergence(found)

@@ -462,7 +462,7 @@ class Onnx(Target):
 
     def attempt(self, given: bytes) -> None:
         self.file.write_bytes(given)
-        net = zfkit.load_onnx(self.file)
+        net = zfkit.nets.load_onnx(self.file)
         x = torch.zeros(1, *net.input_shape)
         if x.numel() <= 10**6:
             with torch.no_grad():
@@ -480,7 +480,7 @@ class Tables(Target):
         self.images = zfkit.ImageSet(lambda i: (drawn[i], -1), [f"p{i}" for i in range(6)], size=8)
         self.table, self.state = self.folder / "t.parquet", self.folder / "t.part.0of1"
         zfkit.mine(self.model, self.images, k=2, progress=False).save(self.table)
-        zfkit.mine_share(self.model, self.images, self.folder / "t.part", 0, 1, k=2, progress=False)
+        zfkit.topk.mine_share(self.model, self.images, self.folder / "t.part", 0, 1, k=2, progress=False)
         self.samples = {self.table: self.table.read_bytes(), self.state: self.state.read_bytes()}
         self.metadata = pq.read_table(self.table)
 

@@ -16,7 +16,7 @@ from torch import nn
 import zfkit
 import zfkit.deconv.project as deconv
 import zfkit.nets.graph as graph
-from zfkit import LayerError
+from zfkit.errors import LayerError
 
 F64 = torch.float64
 
@@ -882,6 +882,6 @@ def test_memory_of_a_unit_counts_whole_maps_where_a_rule_needs_them():
         nn.Conv2d(3, 8, 3, padding=1, padding_mode="circular"), nn.Conv2d(8, 4, 3, padding=1)
     ).double()
     model = zfkit.wrap_model(net, mean=0, scale=1, input_size=40)
-    deconvnet = zfkit.Deconvnet(model.network, ["1"])
+    deconvnet = zfkit.deconv.Deconvnet(model.network, ["1"])
     tape = deconvnet.forward(torch.zeros(1, 3, 40, 40, dtype=torch.float64))
     assert deconvnet.unit_bytes("1", tape) == 4 * 8 * (8 * 40 * 40)

@@ -11,7 +11,7 @@ from captum.attr import NeuronDeconvolution, NeuronGradient, NeuronGuidedBackpro
 from torch import fx, nn
 
 import zfkit
-from zfkit import ModelError
+from zfkit.errors import ModelError
 
 RULES = ["deconvnet", "guided", "gradient"]
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import zfkit
-from zfkit import LayerError
 from zfkit.deconv.receptive_field import Box
+from zfkit.errors import LayerError
 
 # Receptive field and stride in pixels that follow from Fig. 3 of the paper, and from Krizhevsky's network.
 ZFNET = {

@@ -49,7 +49,7 @@ def test_the_papers_network_has_the_papers_numbers():
         "wide-3-5": first + conv(256, 512, 3) + conv(512, 1024, 3) + conv(1024, 512, 3)
         + linear(2 * 9216, 4096) + linear(4096, 4096) + linear(4096, 1000),
     }  # fmt: skip
-    counts = zfkit.ablation_counts("zfnet224")
+    counts = zfkit.experiments.ablation_counts("zfnet224")
     assert counts.parameters[list(expected)].to_dict() == expected
     assert counts.parameters["full"] == 62_357_608
     assert (counts.convolutional + counts.connected == counts.parameters).all()
@@ -59,10 +59,10 @@ def test_the_papers_network_has_the_papers_numbers():
 
 
 def test_alexnet_differs_in_its_first_two_layers():
-    counts = zfkit.ablation_counts("alexnet224")
+    counts = zfkit.experiments.ablation_counts("alexnet224")
     difference = conv(3, 96, 11) - conv(3, 96, 7)
     assert counts.parameters["full"] - counts.parameters["zfnet"] == difference
-    assert zfkit.ablation_counts("zfnet224").parameters["alexnet"] == counts.parameters["full"]
+    assert zfkit.experiments.ablation_counts("zfnet224").parameters["alexnet"] == counts.parameters["full"]
     assert ablations("alexnet64")["zfnet"] == ARCHITECTURES["zfnet64"]
     assert ablations("zfnet64-narrow")["alexnet"] == ARCHITECTURES["alexnet64-narrow"]
 
@@ -100,7 +100,7 @@ def test_widths_follow_the_papers_ratios():
 
 
 def test_the_papers_errors_are_beside_them():
-    counts = zfkit.ablation_counts("zfnet64")
+    counts = zfkit.experiments.ablation_counts("zfnet64")
     assert counts.paper_alexnet.dropna().to_dict() == {
         "full": 18.1, "without-3-4": 22.1, "without-7": 18.4, "without-6-7": 22.4, "without-3-4-6-7": 50.1,
         "fc-half": 18.8, "fc-double": 18.1,
@@ -166,7 +166,7 @@ def test_it_trains_what_fit_trains(tmp_path):
 def test_recipes_are_known_by_name():
     train, val = colours(6, 0), colours(6, 1)
     for recipe, name in (
-        (replace(zfkit.RECIPES["paper"], epochs=1, seed=9), "paper"),
+        (replace(zfkit.training.RECIPES["paper"], epochs=1, seed=9), "paper"),
         (zfkit.Recipe(epochs=1, init="he", inputs="std", dropout=0.2, batch_size=3), "he"),
         (zfkit.Recipe(epochs=1, lr=0.02), "custom"),
     ):
@@ -269,7 +269,7 @@ def test_the_table_that_comes_with_zfkit_is_the_grids():
     assert len(found.runs) == len(runs)
     assert (found.budget["base"], found.budget["epochs"]) == (wanted["base"][0], wanted["epochs"][0])
     assert set(BUDGET) == set(found.budget)
-    counts = zfkit.ablation_counts(wanted["base"][0], classes=16).parameters
+    counts = zfkit.experiments.ablation_counts(wanted["base"][0], classes=16).parameters
     assert all(counts[r.variant] == r.parameters for r in found.runs.itertuples())
 
 

@@ -240,7 +240,7 @@ def test_table_has_parts_then_controls(tiny):
 
 @pytest.mark.parametrize(("kind", "objects"), [("faces", 3), ("coins", 20)])
 def test_bundled_parts_lie_in_their_objects(kind, objects):
-    found = zfkit.part_pictures(kind, size=64, views=3)
+    found = zfkit.experiments.part_pictures(kind, size=64, views=3)
     N = 3 * objects
     assert found.pictures.shape == (N, 3, 64, 64) and found.groups.tolist() == sorted(
         list(range(objects)) * 3
@@ -252,13 +252,13 @@ def test_bundled_parts_lie_in_their_objects(kind, objects):
         centre = (boxes[:, :2] + boxes[:, 2:])[seen] / 2
         assert (centre > found.objects[seen, :2]).all() and (centre < found.objects[seen, 2:]).all(), name
         assert (boxes[seen] >= 0).all() and (boxes[seen] <= 64).all()
-    again = zfkit.part_pictures(kind, size=64, views=3)
+    again = zfkit.experiments.part_pictures(kind, size=64, views=3)
     assert torch.equal(found.pictures, again.pictures)
 
 
 def test_bundled_boxes_show_what_they_are_called():
     """Measured on the photographs: pupils are darker than what surrounds them, the cat's nose is redder."""
-    found = zfkit.part_pictures("faces", size=224, views=2)
+    found = zfkit.experiments.part_pictures("faces", size=224, views=2)
     light = found.pictures.double().mean(1)
 
     def mean(picture, box, grow=0):
@@ -282,9 +282,9 @@ def test_bundled_boxes_show_what_they_are_called():
 
 def test_bad_kinds_are_told():
     with pytest.raises(ZfkitError, match="there is no kind of pictures with parts 'dogs'"):
-        zfkit.part_pictures("dogs")
+        zfkit.experiments.part_pictures("dogs")
     with pytest.raises(ZfkitError, match="views must be a whole number of at least 1, not 0"):
-        zfkit.part_pictures(views=0)
+        zfkit.experiments.part_pictures(views=0)
 
 
 # ----------------------------------------------------------------------------------------------- bad input
@@ -342,7 +342,7 @@ def test_unknown_layers_and_parts_of_a_result_are_told(tiny):
 
 def test_boxes_drawn_by_hand_are_compared(tiny):
     pictures = noise(3, 32)
-    widget = zfkit.explore_parts(tiny, pictures, ["eye", "ear"], draws=2)
+    widget = zfkit.widgets.explore_parts(tiny, pictures, ["eye", "ear"], draws=2)
     try:
         assert widget.parts == {"eye": [None] * 3, "ear": [None] * 3}
         for i in range(3):  # as a browser would: the canvas tells fractions of the picture
@@ -376,18 +376,18 @@ def test_boxes_drawn_by_hand_are_compared(tiny):
 def test_the_widget_takes_boxes_to_begin_with(tiny):
     pictures = noise(4, 32)
     boxes = torch.tensor([[float("nan")] * 4 if b is None else [float(v) for v in b] for b in BOXES["ear"]])
-    widget = zfkit.explore_parts(tiny, pictures, {"ear": boxes})
+    widget = zfkit.widgets.explore_parts(tiny, pictures, {"ear": boxes})
     assert widget.parts == {"ear": [tuple(b) if b else None for b in BOXES["ear"]]}
     widget.compare()
     assert widget.wait() and not widget.errors
     widget.close()
-    empty = zfkit.explore_parts(tiny, pictures, ["ear"]).compare()
+    empty = zfkit.widgets.explore_parts(tiny, pictures, ["ear"]).compare()
     assert empty.wait() and "no box has been drawn yet" in empty.errors[-1].message
     empty.close()
     with pytest.raises(ZfkitError, match="parts must be different names"):
-        zfkit.explore_parts(tiny, pictures, ["ear", "ear"])
+        zfkit.widgets.explore_parts(tiny, pictures, ["ear", "ear"])
     with pytest.raises(ImageError, match="expected at least 2 uint8 RGB pictures"):
-        zfkit.explore_parts(tiny, pictures[:1], ["ear"])
+        zfkit.widgets.explore_parts(tiny, pictures[:1], ["ear"])
 
 
 def test_the_figure_draws_scores_and_draws(tiny):

@@ -20,7 +20,8 @@ from torch import nn
 
 import zfkit
 import zfkit.figures.experiments as plotting
-from zfkit import LayerError, ZfkitError
+from zfkit import ZfkitError
+from zfkit.errors import LayerError
 from zfkit.experiments.evolution import (
     Evolution,
     LayerEvolution,
@@ -408,7 +409,7 @@ def test_a_damaged_picture_is_left_out_everywhere(several):
 
     def read(i):
         if i == 3:
-            raise zfkit.ImageError("picture 3: damaged")
+            raise zfkit.errors.ImageError("picture 3: damaged")
         return Image.fromarray(pixels[i]), -1
 
     images = ImageSet(read, [f"picture {i}" for i in range(12)], size=SIDE)
@@ -530,7 +531,7 @@ def test_nothing_but_truncated_snapshots(folder, small):
         cut(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(zfkit.ModelError, match=r"none of the snapshots of .* can be read"):
+        with pytest.raises(zfkit.errors.ModelError, match=r"none of the snapshots of .* can be read"):
             evolution(folder, small, progress=False)
 
 
@@ -598,7 +599,7 @@ def test_each_row_has_one_symmetric_scale(found):
         assert np.abs(rgb[m].numpy().astype(int) - expected).max() <= 1
     each = plotting.evolution_rgb(layer, "picture")
     shown = layer.active[layer.channels]
-    assert torch.equal(each[shown], zfkit.signed_to_rgb(layer.projection[shown]))
+    assert torch.equal(each[shown], zfkit.figures.signed_to_rgb(layer.projection[shown]))
     with pytest.raises(ZfkitError, match="there is no scale 'colum'"):
         plotting.evolution_sheet(layer, "colum")
 
@@ -644,7 +645,7 @@ def test_the_figure_of_numbers_draws_them(found):
 
 
 def test_the_bundled_runs_are_whole_and_small():
-    runs = zfkit.bundled_runs()
+    runs = zfkit.experiments.bundled_runs()
     assert len(runs) == 3
     size = sum(f.stat().st_size for run in runs for f in run.folder.rglob("*") if f.is_file())
     assert size < 4 * 2**20

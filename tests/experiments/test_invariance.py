@@ -404,7 +404,7 @@ def test_pictures_and_networks_of_another_kind_are_told(tiny):
 
 def test_the_widget_says_what_the_function_says(tiny):
     pictures = noise(4, 40, seed=3)
-    widget = zfkit.explore_invariance(tiny, pictures, index=[2, 0, 3])
+    widget = zfkit.widgets.explore_invariance(tiny, pictures, index=[2, 0, 3])
     try:
         assert widget.wait()
         found = zfkit.invariance(tiny, pictures, "rotation", [40.0], index=[2, 0, 3], progress=False)
@@ -427,7 +427,7 @@ def test_the_widget_says_what_the_function_says(tiny):
     finally:
         widget.close()
     with pytest.raises(ImageError, match="at least 2 pictures"):
-        zfkit.explore_invariance(tiny, pictures, index=[0])
+        zfkit.widgets.explore_invariance(tiny, pictures, index=[0])
 
 
 def test_the_figure_draws_the_curves(tiny):

@@ -367,7 +367,7 @@ def test_elsewhere_takes_other_photographs_each_once(zfnet64):
     photograph = photos.windows.photograph
     for i in (105, 177):
         found = zfkit.occlude(zfnet64, photos[i][0], stride=16, progress=False)
-        others = zfkit.project_elsewhere(zfnet64, photos, found, top=top, progress=False)
+        others = zfkit.experiments.project_elsewhere(zfnet64, photos, found, top=top, progress=False)
         from_ = [int(photograph[j]) for j in [i, *others.image.tolist()]]
         assert len(set(from_)) == 4
         # no picture of another photograph is stronger than those shown: by brute force
@@ -384,7 +384,7 @@ def test_elsewhere_takes_other_photographs_each_once(zfnet64):
         assert others.value.tolist() == pytest.approx(expected, rel=1e-4)
         assert others.projection.shape == (3, 3, 64, 64) and others.photo.dtype == torch.uint8
     with pytest.raises(ZfkitError, match="mine with a larger k"):
-        zfkit.project_elsewhere(zfnet64, photos, found, k=12, top=top)
+        zfkit.experiments.project_elsewhere(zfnet64, photos, found, k=12, top=top)
 
 
 # ----------------------------------------------------------------------------------------------- bad input
@@ -435,7 +435,7 @@ def test_networks_without_one_number_per_class_are_told():
 
 def test_the_widget_says_what_the_map_says(tiny):
     image = picture(32)
-    widget = zfkit.explore_occlusion(tiny, image, "b", size=8)
+    widget = zfkit.widgets.explore_occlusion(tiny, image, "b", size=8)
     try:
         found = zfkit.occlude(tiny, image, "b", size=8, stride=4, progress=False)
         for r, q in ((0, 0), (3, 5), (6, 1)):
@@ -471,9 +471,9 @@ def test_the_widget_says_what_the_map_says(tiny):
 )
 def test_the_widget_refuses_what_the_function_refuses(tiny, options, message):
     with pytest.raises(ZfkitError, match=message):
-        zfkit.explore_occlusion(tiny, picture(32), **options)
+        zfkit.widgets.explore_occlusion(tiny, picture(32), **options)
     with pytest.raises(ImageError, match="one uint8 RGB picture"):
-        zfkit.explore_occlusion(tiny, picture(32)[None])
+        zfkit.widgets.explore_occlusion(tiny, picture(32)[None])
 
 
 def test_the_figure_shows_each_place_at_its_squares_centre(tiny):

@@ -194,7 +194,7 @@ def test_ssim_is_the_literal_one_of_the_pictures_as_shown(shape, size):
     torch.manual_seed(sum(shape))
     a = torch.randn(shape)
     b = a + 0.7 * torch.randn(shape)
-    shown = [zfkit.signed_to_rgb(t[None])[0].numpy() for t in (a, b)]
+    shown = [zfkit.figures.signed_to_rgb(t[None])[0].numpy() for t in (a, b)]
     found = similarity(a, b)
     assert found["ssim"] == pytest.approx(literal_ssim(*shown, size=size), abs=1e-9)
     assert found["spearman"] == pytest.approx(stats.spearmanr(a.flatten(), b.flatten()).statistic, abs=1e-9)
@@ -471,9 +471,11 @@ def test_windows_are_compared_with_those_of_another_photograph():
 
 def test_what_randomise_refuses():
     model = network()
-    with pytest.raises(zfkit.LayerError, match="there is no layer 'conv9'"):
+    with pytest.raises(zfkit.errors.LayerError, match="there is no layer 'conv9'"):
         randomise(model, "conv9")
-    with pytest.raises(zfkit.LayerError, match="'1' has no weights to redraw; layers that have: 0, 3, 6, 9"):
+    with pytest.raises(
+        zfkit.errors.LayerError, match="'1' has no weights to redraw; layers that have: 0, 3, 6, 9"
+    ):
         randomise(model, "1")
     with pytest.raises(zfkit.ZfkitError, match="there is no draw 'uniform'"):
         randomise(model, "0", draw="uniform")
@@ -482,7 +484,7 @@ def test_what_randomise_refuses():
     odd = zfkit.wrap_model(
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.PReLU(), nn.Conv2d(4, 4, 3)), mean=0, scale=1, input_size=9
     )
-    with pytest.raises(zfkit.LayerError, match="how to redraw the weights of PReLU"):
+    with pytest.raises(zfkit.errors.LayerError, match="how to redraw the weights of PReLU"):
         weight_layers(odd, "2")
 
 
@@ -491,7 +493,7 @@ def test_adaptive_pools_have_no_middle():
     model = zfkit.wrap_model(net, mean=0, scale=1, input_size=12)
     _, tape = tape_of(model, image_set(1, side=12).take([0]), "2")
     with pytest.raises(
-        zfkit.LayerError, match="'1' is AdaptiveMaxPool2d, whose windows have no fixed middle"
+        zfkit.errors.LayerError, match="'1' is AdaptiveMaxPool2d, whose windows have no fixed middle"
     ):
         no_switches(model, tape)
 
@@ -519,10 +521,12 @@ def test_what_sanity_checks_refuses(options, told):
 
 def test_pictures_that_cannot_be_compared():
     model = network()
-    with pytest.raises(zfkit.ImageError, match="has 1 picture; to compare with another, give at least 2"):
+    with pytest.raises(
+        zfkit.errors.ImageError, match="has 1 picture; to compare with another, give at least 2"
+    ):
         sanity_checks(model, image_set(1), "6", progress=False)
     with pytest.raises(
-        zfkit.LayerError, match="units of '6' see 15 px, so in pictures of 14 px none looks at"
+        zfkit.errors.LayerError, match="units of '6' see 15 px, so in pictures of 14 px none looks at"
     ):
         sanity_checks(model, image_set(4, side=14), "6", progress=False)
     top = zfkit.mine(model, image_set(4), ["6"], k=1, inside=True, progress=False)
@@ -531,13 +535,13 @@ def test_pictures_that_cannot_be_compared():
     dead = network()
     with torch.no_grad():
         dead.net[6].bias.fill_(-1e6)
-    with pytest.raises(zfkit.LayerError, match="0 of 8 maps of '6' are active on two of the pictures"):
+    with pytest.raises(zfkit.errors.LayerError, match="0 of 8 maps of '6' are active on two of the pictures"):
         sanity_checks(dead, image_set(4), "6", progress=False)
 
 
 def test_asking_for_what_was_not_measured(checked):
     _, _, found = checked
-    with pytest.raises(zfkit.LayerError, match="layer '0' was not looked at; there are 3, 6"):
+    with pytest.raises(zfkit.errors.LayerError, match="layer '0' was not looked at; there are 3, 6"):
         found.table("0")
     with pytest.raises(zfkit.ZfkitError, match="nothing was measured for 'guided', 'down to', '9'"):
         found.mean("6", "guided", "down to", "9")
@@ -570,7 +574,7 @@ def test_figures_show_what_the_table_holds(checked):
     sheet = sanity_sheet(found, "6", unit=1)
     assert len(sheet.axes) == 3 * 6
     shown = sheet.axes[6 + 1].images[0].get_array()  # second rule, first change: the trained network's
-    trained = zfkit.signed_to_rgb(found.examples["6", "guided", "trained", ""][1])
+    trained = zfkit.figures.signed_to_rgb(found.examples["6", "guided", "trained", ""][1])
     assert np.array_equal(shown, trained.permute(1, 2, 0).numpy())
     with pytest.raises(zfkit.ZfkitError, match="unit must be 0 to 3, those kept, not 4"):
         sanity_sheet(found, "6", unit=4)

@@ -145,17 +145,19 @@ def test_windows_of_photographs_are_classes_where_there_are_no_labels():
 
 def test_what_selectivity_refuses():
     model = network()
-    with pytest.raises(zfkit.ImageError, match="'custom' has no labels, which selectivity is about"):
+    with pytest.raises(zfkit.errors.ImageError, match="'custom' has no labels, which selectivity is about"):
         selectivity(model, image_set(random_pixels(4)), progress=False)
     labelled = image_set(random_pixels(4), [0, 0, 0, 0], ["a"])
     with pytest.raises(
-        zfkit.ImageError, match="4 labelled pictures of 1 classes; selectivity needs at least two"
+        zfkit.errors.ImageError, match="4 labelled pictures of 1 classes; selectivity needs at least two"
     ):
         selectivity(model, labelled, progress=False)
     labelled = image_set(random_pixels(4), [0, 1, 0, 1], ["a", "b"])
-    with pytest.raises(zfkit.LayerError, match=r"'7' has no ReLU of its own.*layers that have one: 0, 2, 5"):
+    with pytest.raises(
+        zfkit.errors.LayerError, match=r"'7' has no ReLU of its own.*layers that have one: 0, 2, 5"
+    ):
         selectivity(model, labelled, ["7"], progress=False)
-    with pytest.raises(zfkit.LayerError, match="there is no layer 'conv1'"):
+    with pytest.raises(zfkit.errors.LayerError, match="there is no layer 'conv1'"):
         selectivity(model, labelled, "conv1", progress=False)
     with pytest.raises(zfkit.ZfkitError, match="shuffles must be a whole number from 1 on, not 0"):
         selectivity(model, labelled, shuffles=0, progress=False)
@@ -232,7 +234,7 @@ def test_control_mixes_maps_and_pictures():
 
 def test_what_pose_variation_refuses():
     model, images = network(), image_set(random_pixels(12))
-    with pytest.raises(zfkit.LayerError, match="'5' is no convolution; take one of 0, 2"):
+    with pytest.raises(zfkit.errors.LayerError, match="'5' is no convolution; take one of 0, 2"):
         pose_variation(model, images, "5", progress=False)
     with pytest.raises(zfkit.ZfkitError, match="k must be a whole number from 2 on, not 1"):
         pose_variation(model, images, k=1, progress=False)

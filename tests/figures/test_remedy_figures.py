@@ -33,7 +33,7 @@ def test_strips_are_drawn_on_the_scale_of_the_strongest():
     shown = [axes.images[0].get_array() for axes in figure.axes]
     scale = float(np.percentile(strong.abs().numpy(), 99.5))
     tile = 63  # 7 px, nine times as large
-    for strip, expected in ((shown[0], zfkit.signed_to_rgb(strong, scale)), (shown[2], photos)):
+    for strip, expected in ((shown[0], zfkit.figures.signed_to_rgb(strong, scale)), (shown[2], photos)):
         assert np.array_equal(strip[4, 4], expected[0, :, 0, 0].numpy())
         assert np.array_equal(strip[tile - 1, tile - 1], expected[0, :, 6, 6].numpy())
     inner = shown[1][:, : 5 * 11]

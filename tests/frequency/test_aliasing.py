@@ -13,10 +13,12 @@ from torch import nn
 
 import zfkit
 import zfkit.frequency.aliasing as aliasing
-from zfkit import BlurPool, LayerError, ZfkitError
+from zfkit import ZfkitError
+from zfkit.errors import LayerError
 from zfkit.frequency.aliasing import measure_aliasing
 from zfkit.frequency.gratings import fold, grating_response, gratings, wave
 from zfkit.frequency.shifts import shift_consistency
+from zfkit.nets import BlurPool
 
 F64 = torch.float64
 

@@ -12,7 +12,8 @@ from torch import nn
 
 import zfkit
 import zfkit.frequency.spectra as module
-from zfkit import LayerError, ZfkitError
+from zfkit import ZfkitError
+from zfkit.errors import LayerError
 
 DOUBLE = torch.float64
 
@@ -256,7 +257,7 @@ def sphere_moments(weight_shape, mask):
 def test_random_filters_have_the_mean_and_the_spread_of_random_directions():
     shape = (16, 3, 5, 5)
     spectra = zfkit.filter_spectra(random_weight(*shape), stride=2)
-    control = zfkit.random_control(spectra, draws=200, seed=1)
+    control = zfkit.frequency.random_control(spectra, draws=200, seed=1)
     f = torch.fft.fftshift(torch.fft.fftfreq(64, dtype=DOUBLE))
     rho = torch.hypot(f[:, None].expand(64, 64), f.expand(64, 64))
     largest = torch.maximum(f[:, None].abs(), f.abs())
@@ -290,7 +291,7 @@ def test_shuffled_taps_have_the_mean_of_all_arrangements():
     wanted = np.mean([literal_power(flat[:, :, list(o)].view_as(weight), 16) for o in orders], 0)
     spectra = zfkit.filter_spectra(weight, size=16)
     np.testing.assert_allclose(module._expected_control(spectra, "shuffled").power, wanted)
-    control = zfkit.random_control(spectra, kind="shuffled", draws=400)
+    control = zfkit.frequency.random_control(spectra, kind="shuffled", draws=400)
     for name in ("low", "mid", "high", "centroid"):
         error = float(control.drawn[name].std()) / math.sqrt(400)
         assert abs(float(control.drawn[name].mean()) - control.expected[name]) < 4 * error
@@ -298,7 +299,7 @@ def test_shuffled_taps_have_the_mean_of_all_arrangements():
 
 def test_shuffling_keeps_each_filters_weights_colours_and_sum():
     weight = random_weight(4, 3, 3, 3)
-    control = zfkit.random_control(zfkit.filter_spectra(weight), kind="shuffled", draws=3)
+    control = zfkit.frequency.random_control(zfkit.filter_spectra(weight), kind="shuffled", draws=3)
     share = zfkit.filter_spectra(weight).summary()["luminance"]
     assert control.interval("luminance") == pytest.approx((share, share))
     at_zero = float((weight.sum((2, 3)).square().sum(1) / weight.square().sum((1, 2, 3))).mean())
@@ -308,9 +309,9 @@ def test_shuffling_keeps_each_filters_weights_colours_and_sum():
 def test_a_control_depends_on_its_seed_and_on_nothing_else():
     spectra = zfkit.filter_spectra(random_weight(4, 3, 3, 3))
     torch.manual_seed(5)
-    first = zfkit.random_control(spectra, draws=3, seed=7)
+    first = zfkit.frequency.random_control(spectra, draws=3, seed=7)
     torch.manual_seed(6)
-    again, other = (zfkit.random_control(spectra, draws=3, seed=s) for s in (7, 8))
+    again, other = (zfkit.frequency.random_control(spectra, draws=3, seed=s) for s in (7, 8))
     assert torch.equal(first.drawn["mid"], again.drawn["mid"])
     assert not torch.equal(first.drawn["mid"], other.drawn["mid"])
 
@@ -318,7 +319,7 @@ def test_a_control_depends_on_its_seed_and_on_nothing_else():
 def test_the_controls_of_parts_are_of_the_same_part():
     spectra = zfkit.filter_spectra(random_weight(8, 3, 5, 5))
     for part, luminance in (("luminance", 1), ("opponent", 0)):
-        control = zfkit.random_control(spectra.part_of(part), draws=50)
+        control = zfkit.frequency.random_control(spectra.part_of(part), draws=50)
         assert control.expected["luminance"] == luminance
         np.testing.assert_allclose(control.drawn["luminance"], luminance, atol=1e-12)
         assert control.expected["mid"] == pytest.approx(float(control.drawn["mid"].mean()), abs=0.01)
@@ -326,9 +327,9 @@ def test_the_controls_of_parts_are_of_the_same_part():
 
 def test_what_is_told_apart_from_chance():
     upright = torch.cat([grating(11, 0, n, phase) for n in (1, 2, 3) for phase in (0.0, 1.0)])
-    table = zfkit.random_control(zfkit.filter_spectra(upright), draws=40).table()
+    table = zfkit.frequency.random_control(zfkit.filter_spectra(upright), draws=40).table()
     assert table.outside[["mid", "high", "selectivity", "entropy"]].all()
-    noise = zfkit.random_control(
+    noise = zfkit.frequency.random_control(
         zfkit.filter_spectra(random_weight(32, 3, 7, 7, seed=3)), level=0.998
     ).table()
     assert not noise.outside.any()
@@ -383,7 +384,7 @@ def test_deeper_layers_count_in_their_own_pixels(pair):
         and deeper.table().luminance.isna().all()
         and (deeper.table().aliasable == 0).all()
     )
-    assert np.isnan(zfkit.random_control(deeper, draws=2).table().expected["luminance"])
+    assert np.isnan(zfkit.frequency.random_control(deeper, draws=2).table().expected["luminance"])
     with pytest.raises(
         LayerError, match=r"zfnet64 conv2 does not take a picture in RGB \(a filter has 96 input"
     ):
@@ -393,7 +394,7 @@ def test_deeper_layers_count_in_their_own_pixels(pair):
 def test_the_table_joins_what_was_mined(pair):
     model = pair["zfnet64"]
     spectra = zfkit.filter_spectra(model, "conv1")
-    table = zfkit.spectral_table(model, ["conv1", "conv2"])
+    table = zfkit.frequency.spectral_table(model, ["conv1", "conv2"])
     assert table.index.names == ["layer", "channel"] and len(table) == 96 + 256
     assert table.loc["conv1"].equals(spectra.table())
     images = zfkit.load_images("photos", size=64, limit=6, progress=False)
@@ -406,7 +407,9 @@ def test_the_table_joins_what_was_mined(pair):
 
 
 def test_several_networks_in_one_table():
-    table = zfkit.compare_spectra(["zfnet64", "torchvision:resnet18"], draws=40, seed=0, weights=None)
+    table = zfkit.frequency.compare_spectra(
+        ["zfnet64", "torchvision:resnet18"], draws=40, seed=0, weights=None
+    )
     assert table.index.names == ["model", "measure"]
     value = table["value"].unstack("model")
     assert round(value["zfnet64 conv1"].mid, 2) == 0.56
@@ -434,10 +437,10 @@ def test_filters_of_one_pixel_are_white_whatever_they_hold():
         (table.selectivity < 1e-9).all() and table.orientation.isna().all() and (table.aliasable == 0).all()
     )
     assert table.luminance.between(0, 1).all()  # the one thing such a filter can choose
-    control = zfkit.random_control(spectra, draws=5)
+    control = zfkit.frequency.random_control(spectra, draws=5)
     assert control.interval("mid") == pytest.approx((1344 / 4096,) * 2)
     assert not control.table().outside.drop("luminance").any()
-    assert zfkit.random_control(spectra, kind="shuffled", draws=5).expected["mid"] == pytest.approx(
+    assert zfkit.frequency.random_control(spectra, kind="shuffled", draws=5).expected["mid"] == pytest.approx(
         1344 / 4096
     )
 
@@ -445,7 +448,7 @@ def test_filters_of_one_pixel_are_white_whatever_they_hold():
 def test_networks_for_grey_pictures_have_no_colours():
     spectra = zfkit.filter_spectra(wrapped(nn.Conv2d(1, 4, 5, stride=2), channels=1))
     assert spectra.sees == "grey" and (spectra.table().luminance == 1).all()
-    assert zfkit.random_control(spectra, draws=2).expected["luminance"] == 1
+    assert zfkit.frequency.random_control(spectra, draws=2).expected["luminance"] == 1
     with pytest.raises(LayerError, match="a filter has 1 input channels"):
         spectra.part_of("opponent")
 
@@ -479,7 +482,7 @@ def test_layers_without_filters_are_refused_by_name(pair):
     with pytest.raises(LayerError, match=r"there is no layer 'conv9'. Did you mean 'conv"):
         zfkit.filter_spectra(model, "conv9")
     with pytest.raises(LayerError, match="no layer was named"):
-        zfkit.spectral_table(model, [])
+        zfkit.frequency.spectral_table(model, [])
 
 
 @pytest.mark.parametrize(
@@ -511,17 +514,17 @@ def test_bad_numbers_of_the_control_are_named():
         ({"level": 95}, "level must lie between 0 and 1"),
     ]:
         with pytest.raises(ZfkitError, match=message):
-            zfkit.random_control(spectra, **options)
+            zfkit.frequency.random_control(spectra, **options)
     with pytest.raises(ZfkitError, match="there is no measure 'middle'"):
-        zfkit.random_control(spectra, draws=2).interval("middle")
+        zfkit.frequency.random_control(spectra, draws=2).interval("middle")
     with pytest.raises(ZfkitError, match="there is no part 'red'"):
         spectra.part_of("red")
     with pytest.raises(ZfkitError, match="this is the luminance part already"):
         spectra.part_of("luminance").part_of("opponent")
     with pytest.raises(ZfkitError, match="no model to compare"):
-        zfkit.compare_spectra([])
+        zfkit.frequency.compare_spectra([])
     with pytest.raises(ZfkitError, match="two of the models are called 'weights'"):
-        zfkit.compare_spectra([spectra, spectra], draws=2)
+        zfkit.frequency.compare_spectra([spectra, spectra], draws=2)
 
 
 # ---------------------------------------------------------------------------------------------------- lattices
@@ -540,7 +543,7 @@ def test_the_depth_of_a_grid_is_the_root_of_its_peak(period, depth):
     pictures = (
         noise(4000 if side < 40 else 1500, side) * (1 + depth * torch.cos(2 * math.pi * x / period)).sqrt()
     )
-    found = zfkit.lattice(pictures, period)
+    found = zfkit.frequency.lattice(pictures, period)
     strongest = found.table().iloc[0]
     assert (strongest.u, abs(strongest.v)) == (0, pytest.approx(1 / period))
     told = math.sqrt(strongest.power) * (1 if period == 2 else 2)
@@ -548,13 +551,16 @@ def test_the_depth_of_a_grid_is_the_root_of_its_peak(period, depth):
     assert found.ratio > 3 * found.interval()[1]
     # The same grid, looked for with another period, is not there.
     other = {2: 3, 3: 2, 4: 3, 8: 5}[period]
-    assert zfkit.lattice(pictures, other).ratio < 2 * zfkit.lattice(pictures, other).interval()[1]
+    assert (
+        zfkit.frequency.lattice(pictures, other).ratio
+        < 2 * zfkit.frequency.lattice(pictures, other).interval()[1]
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("of", ["energy", "pixels"])
 def test_noise_has_no_grid(seed, of):
-    found = zfkit.lattice(noise(200, 40, seed), 4, of=of)
+    found = zfkit.frequency.lattice(noise(200, 40, seed), 4, of=of)
     low, high = found.interval(1.0)
     assert low / 2 < found.ratio < 2 * high
 
@@ -566,33 +572,33 @@ def test_filling_with_zeros_repeats_the_spectrum():
     coarse = nn.functional.avg_pool2d(coarse, 9, 1)  # (64, 1, 16, 16), low frequencies
     filled = torch.zeros(64, 1, side, side, dtype=DOUBLE)
     filled[:, :, ::s, ::s] = coarse
-    sharp = zfkit.lattice(filled, s, of="pixels")
+    sharp = zfkit.frequency.lattice(filled, s, of="pixels")
     assert sharp.ratio > 1.5 * sharp.interval()[1]
-    assert zfkit.lattice(filled, s).ratio > 10 * zfkit.lattice(filled, s).interval()[1]
+    assert zfkit.frequency.lattice(filled, s).ratio > 10 * zfkit.frequency.lattice(filled, s).interval()[1]
     smooth = nn.functional.avg_pool2d(filled, s, 1)  # zeros of its spectrum at every k/s
-    assert zfkit.lattice(smooth, s, of="pixels").ratio < 0.1 * sharp.ratio
+    assert zfkit.frequency.lattice(smooth, s, of="pixels").ratio < 0.1 * sharp.ratio
 
 
 def test_a_chequerboard_is_in_the_pixels_and_not_in_their_squares():
     y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
     pictures = noise(300, 32) + 0.5 * (-1.0) ** (x + y)
-    pixels, energy = (zfkit.lattice(pictures, 2, of=of) for of in ("pixels", "energy"))
+    pixels, energy = (zfkit.frequency.lattice(pictures, 2, of=of) for of in ("pixels", "energy"))
     assert tuple(pixels.table().iloc[0][["u", "v"]].abs()) == (0.5, 0.5)
     assert pixels.ratio > 10 * pixels.interval()[1]
     assert energy.ratio < 3 * energy.interval()[1]
 
 
 def test_a_lattices_points_are_all_multiples_one_of_each_pair():
-    found = zfkit.lattice(noise(3, 33), 4)
+    found = zfkit.frequency.lattice(noise(3, 33), 4)
     points = {(float(u) % 1, float(v) % 1) for u, v in found.points}
     every = {(k / 4, m / 4) for k in range(4) for m in range(4)} - {(0.0, 0.0)}
     assert points | {(-u % 1, -v % 1) for u, v in points} == every
     assert len(points) == len(found.points) == 9  # 3 are their own opposites, 12 make 6 pairs
-    assert tuple(zfkit.lattice(noise(3, 33), (2, 4)).stride) == (2, 4)
+    assert tuple(zfkit.frequency.lattice(noise(3, 33), (2, 4)).stride) == (2, 4)
 
 
 def test_neighbours_lie_along_the_axis_or_on_the_diagonals():
-    found = zfkit.lattice(noise(5, 32), 4)
+    found = zfkit.frequency.lattice(noise(5, 32), 4)
     size, middle = len(found.power), len(found.power) // 2
     reach = round(found.reach * size)
     assert reach / size == 2 / 32
@@ -611,11 +617,11 @@ def test_contrast_does_not_count_and_empty_pictures_neither():
     scaled = torch.cat(
         [pictures * torch.rand(20, 1, 1, 1, dtype=DOUBLE) + 7, torch.full((5, 1, 20, 20), 3.0)]
     )
-    a, b = zfkit.lattice(pictures, 2), zfkit.lattice(scaled, 2)
+    a, b = zfkit.frequency.lattice(pictures, 2), zfkit.frequency.lattice(scaled, 2)
     torch.testing.assert_close(a.power, b.power)
     assert b.count == 20
-    assert zfkit.lattice(pictures[0, 0], 2).count == 1
-    torch.testing.assert_close(zfkit.lattice(pictures.view(4, 5, 1, 20, 20), 2).power, a.power)
+    assert zfkit.frequency.lattice(pictures[0, 0], 2).count == 1
+    torch.testing.assert_close(zfkit.frequency.lattice(pictures.view(4, 5, 1, 20, 20), 2).power, a.power)
 
 
 @pytest.mark.parametrize(
@@ -632,9 +638,9 @@ def test_contrast_does_not_count_and_empty_pictures_neither():
 )
 def test_pictures_that_cannot_hold_a_lattice(pictures, stride, message):
     with pytest.raises(ZfkitError, match=message):
-        zfkit.lattice(pictures, stride)
+        zfkit.frequency.lattice(pictures, stride)
     with pytest.raises(ZfkitError, match="there is no kind of spectrum 'power'"):
-        zfkit.lattice(torch.rand(16, 16), 2, of="power")
+        zfkit.frequency.lattice(torch.rand(16, 16), 2, of="power")
 
 
 # ----------------------------------------------------------------------------------------------------- figures
@@ -678,7 +684,7 @@ def test_a_sheet_of_filters_is_sorted_and_symmetric_about_grey(plotting):
 
 def test_radial_spectra_show_profiles_over_the_controls_band(plotting):
     spectra = [zfkit.filter_spectra(random_weight(3, 3, k, k, seed=k), stride=k // 2) for k in (3, 5)]
-    controls = [zfkit.random_control(s, draws=5) for s in spectra]
+    controls = [zfkit.frequency.random_control(s, draws=5) for s in spectra]
     axes = plotting.radial_spectra(controls).axes[0]
     curves = [line for line in axes.lines if len(line.get_xdata()) == 33]
     for control, curve, band in zip(controls, curves, axes.collections, strict=True):
@@ -705,7 +711,10 @@ def test_maps_of_spectra_share_one_scale(plotting):
 
 def test_the_cut_through_a_lattice_runs_from_0_to_the_nyquist_frequency(plotting):
     pictures = noise(50, 32) * (1 + 0.5 * torch.cos(math.pi * torch.arange(32) / 2)).sqrt()
-    found, control = zfkit.lattice(pictures, 4, name="grid"), zfkit.lattice(noise(50, 32, 1), 4, name="noise")
+    found, control = (
+        zfkit.frequency.lattice(pictures, 4, name="grid"),
+        zfkit.frequency.lattice(noise(50, 32, 1), 4, name="noise"),
+    )
     axes = plotting.lattice_figure(found, [control]).axes
     curves = {line.get_label(): line for line in axes[2].lines}
     right = curves["to the right"]

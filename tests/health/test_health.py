@@ -455,7 +455,7 @@ def test_pictures_larger_than_the_networks_leave_out_what_cannot_run(zfnet):
 
 def test_pictures_too_small_for_any_layer_are_refused(zfnet):
     with pytest.raises(
-        zfkit.LayerError, match=r"cannot run to conv1 on images of 4 x 4 px; it was made for 64 px"
+        zfkit.errors.LayerError, match=r"cannot run to conv1 on images of 4 x 4 px; it was made for 64 px"
     ):
         diagnose(zfnet, pictures(4, 4), progress=False)
 
@@ -468,13 +468,13 @@ def test_one_picture_and_unlabelled_pictures_are_enough_to_begin_with():
 def test_unreadable_pictures_are_left_out_and_named():
     def read(i):
         if i == 2:
-            raise zfkit.ImageError("broken.png: damaged")
+            raise zfkit.errors.ImageError("broken.png: damaged")
         return Image.fromarray(np.full((16, 16, 3), 10 * i, np.uint8)), -1
 
     images = ImageSet(read, [str(i) for i in range(5)], size=16)
     report = diagnose(wrapped(network()), images, progress=False)
     assert report.count == 4 and "left out: broken.png: damaged" in report.remarks
-    with pytest.raises(zfkit.ImageError, match="none of the 1 pictures"):
+    with pytest.raises(zfkit.errors.ImageError, match="none of the 1 pictures"):
         diagnose(wrapped(network()), ImageSet(lambda i: read(2), ["a"], size=16), progress=False)
 
 
@@ -492,7 +492,7 @@ def test_faults_that_do_not_exist_or_do_not_fit():
         plant(wrapped(network()), "zeroed")
     with pytest.raises(zfkit.ZfkitError, match="comes out of a training"):
         plant(wrapped(network()), "lr too high")
-    with pytest.raises(zfkit.ModelError, match="paper's networks only"):
+    with pytest.raises(zfkit.errors.ModelError, match="paper's networks only"):
         plant(wrapped(network()), "stride 4")
-    with pytest.raises(zfkit.TrainingError, match="no labels to train with"):
+    with pytest.raises(zfkit.errors.TrainingError, match="no labels to train with"):
         train_badly("zfnet64", pictures(4, 64), "lr too high")

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import zfkit.images
-from zfkit import ImageError, ImageSet, load_images, open_image
+from zfkit import ImageSet, load_images, open_image
+from zfkit.errors import ImageError
 from zfkit.images.album import PHOTOGRAPHS
 from zfkit.images.decode import decode
 from zfkit.images.imageset import Windows

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zfkit import ImageError, load_images
+from zfkit import load_images
+from zfkit.errors import ImageError
 from zfkit.images.textures import CLASSES, HIGH, LOW, MIDDLE, SPLITS, draw, truth
 
 WAVES = [

@@ -15,7 +15,8 @@ from test_receptive_field import assert_boxes_are_what_units_see
 from torch import nn
 
 import zfkit
-from zfkit import Architecture, BlurPool, ModelError, build
+from zfkit.errors import ModelError
+from zfkit.nets import Architecture, BlurPool, build
 from zfkit.nets.paper import ARCHITECTURES
 from zfkit.nets.zoo import describe
 
@@ -344,7 +345,7 @@ def test_windows_cut_out_of_pictures_give_what_the_whole_picture_gives(layer, si
         place = row - t // field.stride, column - lft // field.stride
         try:
             part = zfkit.project(model, crop, layer, 1, place)
-        except zfkit.LayerError:
+        except zfkit.errors.LayerError:
             continue  # too small a crop for the layer by itself
         pasted = torch.zeros_like(whole)
         pasted[:, :, t:b, lft:r] = part
@@ -450,7 +451,7 @@ def test_variants_come_back_from_their_files(changes, tmp_path):
     net = build(a).eval()
     provenance = {"architecture": describe(a), "classes": ["cat", "dog", "eel"]}
     path = zfkit.save_weights(tmp_path / "net.safetensors", net.state_dict(), provenance, torch.float32)
-    tensors, told = zfkit.load_weights(path)
+    tensors, told = zfkit.nets.load_weights(path)
     assert set(tensors) == {n for n, _ in net.named_parameters()}
     assert told["architecture"] == json.loads(json.dumps(describe(a)))
     model = zfkit.load_model(path, device="cpu")

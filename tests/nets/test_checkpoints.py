@@ -11,8 +11,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from zfkit import Architecture, ModelError, load_model, load_weights, read_provenance, save_weights
+from zfkit import load_model, save_weights
+from zfkit.errors import ModelError
 from zfkit.files import write_whole
+from zfkit.nets import Architecture, load_weights, read_provenance
 from zfkit.nets.paper import build
 from zfkit.nets.zoo import describe
 

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import nn
 
 import zfkit
-from zfkit import ImageError, ModelError, VisionModel, list_models, load_images, load_model, wrap_model
+from zfkit import VisionModel, list_models, load_images, load_model, wrap_model
+from zfkit.errors import ImageError, ModelError
 from zfkit.nets.paper import ARCHITECTURES, build
 
 SPATIAL = ["conv1", "pool1", "norm1", "conv2", "pool2", "norm2", "conv3", "conv4", "conv5", "pool5"]

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import zfkit
-from zfkit import ModelError
+from zfkit.errors import ModelError
 from zfkit.nets.onnx import load_onnx
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"  # graphs without weights

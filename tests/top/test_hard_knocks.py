@@ -37,7 +37,8 @@ from torch import nn
 
 import zfkit
 import zfkit.images
-from zfkit import ImageError, ImageSet, WriteError, ZfkitError, load_images
+from zfkit import ImageSet, ZfkitError, load_images
+from zfkit.errors import ImageError, WriteError
 from zfkit.files import only_writer
 from zfkit.images.decode import decode
 
@@ -581,14 +582,14 @@ def test_a_reverse_pass_that_does_not_fit_is_halved(monkeypatch):
     model, images = tiny_model(), drawn()
     top = zfkit.mine(model, images, k=3, progress=False)
     whole = zfkit.project_top(model, images, top, "conv2")
-    real = zfkit.Deconvnet.reverse
+    real = zfkit.deconv.Deconvnet.reverse
 
     def reverse(self, tape, layer, image, *rest, **options):
         if len(image) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(self, tape, layer, image, *rest, **options)
 
-    monkeypatch.setattr(zfkit.Deconvnet, "reverse", reverse)
+    monkeypatch.setattr(zfkit.deconv.Deconvnet, "reverse", reverse)
     with pytest.warns(UserWarning, match=r"projecting conv2 of tiny: out of memory with \d+ units at a time"):
         halved = zfkit.project_top(model, images, top, "conv2")
     assert torch.allclose(halved.projection, whole.projection, atol=1e-6)
@@ -897,8 +898,8 @@ def test_names_and_classes_add_no_markup_to_widgets_and_reports():
         tiny_model().net, mean=120, scale=1 / 60, input_size=SIDE, name=HOSTILE, classes=classes
     )
     top = zfkit.mine(model, images, progress=False)
-    widgets = [zfkit.explore(model, images, top), zfkit.explore_occlusion(model, images[0][0], layer="conv2"),
-               zfkit.explore_invariance(model, images)]  # fmt: skip
+    widgets = [zfkit.explore(model, images, top), zfkit.widgets.explore_occlusion(model, images[0][0], layer="conv2"),
+               zfkit.widgets.explore_invariance(model, images)]  # fmt: skip
     shown = [t for w in widgets for t in texts(w)]
     for widget in widgets:
         widget.close()

@@ -29,9 +29,10 @@ from test_mining_runs import assert_same, exact_model, mine_command, pictures
 import zfkit
 import zfkit.images
 import zfkit.topk
-from zfkit import TopK, ZfkitError, estimate_mining, load_images, mine_share
+from zfkit import TopK, ZfkitError, load_images
 from zfkit.cli import main
 from zfkit.images.imageset import ImageSet
+from zfkit.topk import estimate_mining, mine_share
 from zfkit.topk.mine import duration, size_of, state_of
 
 OPTIONS = {"k": 4, "batch_size": 7, "progress": False}
@@ -67,7 +68,7 @@ def test_unreadable_pictures_at_the_end_of_shares_count_as_seen(tmp_path):
 
     def read(i):
         if i in broken:
-            raise zfkit.ImageError(f"picture {i}: broken")
+            raise zfkit.errors.ImageError(f"picture {i}: broken")
         return whole._read(i)
 
     images = ImageSet(read, [f"picture {i}" for i in range(40)], size=16)

@@ -187,7 +187,7 @@ def test_all_convolutional_layers_are_mined_by_default():
     assert list(top.layers) == ["0", "2"]
     assert top["2"].value.shape == (5, 2)
     assert len(top.table()) == (2 + 5) * 2
-    with pytest.raises(zfkit.LayerError, match=r"'1' was not mined; this table has 0, 2"):
+    with pytest.raises(zfkit.errors.LayerError, match=r"'1' was not mined; this table has 0, 2"):
         top.table("1")
 
 
@@ -196,7 +196,7 @@ def test_pictures_that_cannot_be_read_are_passed_over():
 
     def read(i):
         if i == 2:
-            raise zfkit.ImageError("picture 2: damaged")
+            raise zfkit.errors.ImageError("picture 2: damaged")
         return Image.fromarray(pixels[i].permute(1, 2, 0).numpy()), -1
 
     model = conv_model()
@@ -329,18 +329,18 @@ def test_what_is_no_model_or_no_pictures_is_said(model, images, message):
 
 def test_mining_nothing_is_refused():
     empty = ImageSet(lambda i: None, [], size=8)
-    with pytest.raises(zfkit.ImageError, match="no pictures"):
+    with pytest.raises(zfkit.errors.ImageError, match="no pictures"):
         zfkit.mine(conv_model(), empty, progress=False)
 
 
 def test_mining_pictures_of_which_none_can_be_read_says_why():
     def read(i):
-        raise zfkit.ImageError(f"picture {i}: truncated")
+        raise zfkit.errors.ImageError(f"picture {i}: truncated")
 
     images = ImageSet(read, ["picture 0", "picture 1"], size=8)
     with (
         pytest.warns(UserWarning),
-        pytest.raises(zfkit.ImageError, match=r"none of the 2 pictures.*picture 0: truncated"),
+        pytest.raises(zfkit.errors.ImageError, match=r"none of the 2 pictures.*picture 0: truncated"),
     ):
         zfkit.mine(conv_model(), images, progress=False)
 
@@ -349,7 +349,7 @@ def test_pictures_smaller_than_the_receptive_field_have_no_units_inside():
     net = nn.Sequential(nn.Conv2d(3, 2, 5, padding=2), nn.ReLU(), nn.Conv2d(2, 2, 5, padding=2))
     model = zfkit.wrap_model(net, mean=0, scale=1, input_size=8)
     with pytest.raises(
-        zfkit.LayerError, match=r"'2' see 9 px, so in pictures of 8 px none.*leave out inside"
+        zfkit.errors.LayerError, match=r"'2' see 9 px, so in pictures of 8 px none.*leave out inside"
     ):
         zfkit.mine(model, image_set(random_pixels(3, 8)), inside=True, progress=False)
     top = zfkit.mine(model, image_set(random_pixels(3, 9)), "2", k=3, inside=True, progress=False)
@@ -361,7 +361,7 @@ def test_pictures_too_small_for_the_layer_are_refused(batch_size):
     net = nn.Sequential(nn.Conv2d(3, 2, 5), nn.ReLU(), nn.Conv2d(2, 2, 5))
     model = zfkit.wrap_model(net, mean=0, scale=1, input_size=16)
     with pytest.raises(
-        zfkit.LayerError, match="cannot run to 2 on images of 8 x 8 px; it was made for 16 px"
+        zfkit.errors.LayerError, match="cannot run to 2 on images of 8 x 8 px; it was made for 16 px"
     ):
         zfkit.mine(model, image_set(random_pixels(3, 8)), ["2"], batch_size=batch_size, progress=False)
 

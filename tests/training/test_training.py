@@ -102,7 +102,7 @@ def test_every_setting_has_its_reason():
     ],
 )
 def test_impossible_settings_are_refused(setting, told):
-    with pytest.raises(zfkit.TrainingError, match=told):
+    with pytest.raises(zfkit.errors.TrainingError, match=told):
         Recipe(**setting)
 
 
@@ -348,7 +348,7 @@ def test_ten_crops_are_corners_centre_and_their_mirrors():
 def test_accuracy_is_the_literal_one(crops):
     torch.manual_seed(0)
     classes = [str(c) for c in range(7)]
-    net = zfkit.build(replace(TINY, classes=7)).eval()
+    net = zfkit.nets.build(replace(TINY, classes=7)).eval()
     for p in net.parameters():
         nn.init.normal_(p, 0, 0.3)
     model = zfkit.wrap_model(net, mean=110, scale=0.02, input_size=32, classes=classes)
@@ -395,7 +395,7 @@ def test_a_run_leaves_snapshots_history_and_provenance(tmp_path, data):
     assert evaluate(trained, data[1]).loss == pytest.approx(run.history.val_loss.iloc[-1], rel=0.02)
     start = run.model(epoch=0)
     assert start.provenance["epoch"] == 0 and start.provenance["top1"] is None
-    with pytest.raises(zfkit.TrainingError, match=r"epoch 2 was not kept; there are: 0, 1, 3"):
+    with pytest.raises(zfkit.errors.TrainingError, match=r"epoch 2 was not kept; there are: 0, 1, 3"):
         run.model(epoch=2)
 
 
@@ -480,7 +480,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(tmp_path, data):
     assert same(weights_of(again), whole)
     for name in ("state.safetensors", "state.previous.safetensors"):
         (tmp_path / "run" / name).write_bytes(b"nothing")
-    with pytest.raises(zfkit.TrainingError, match=r"no state in .* can be read"):
+    with pytest.raises(zfkit.errors.TrainingError, match=r"no state in .* can be read"):
         fit(TINY, *data, recipe, tmp_path / "run", progress=False, device="cpu")
 
 
@@ -490,11 +490,11 @@ def test_another_run_is_not_overwritten(tmp_path, data):
         (replace(QUICK, lr=0.5), "lr was 0.01 and is now 0.5"),
         (replace(QUICK, epochs=2), "at epoch 3 already, beyond the 2"),
     ]:
-        with pytest.raises(zfkit.TrainingError, match=told):
+        with pytest.raises(zfkit.errors.TrainingError, match=told):
             fit(TINY, *data, other, tmp_path / "run", progress=False, device="cpu")
-    with pytest.raises(zfkit.TrainingError, match="hidden was 8 and is now 9"):
+    with pytest.raises(zfkit.errors.TrainingError, match="hidden was 8 and is now 9"):
         fit(replace(TINY, hidden=9), *data, QUICK, tmp_path / "run", progress=False, device="cpu")
-    with pytest.raises(zfkit.TrainingError, match="fingerprint was"):
+    with pytest.raises(zfkit.errors.TrainingError, match="fingerprint was"):
         fit(TINY, coloured(41), data[1], QUICK, tmp_path / "run", progress=False, device="cpu")
 
 
@@ -506,7 +506,7 @@ def test_a_second_process_is_kept_out(tmp_path, data):
         tmp_path / "run" / ".state.safetensors.a1b2.safetensors"
     )  # what the first may be writing just now
     writing.touch()
-    with pytest.raises(zfkit.TrainingError, match="another process is training into"):
+    with pytest.raises(zfkit.errors.TrainingError, match="another process is training into"):
         fit(TINY, *data, QUICK, tmp_path / "run", progress=False, device="cpu")
     assert writing.exists()
     first.kill()
@@ -515,7 +515,8 @@ def test_a_second_process_is_kept_out(tmp_path, data):
 
 def test_weights_that_run_away_stop_training_and_keep_what_was_there(tmp_path, data):
     with pytest.raises(
-        zfkit.TrainingError, match=r"in epoch 1 and .* at lr 1000: the weights ran away. Use a smaller lr"
+        zfkit.errors.TrainingError,
+        match=r"in epoch 1 and .* at lr 1000: the weights ran away. Use a smaller lr",
     ):
         fit(TINY, *data, replace(QUICK, lr=1000.0), tmp_path / "run", progress=False, device="cpu")
     kept = weights_of(zfkit.Run(tmp_path / "run"))
@@ -531,7 +532,7 @@ def test_weights_that_run_away_stop_training_and_keep_what_was_there(tmp_path, d
 )
 def test_a_flat_loss_is_diagnosed_in_words(changes, told, data):
     recipe = replace(QUICK, epochs=5, flat_epochs=3, flat_steps=10, **changes)
-    with pytest.raises(zfkit.TrainingError, match=told) as raised:
+    with pytest.raises(zfkit.errors.TrainingError, match=told) as raised:
         fit(TINY, *data, recipe, progress=False, device="cpu")
     assert "stayed at 1.10, that of guessing among 3 classes (ln 3" in str(raised.value)
 
@@ -647,20 +648,20 @@ def labelled(count: int, labels: list[int], classes: tuple[str, ...] = (), size:
     ],
 )  # fmt: skip
 def test_data_that_cannot_be_trained_on_are_refused_before_the_first_step(train, val, told, tmp_path):
-    with pytest.raises(zfkit.TrainingError, match=told):
+    with pytest.raises(zfkit.errors.TrainingError, match=told):
         fit(TINY, train, val, QUICK, tmp_path / "run", progress=False, device="cpu")
     assert not (tmp_path / "run").exists()
 
 
 def test_no_pictures_at_all(data):
     nothing = ImageSet(lambda i: None, [], size=32, source="mine")
-    with pytest.raises(zfkit.TrainingError, match="'mine' holds no pictures to use for training"):
+    with pytest.raises(zfkit.errors.TrainingError, match="'mine' holds no pictures to use for training"):
         fit(TINY, nothing, data[1], QUICK, progress=False)
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, data):
     (tmp_path / "file").write_text("")
-    with pytest.raises(zfkit.TrainingError, match=r"cannot write into .*: give a folder"):
+    with pytest.raises(zfkit.errors.TrainingError, match=r"cannot write into .*: give a folder"):
         fit(TINY, *data, QUICK, tmp_path / "file" / "run", progress=False, device="cpu")
 
 
@@ -668,17 +669,17 @@ def test_a_full_disk_is_known_before(tmp_path, data, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
     with pytest.raises(
-        zfkit.TrainingError, match=r"needs up to .* MB .* 0 MB are free: make room, or keep fewer"
+        zfkit.errors.TrainingError, match=r"needs up to .* MB .* 0 MB are free: make room, or keep fewer"
     ):
         fit(TINY, *data, QUICK, tmp_path / "run", progress=False, device="cpu")
 
 
 def test_names_that_do_not_exist(data):
     with pytest.raises(
-        zfkit.TrainingError, match=r"there is no architecture 'zfnet46'\. Did you mean 'zfnet64'"
+        zfkit.errors.TrainingError, match=r"there is no architecture 'zfnet46'\. Did you mean 'zfnet64'"
     ):
         fit("zfnet46", *data, QUICK, progress=False)
-    with pytest.raises(zfkit.TrainingError, match="there is no device 'tpu9'"):
+    with pytest.raises(zfkit.errors.TrainingError, match="there is no device 'tpu9'"):
         fit(TINY, *data, QUICK, progress=False, device="tpu9")
     assert set(RECIPES) == {"paper", "he"}
 

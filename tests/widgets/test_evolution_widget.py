@@ -11,7 +11,8 @@ from test_evolution import image_set, network, random_pixels, write_snapshot
 
 import zfkit
 import zfkit.figures.experiments as plotting
-from zfkit import LayerError, ZfkitError
+from zfkit import ZfkitError
+from zfkit.errors import LayerError
 from zfkit.experiments.evolution import evolution
 from zfkit.widgets import EvolutionExplorer
 from zfkit.widgets import evolution as widget
@@ -40,7 +41,7 @@ def view(found, images):
 
 @pytest.fixture
 def explorer(found, images):
-    shown = zfkit.explore_evolution(found, images, layer="3", channel=4, epoch=2)
+    shown = zfkit.widgets.explore_evolution(found, images, layer="3", channel=4, epoch=2)
     yield shown
     shown.close()
 
@@ -80,7 +81,7 @@ def test_the_strip_frames_the_epoch_and_marks_changes(view, found):
 def test_scales(view, found):
     shared, each = (view.pictures(EvolutionState("3", 1, 0, s))[0] for s in ("row", "picture"))
     active = found["3"].active[1]
-    assert torch.equal(each[active], zfkit.signed_to_rgb(found["3"].projection[0])[active])
+    assert torch.equal(each[active], zfkit.figures.signed_to_rgb(found["3"].projection[0])[active])
     assert torch.equal(shared, plotting.evolution_rgb(found["3"])[0])
 
 
@@ -172,7 +173,7 @@ def test_what_does_not_exist_is_refused_and_nothing_changes(explorer, changes, m
         explorer.set(**changes)
     assert explorer.state == state
     with pytest.raises(ZfkitError):
-        zfkit.explore_evolution(explorer.found, **({"speed": 1} if "speed" in changes else changes))
+        zfkit.widgets.explore_evolution(explorer.found, **({"speed": 1} if "speed" in changes else changes))
 
 
 def test_an_error_in_a_callback_is_shown_in_place_and_recorded(explorer, monkeypatch):
@@ -195,7 +196,9 @@ def test_a_folder_is_looked_through_first(tmp_path):
     for epoch in (0, 1, 3):
         write_snapshot(tmp_path / f"epoch_{epoch}.safetensors", epoch)
     images = image_set(random_pixels(12, 32, seed=1))
-    explorer = zfkit.explore_evolution(tmp_path, images, layers=["conv2"], maps=2, epochs=[0, 3, 9], epoch=0)
+    explorer = zfkit.widgets.explore_evolution(
+        tmp_path, images, layers=["conv2"], maps=2, epochs=[0, 3, 9], epoch=0
+    )
     try:
         assert explorer.wait() and not explorer.errors
         expected = evolution(tmp_path, images, ["conv2"], maps=2, epochs=[0, 3], progress=False)
@@ -209,7 +212,7 @@ def test_a_folder_is_looked_through_first(tmp_path):
 
 
 def test_what_is_wrong_with_the_folder_is_told_in_place(tmp_path, images):
-    explorer = zfkit.explore_evolution(tmp_path, images)
+    explorer = zfkit.widgets.explore_evolution(tmp_path, images)
     try:
         assert explorer.wait()
         assert "holds no snapshots" in explorer.picture.said
@@ -234,7 +237,7 @@ def test_nothing_waits_for_a_long_look(tmp_path, images, monkeypatch):
             yield widget.Progress(f"epoch {i}", i / 1000)
 
     monkeypatch.setattr(widget, "evolving", slow)
-    explorer = zfkit.explore_evolution(tmp_path, images)
+    explorer = zfkit.widgets.explore_evolution(tmp_path, images)
     assert "Looking through" in explorer.picture.said and not looked
     threading.Timer(0.05, may_go_on.set).start()
     explorer.close()
@@ -243,6 +246,6 @@ def test_nothing_waits_for_a_long_look(tmp_path, images, monkeypatch):
 
 def test_pictures_are_needed_for_snapshots(found, tmp_path):
     with pytest.raises(ZfkitError, match="the explorer needs pictures"):
-        zfkit.explore_evolution(tmp_path)
+        zfkit.widgets.explore_evolution(tmp_path)
     with pytest.raises(ZfkitError, match=r"maps is a setting of zfkit.evolution"):
-        zfkit.explore_evolution(found, maps=3)
+        zfkit.widgets.explore_evolution(found, maps=3)

@@ -37,7 +37,7 @@ def test_samples_are_what_the_network_answers(view, layer, frequency, orientatio
     start = (
         math.radians(40) - 2 * math.pi * 4 * (fx + fy) * 2
     )  # so that unit first + 2 is at the picture's phase
-    picture = zfkit.gratings(frequency, orientation, start, size=110, dtype=torch.float64)
+    picture = zfkit.frequency.gratings(frequency, orientation, start, size=110, dtype=torch.float64)
     with torch.no_grad():
         answers = model.net[: int(layer) + 1](aliasing._as_input(model, picture))[0, 1]
     answers = answers[first + 2 :, first + 2 :][:16, :16] - float(view.response(state).mean)
@@ -90,7 +90,7 @@ def test_colour_filters_answer_to_their_colours():
 
 @pytest.fixture
 def explorer():
-    shown = zfkit.explore_gratings([tiny(), tiny(2, "finer")], frequency=0.2, channel=2)
+    shown = zfkit.widgets.explore_gratings([tiny(), tiny(2, "finer")], frequency=0.2, channel=2)
     yield shown
     shown.close()
 

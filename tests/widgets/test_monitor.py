@@ -79,6 +79,6 @@ def test_maps_without_pictures_are_refused():
 
 def test_words_before_the_first_epoch(images):
     monitor = Monitor()
-    untrained = zfkit.wrap_model(zfkit.build(TINY), mean=0, scale=1, input_size=32)
-    monitor(zfkit.Watched(untrained, 0, 5, ()))
+    untrained = zfkit.wrap_model(zfkit.nets.build(TINY), mean=0, scale=1, input_size=32)
+    monitor(zfkit.training.Watched(untrained, 0, 5, ()))
     assert "5 epochs to go" in monitor.told.value

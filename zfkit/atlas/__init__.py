@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-from .page import Atlas, draw_layer, write_atlas  # noqa: F401
+from .page import Atlas, draw_layer, write_atlas

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .project import Deconvnet, Tape, forward, project  # noqa: F401
-from .receptive_field import (  # noqa: F401
+from .project import Deconvnet, Tape, forward, project
+from .receptive_field import (
     POINTWISE,
     Box,
     Extent,
@@ -18,7 +18,7 @@ from .receptive_field import (  # noqa: F401
     receptive_field,
     units_inside,
 )
-from .rules import (  # noqa: F401
+from .rules import (
     RULES,
     Context,
     Norm,
@@ -47,4 +47,4 @@ from .rules import (  # noqa: F401
     reshape,
     scale,
 )
-from .windows import Window, paste  # noqa: F401
+from .windows import Window, paste

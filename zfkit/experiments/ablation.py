@@ -64,7 +64,7 @@ MEASURED = ("parameters", "top1", "top5", "loss", "train_top1")
 
 
 def ablations(base: str | Architecture = "zfnet64", classes: int | None = None) -> dict[str, Architecture]:
-    """The variants of Table 3, by name: what `zfkit.build` and `zfkit.fit` take.
+    """The variants of Table 3, by name: what `zfkit.nets.build` and `zfkit.fit` take.
 
     Layers are left out, or have so many times as many units as the paper's variant has of the paper's network:
     2048 and 8192 units of 4096 are half and twice; 512, 1024, 512 maps of 384, 384, 256 are 4/3, 8/3 and 2 times.
@@ -77,7 +77,7 @@ def ablations(base: str | Architecture = "zfnet64", classes: int | None = None) 
 
     Raises ModelError for a base that does not exist, or one without all of the layers that are to be left out.
 
-    >>> run = zfkit.fit(zfkit.ablations("zfnet64-narrow")["without-3-4"], train, val)
+    >>> run = zfkit.fit(zfkit.experiments.ablations("zfnet64-narrow")["without-3-4"], train, val)
     """
     if isinstance(base, str):
         if base not in ARCHITECTURES:
@@ -118,7 +118,7 @@ def ablation_counts(base: str | Architecture = "zfnet64", classes: int | None = 
     them, 0 to 1), of_full (parameters over the base's), and the paper's errors, paper_alexnet and paper_zfnet: top-5 in
     % on ImageNet, missing where it gives none. Arguments and errors as of `ablations`.
 
-    >>> zfkit.ablation_counts("zfnet224").loc["full", "parameters"]
+    >>> zfkit.experiments.ablation_counts("zfnet224").loc["full", "parameters"]
     62357608
     """
     import pandas as pd
@@ -150,7 +150,7 @@ class Ablation:
 
     Attributes:
         runs: data frame, a row for each run: what all share (base; images and pictures, the training set and its
-            number; epochs; recipe, its name in `zfkit.RECIPES`; batch_size; dropout), variant, seed, and what was
+            number; epochs; recipe, its name in `zfkit.training.RECIPES`; batch_size; dropout), variant, seed, and what was
             measured: parameters; top1, top5 (%) and loss (nats) on the validation pictures; train_top1 (%), on the
             training pictures without augmentation or dropout.
         source: what it was read from, or "here".
@@ -224,7 +224,7 @@ def ablate(
 
     Raises ZfkitError for an unknown variant or no seed, and as `ablations` and `zfkit.fit` do.
 
-    >>> zfkit.ablate("zfnet64-narrow", train, val, ["full", "without-3-4"], seeds=[0, 1]).table()
+    >>> zfkit.experiments.ablate("zfnet64-narrow", train, val, ["full", "without-3-4"], seeds=[0, 1]).table()
     """
     import pandas as pd
 
@@ -259,7 +259,7 @@ def ablate(
 
 
 def _recipe_name(recipe: Recipe) -> str:
-    """Its name in `zfkit.RECIPES`, whatever else the budget or a run tells of it; "custom" if it differs further."""
+    """Its name in `zfkit.training.RECIPES`, whatever else the budget or a run tells of it; "custom" if it differs further."""
     told = ("epochs", "batch_size", "dropout", "seed", "snapshots")
     for name, known in RECIPES.items():
         if replace(recipe, **{field: getattr(known, field) for field in told}) == known:
@@ -276,7 +276,7 @@ def read_ablation(source: str | Path | None = None) -> Ablation:
 
     Raises ZfkitError where there is no such table, no run in it is finished, or its runs had different budgets.
 
-    >>> zfkit.read_ablation().table()
+    >>> zfkit.experiments.read_ablation().table()
     """
     import pandas as pd
 

@@ -104,7 +104,7 @@ def ensemble(
     Raises ModelError for no network or networks of different classes, ImageError for pictures that are too small, have
     no labels, or labels that are no class of the networks.
 
-    >>> zfkit.ensemble([zfkit.load_model("zfnet64"), zfkit.load_model("alexnet64")], images, crops=10).table()
+    >>> zfkit.experiments.ensemble([zfkit.load_model("zfnet64"), zfkit.load_model("alexnet64")], images, crops=10).table()
     """
     models = [models] if isinstance(models, VisionModel) else list(models)
     if not models:

@@ -217,7 +217,7 @@ def convergence(found: Evolution | Sequence[Evolution], level: float = 0.9) -> p
 
     Raises ZfkitError for a run with a single snapshot, or runs of other layers or epochs.
 
-    >>> zfkit.convergence([zfkit.evolution(run, images) for run in runs])["cka"]
+    >>> zfkit.experiments.convergence([zfkit.evolution(run, images) for run in runs])["cka"]
     """
     import pandas as pd
 
@@ -431,7 +431,7 @@ def evolution(
 
     >>> found = zfkit.evolution("runs/mine", zfkit.load_images("textures", size=64))
     >>> plotting.evolution_figure(found)
-    >>> zfkit.convergence(found)
+    >>> zfkit.experiments.convergence(found)
     """
     steps = evolving(
         snapshots, images, layers, channels, epochs=epochs, maps=maps, compare=compare, places=places, options=options,

@@ -5,9 +5,9 @@ two are crossed: networks that differ in one of them, in both, or in a blur befo
 with several seeds. `measure_first_layer` gives the numbers of one network, `factorial_effects` says of a table of
 such numbers which factor moves which.
 
-    table = zfkit.load_first_layer_runs().table             # the runs that come with zfkit, or a sweep of your own
+    table = zfkit.experiments.load_first_layer_runs().table             # the runs that come with zfkit, or a sweep of your own
     plain = table[~table.blur & (table.images == "textures")]
-    zfkit.factorial_effects(plain, {"kernel": (11, 7), "stride": (4, 2)}, ["mid", "agreement"])
+    zfkit.experiments.factorial_effects(plain, {"kernel": (11, 7), "stride": (4, 2)}, ["mid", "agreement"])
 """
 
 from __future__ import annotations

@@ -305,7 +305,7 @@ def pose_variation(
 
     Raises LayerError for layers that are no convolutions, ZfkitError for too few pictures.
 
-    >>> zfkit.pose_variation(model, images, ["conv1", "conv5"]).table()["ratio"].unstack()
+    >>> zfkit.experiments.pose_variation(model, images, ["conv1", "conv5"]).table()["ratio"].unstack()
     """
     import pandas as pd
 

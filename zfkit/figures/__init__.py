@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .evolution import (  # noqa: F401
+from .evolution import (
     CHANGED,
     SHEET_GAP,
     convergence_figure,
@@ -10,7 +10,7 @@ from .evolution import (  # noqa: F401
     evolution_rgb,
     evolution_sheet,
 )
-from .experiments import (  # noqa: F401
+from .experiments import (
     CLASS_NAMES,
     PART_COLOURS,
     correspondence_figure,
@@ -20,7 +20,7 @@ from .experiments import (  # noqa: F401
     pose_variation_figure,
     selectivity_figure,
 )
-from .frequency import (  # noqa: F401
+from .frequency import (
     FOLDED,
     aliasing_figure,
     filter_sheet,
@@ -30,9 +30,9 @@ from .frequency import (  # noqa: F401
     shift_figure,
     spectrum_maps,
 )
-from .health import SEVERITY_COLOURS, report_figure, steps_figure, strips_figure  # noqa: F401
-from .pictures import GAP, PERCENTILE, TILE, montage, number, pair_of_montages, signed_to_rgb, wrap_words  # noqa: F401
-from .randomisation import (  # noqa: F401
+from .health import SEVERITY_COLOURS, report_figure, steps_figure, strips_figure
+from .pictures import GAP, PERCENTILE, TILE, montage, number, pair_of_montages, signed_to_rgb, wrap_words
+from .randomisation import (
     RULE_COLOURS,
     SANITY_ROWS,
     photo_likeness_figure,
@@ -40,7 +40,7 @@ from .randomisation import (  # noqa: F401
     sanity_layers_figure,
     sanity_sheet,
 )
-from .style import (  # noqa: F401
+from .style import (
     BLACK,
     BLUE,
     GREEN,
@@ -56,8 +56,8 @@ from .style import (  # noqa: F401
     new_figure,
     show_picture,
 )
-from .training import training_figure  # noqa: F401
-from .variants import (  # noqa: F401
+from .training import training_figure
+from .variants import (
     FEATURE_STYLES,
     ablation_figure,
     effects_figure,

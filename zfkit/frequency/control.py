@@ -101,7 +101,7 @@ def random_control(
         seed: of the draws.
         level: share of the draws within the intervals.
 
-    >>> zfkit.random_control(zfkit.filter_spectra("zfnet64")).table().round(2)
+    >>> zfkit.frequency.random_control(zfkit.filter_spectra("zfnet64")).table().round(2)
     """
     if kind not in get_args(ControlKind):
         raise ZfkitError(unknown("kind of control", kind, get_args(ControlKind)))
@@ -161,7 +161,7 @@ def compare_spectra(
         layer, size, weights: as for `filter_spectra`; the first convolution of each by default.
         kind, draws, seed: as for `random_control`.
 
-    >>> zfkit.compare_spectra(["alexnet64", "zfnet64"])["value"].unstack("model").round(2)
+    >>> zfkit.frequency.compare_spectra(["alexnet64", "zfnet64"])["value"].unstack("model").round(2)
     """
     import pandas as pd
 

@@ -111,7 +111,7 @@ def lattice(
     Raises ZfkitError for a stride of 1, and for pictures that are empty, not finite or less than 4 strides wide.
 
     >>> patches = zfkit.project_top(model, photos, top, "conv2")
-    >>> zfkit.lattice(patches, stride=4).ratio
+    >>> zfkit.frequency.lattice(patches, stride=4).ratio
     """
     if of not in get_args(Of):
         raise ZfkitError(unknown("kind of spectrum", of, get_args(Of)))

@@ -415,7 +415,7 @@ def spectral_table(
 
     Sort what `mine` found by what the filters are tuned to:
 
-    >>> found = top.table("conv1").join(zfkit.spectral_table(model, ["conv1"]), on=["layer", "channel"])
+    >>> found = top.table("conv1").join(zfkit.frequency.spectral_table(model, ["conv1"]), on=["layer", "channel"])
     >>> found.sort_values(["centroid", "rank"])
     """
     import pandas as pd

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .album import PHOTOGRAPHS, SCALES, SKIMAGE, SKLEARN, Photograph  # noqa: F401
-from .decode import MAX_PIXELS, OTHER_PICTURES, SNIFFED, decode, open_image, square, to_rgb, to_tensor  # noqa: F401
-from .imageset import (  # noqa: F401
+from .album import PHOTOGRAPHS, SCALES, SKIMAGE, SKLEARN, Photograph
+from .decode import MAX_PIXELS, OTHER_PICTURES, SNIFFED, decode, open_image, square, to_rgb, to_tensor
+from .imageset import (
     BLOCKS_KEPT,
     IN_MEMORY_BYTES,
     UNLABELLED,
@@ -15,8 +15,8 @@ from .imageset import (  # noqa: F401
     Spans,
     Windows,
 )
-from .sources import MOST_ROWS, Names, RowNames, load_images  # noqa: F401
-from .textures import (  # noqa: F401
+from .sources import MOST_ROWS, Names, RowNames, load_images
+from .textures import (
     BLUE_YELLOW,
     CELL,
     CLASSES,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .graph import (  # noqa: F401
+from .graph import (
     ELEMENTWISE,
     LEAVES,
     Add,
@@ -17,9 +17,9 @@ from .graph import (  # noqa: F401
     pair,
     trace,
 )
-from .model import VisionModel, wrap_model  # noqa: F401
-from .onnx import Array, OnnxNetwork, Pads, load_onnx  # noqa: F401
-from .paper import (  # noqa: F401
+from .model import VisionModel, wrap_model
+from .onnx import Array, OnnxNetwork, Pads, load_onnx
+from .paper import (
     ARCHITECTURES,
     NARROW_HIDDEN,
     NARROW_WIDTHS,
@@ -31,5 +31,5 @@ from .paper import (  # noqa: F401
     ZFNet,
     build,
 )
-from .weights import KEY, Provenance, load_weights, read_provenance, save_weights  # noqa: F401
-from .zoo import describe, list_models, load_model  # noqa: F401
+from .weights import KEY, Provenance, load_weights, read_provenance, save_weights
+from .zoo import describe, list_models, load_model

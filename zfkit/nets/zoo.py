@@ -86,7 +86,7 @@ def load_model(
     is what Caffe's networks of the time take: 0-255, minus ImageNet's mean, blue first. The filters of its conv1
     are turned round on loading, so
     that here it takes RGB like every other network. For any other ONNX file nothing is assumed:
-    `zfkit.load_onnx`, then `wrap_model`.
+    `zfkit.nets.load_onnx`, then `wrap_model`.
 
     Raises ModelError for an unknown name, or a file that is missing, damaged, pickled or of another network.
     """
@@ -208,7 +208,7 @@ def _from_onnx(path: Path) -> VisionModel:
         size = net.input_shape[-1]
         raise ModelError(
             f"{path.name} is not the ONNX zoo's zfnet512, and an ONNX file does not say how pictures go in: use net "
-            f"= zfkit.load_onnx(path), then zfkit.wrap_model(net, mean=..., scale=..., input_size={size})"
+            f"= zfkit.nets.load_onnx(path), then zfkit.wrap_model(net, mean=..., scale=..., input_size={size})"
         )
     net.swap_red_and_blue()
     assumed = "input assumed to be BGR 0-255 minus ImageNet's mean, as its publishers do not say"

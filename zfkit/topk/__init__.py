@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .mine import (  # noqa: F401
+from .mine import (
     Estimate,
     duration,
     estimate_mining,
@@ -11,7 +11,7 @@ from .mine import (  # noqa: F401
     size_of,
     state_of,
 )
-from .patches import (  # noqa: F401
+from .patches import (
     FORWARD_PIXELS,
     GREY,
     REVERSE_BYTES,
@@ -23,4 +23,4 @@ from .patches import (  # noqa: F401
     project_top,
     sample_maps,
 )
-from .table import FORMAT, UNKNOWN, LayerTop, TopK, expect_both  # noqa: F401
+from .table import FORMAT, UNKNOWN, LayerTop, TopK, expect_both

@@ -120,7 +120,7 @@ def mine_share(
     The state is kept in CHECKPOINT.SHAREofOF, whose path is returned; call it again after a crash, and it goes on from
     there. When all shares are done, `TopK.merge` makes the table. Other arguments and errors as for `mine`.
 
-    >>> states = [zfkit.mine_share(model, images, "topk.part", i, 8) for i in range(8)]   # on eight machines
+    >>> states = [zfkit.topk.mine_share(model, images, "topk.part", i, 8) for i in range(8)]   # on eight machines
     >>> top = zfkit.TopK.merge(states, images)
     """
     if type(of) is not int or type(share) is not int or not 0 <= share < of:
@@ -331,7 +331,7 @@ def estimate_mining(
     A first batch warms up; those after it are timed, at most 8 batches or 2 seconds of them and no more than a
     twentieth of the set, reading included. Of a set with few pictures the first batch itself is timed.
 
-    >>> print(zfkit.estimate_mining(model, images))
+    >>> print(zfkit.topk.estimate_mining(model, images))
     """
     plan = _Plan.check(model, images, layers, k, None, inside, batch_size, precision)
     if type(processes) is not int or processes < 1:

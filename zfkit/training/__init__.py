@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .data import (  # noqa: F401
+from .data import (
     BLOCKS_MIXED,
     Draws,
     Feed,
@@ -15,8 +15,8 @@ from .data import (  # noqa: F401
     generator,
     ten_crops,
 )
-from .evaluate import Accuracy, evaluate  # noqa: F401
-from .fit import Trainer, Watched, clip_rms, crops_of, dominance, fit  # noqa: F401
-from .layers import ContrastNorm, Dropout  # noqa: F401
-from .recipe import RECIPES, Recipe  # noqa: F401
-from .run import KEY, PREVIOUS, SNAPSHOT, STATE, Run, State  # noqa: F401
+from .evaluate import Accuracy, evaluate
+from .fit import Trainer, Watched, clip_rms, crops_of, dominance, fit
+from .layers import ContrastNorm, Dropout
+from .recipe import RECIPES, Recipe
+from .run import KEY, PREVIOUS, SNAPSHOT, STATE, Run, State

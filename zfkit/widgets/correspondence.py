@@ -1,6 +1,6 @@
 """Boxes around parts, drawn by hand, and whether the network knows that the parts correspond: Table 1 of your own.
 
-`zfkit.explore_parts` opens it.
+`zfkit.widgets.explore_parts` opens it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _STYLE = """
 
 
 class PartsExplorer(Panel):
-    """Draw a box around each part in each picture, then compare; `zfkit.explore_parts` opens it.
+    """Draw a box around each part in each picture, then compare; `zfkit.widgets.explore_parts` opens it.
 
     `parts` are the boxes so far, as `zfkit.correspondence` takes them; `found` is the last result. From code:
     `draw(part, picture, box)`, `choose(part, picture)`, `compare()`, `wait()`.

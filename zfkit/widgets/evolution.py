@@ -1,7 +1,7 @@
 """Feature maps forming under your fingers: one map of one layer, and a slider over the snapshots of a training.
 
 `EvolutionView` makes the pictures and the words, without any widget; `EvolutionExplorer` puts controls beside them.
-`zfkit.explore_evolution` opens it.
+`zfkit.widgets.explore_evolution` opens it.
 """
 
 from __future__ import annotations
@@ -386,6 +386,6 @@ def explore_evolution(
     Raises LayerError or ZfkitError for a layer, map or epoch that does not exist. What is wrong with snapshots that
     are still to be looked through is told in place of the pictures, and kept in `errors`.
 
-    >>> zfkit.explore_evolution("runs/mine", zfkit.load_images("textures", size=64), maps=12)
+    >>> zfkit.widgets.explore_evolution("runs/mine", zfkit.load_images("textures", size=64), maps=12)
     """
     return EvolutionExplorer(source, images, **options)

@@ -1,7 +1,7 @@
 """A grating under your fingers, and what a layer's stride makes of it.
 
 `GratingView` computes the pictures and the words, without any widget; `GratingExplorer` puts sliders beside
-them. `zfkit.explore_gratings` opens it.
+them. `zfkit.widgets.explore_gratings` opens it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A picture shifted, scaled and turned by sliders, and how far that moves its features: Fig. 5 under your fingers.
 
-`zfkit.explore_invariance` opens it.
+`zfkit.widgets.explore_invariance` opens it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class InvarianceState:
 
 
 class InvarianceExplorer(Panel):
-    """A slider for each motion; `zfkit.explore_invariance` opens it.
+    """A slider for each motion; `zfkit.widgets.explore_invariance` opens it.
 
     One motion at a time, as in the paper: moving one slider puts the others back. `state` says what is shown,
     `set(picture=, motion=, value=)` changes it from code, `wait` waits until it is shown, `measure(state)` gives

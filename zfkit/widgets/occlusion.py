@@ -1,6 +1,6 @@
 """A grey square under your fingers, and what the network still says: Fig. 7 one place at a time.
 
-`zfkit.explore_occlusion` opens it.
+`zfkit.widgets.explore_occlusion` opens it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Answer:
 
 
 class OcclusionExplorer(Panel):
-    """Drag a square over a picture; `zfkit.explore_occlusion` opens it.
+    """Drag a square over a picture; `zfkit.widgets.explore_occlusion` opens it.
 
     `place` is the square's first row and column, `answer(row, col, size)` what the network says to it, without
     any widget; `set(row=, col=, size=)` moves it from code, `wait` waits until that is shown.
