@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import zfkit
-import zfkit.deconv.project as deconv
+import zfkit.deconv as deconv
 import zfkit.nets.graph as graph
+from zfkit.deconv import Options
 from zfkit.errors import LayerError
 
 F64 = torch.float64
@@ -130,7 +131,7 @@ def test_a_pass_without_outputs_keeps_the_same_and_ends_at_the_last_switch(drawn
     size = x.shape[2] if is_connected else 20
     network = zfkit.wrap_model(net, mean=0.0, scale=1.0, input_size=size).network
     layer = network.layers[-1]
-    deconvnet = deconv.Deconvnet(network, [layer], deconv.Options(rule, "one", lrn))
+    deconvnet = deconv.Deconvnet(network, [layer], Options(rule, "one", lrn))
     whole = deconvnet.forward(x.clone())
     seen = {}
     hooks = [

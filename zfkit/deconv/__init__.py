@@ -1,50 +1,25 @@
-"""..."""
+"""The deconvnet. Read `project` (the two passes), then `rules` (what each operation does on the way back).
 
-from __future__ import annotations
+`receptive_field` says what part of the picture a unit sees; `windows` carries only that part back, which is quicker
+and gives the same.
+"""
 
-from .project import Deconvnet, Tape, forward, project
+from .project import Deconvnet, Tape, WholeMaps, forward, project
 from .receptive_field import (
-    POINTWISE,
     Box,
-    Extent,
     Field,
-    Filter,
     Interval,
-    extent_before,
     extents,
     field_in,
-    filters,
     fits_inside,
     receptive_field,
     units_inside,
 )
-from .rules import (
-    RULES,
-    Context,
-    Norm,
-    Options,
-    Record,
-    Reverse,
-    Rule,
-    Seed,
-    adaptive_avg_unpool,
-    adaptive_max_unpool,
-    add,
-    adjoint,
-    avg_unpool,
-    batch_norm,
-    blur_unpool,
-    channel_slice,
-    concat,
-    conv,
-    identity,
-    linear,
-    local_response_norm,
-    max_unpool,
-    rearrange,
-    register_rule,
-    relu,
-    reshape,
-    scale,
-)
-from .windows import Window, paste
+from .rules import RULES, Context, Norm, OperationRule, Options, Rule, Seed, register_rule
+from .windows import Window, Windows, paste
+
+__all__ = [
+    "RULES", "Box", "Context", "Deconvnet", "Field", "Interval", "Norm", "OperationRule", "Options", "Rule", "Seed",
+    "Tape", "WholeMaps", "Window", "Windows", "extents", "field_in", "fits_inside", "forward", "paste", "project",
+    "receptive_field", "register_rule", "units_inside",
+]  # fmt: skip

@@ -1,17 +1,19 @@
 """The deconvnet: from one unit back to the pixels that excite it (Zeiler & Fergus, section 2.1, Fig. 1).
 
-Set every activation of the layer to zero but one; then undo the layers one after the other: put each value
-back where max-pooling took it from (the *switches* of the forward pass), rectify, and filter with the
-transposed filters, down to an image with positive and negative values. `project` does it.
+Set every activation of the layer to zero but one; then undo the operations one after the other, down to an image with
+positive and negative values. Everything is the transpose of what went forward, except for three things: ReLUs rectify
+what comes back, max-pooling puts each value where its maximum came from (the *switches* of the forward pass), and
+contrast normalisation is left out. `rules` says so for each kind of operation, in a few lines each.
 
-One short function per kind of operation says what it does on the way back, under "The rules" below. The
-rest is bookkeeping: a unit depends on a window of every map before it, so only these windows are carried
-back, for many units at once, and no autograd graph is built.
+Here are the two passes: `Deconvnet.forward` keeps what the rules need, on a `Tape`; `Deconvnet.reverse` goes back, for
+many units at once and without an autograd graph. `WholeMaps` makes it go back over whole maps, which defines the
+result; `windows.Windows` over the units' receptive fields alone, which gives the same sooner. `project` is what users
+call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,22 +21,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..batching import out_of_memory, result_of
+from ..batching import OnStep, out_of_memory
+from ..checks import whole_numbers
 from ..errors import LayerError
 from ..nets import graph
 from ..nets.activations import cannot_run
 from ..nets.graph import Network, Step
 from ..nets.model import VisionModel
 from .receptive_field import Extent, extents
-from .rules import Context, Norm, Options, Record, Rule, Seed, _entry, identity
-from .windows import Window, _Plan, paste
+from .rules import Context, Norm, OperationRule, Options, Rule, Seed, identity, rule_of
+from .windows import Shapes, Window, Windows, paste, uncrop
 
 
 @dataclass(frozen=True)
 class Tape:
     """What the reverse path needs to know of one forward pass over N images."""
 
-    shapes: dict[str, tuple[int, ...]]  # of every step's output, without N
+    shapes: Shapes  # of every step's output, without N
     kept: dict[str, Any]  # what a step's rule recorded: switches, masks ...
     outputs: dict[str, Tensor]  # of the layers asked, (N, C, H, W) or (N, F); none if it was made without
     dtype: torch.dtype
@@ -51,6 +54,28 @@ class Tape:
         first = tapes[0].kept
         kept = {n: torch.cat([t.kept[n] for t in tapes]) for n in first if first[n] is not None}
         return cls(tapes[0].shapes, kept, {}, tapes[0].dtype)
+
+
+class WholeMaps:
+    """Carries whole maps back: slow, and the definition of what `Windows` has to give."""
+
+    def __init__(self, shapes: Shapes, position: Tensor | None) -> None:
+        self.shapes, self.position = shapes, position
+
+    def seed(self, layer: str, channel: Tensor, value: Tensor) -> Tensor:
+        """(B, C, H, W) or (B, F): 0 but for each unit, which gets its value (B,)."""
+        R = value.new_zeros(len(channel), *self.shapes[layer])
+        unit = (torch.arange(len(channel)), channel.cpu())
+        R[unit if self.position is None else (*unit, *self.position.T)] = value
+        return R
+
+    def window(self, name: str) -> Window | None:
+        """None: the map is whole."""
+        return None
+
+    def fit(self, R: Tensor, step: Step, name: str) -> Tensor:
+        """What a rule returned, without what reached into the padding."""
+        return uncrop(R, step, self.shapes[name][1:])
 
 
 class Deconvnet:
@@ -72,107 +97,98 @@ class Deconvnet:
             self._check_rules(layer)
 
     def _check_rules(self, layer: str) -> None:
-        reached = {layer}
-        for step in reversed(self.network.upto([layer])):
-            if step.name not in reached or not step.inputs:
-                continue
-            entry = _entry(step)
+        """Better now than after the forward pass: has every operation on the way a rule that covers its inputs?"""
+        for step in self.network.way_to(layer):
+            rule, operation = rule_of(step), step.operation
             inner_softmax = isinstance(step.module, nn.Softmax | nn.LogSoftmax) and step.name != layer
-            if entry is None or (inner_softmax and entry.reverse is identity):
+            if rule is None or (inner_softmax and rule.reverse is identity):
                 raise LayerError(
-                    f"no rule says what {step.operation!r} (at {step.name!r}, on the way from {layer!r} to the "
-                    f"image) does on the way back. Give it one with zfkit.register_rule({step.operation})"
+                    f"no rule says what {operation!r} (at {step.name!r}, on the way from {layer!r} to the "
+                    f"image) does on the way back. Give it one with zfkit.register_rule({operation})"
                 )
-            reached.update(
-                step.inputs if isinstance(step.module, graph.Add | graph.Concat) else step.inputs[:1]
-            )
+            if rule.inputs is not None and rule.inputs < len(step.maps):
+                raise LayerError(
+                    f"the rule for {operation!r} sends something back to {rule.inputs} of the {len(step.maps)} maps "
+                    f"that it reads at {step.name!r} ({', '.join(step.maps)}), on the way from {layer!r} to the image. "
+                    f"Register one that returns a tensor for each: zfkit.register_rule({operation}, "
+                    f"inputs={len(step.maps)})"
+                )
 
-    def _record(self, step: Step) -> Record | None:
-        """What records something of this step in the forward pass."""
-        entry = _entry(step) if step.inputs else None
-        return entry.record if entry and entry.record and entry.when(self.options) else None
+    def _recording(self, step: Step) -> OperationRule | None:
+        """The rule of this step, if it records something in the forward pass."""
+        rule = rule_of(step) if step.maps else None
+        return rule if rule and rule.record and rule.when(self.options) else None
 
-    def forward(self, x: Tensor, outputs: bool = True) -> Tape:
+    def forward(self, x: Tensor, outputs: bool = True, on_step: OnStep | None = None) -> Tape:
         """Run images (N, C, H, W) as far as the layers need, keeping what the reverse path asks for.
 
         Without `outputs` the pass ends after the last step of which anything is kept: for the deconvnet, the
         last max-pooling. That serves units whose position is known and whose seed is 1.
+
+        `on_step` is called after each operation with (done, total); it may raise `Cancelled`.
         """
         if not outputs:
+            recording = {s.name for s in self.network.upto(self.layers) if self._recording(s)}
+            needed = {s.name for s in self.network.upto(recording)}
             try:
-                return result_of(self.running(x, outputs=False))
+                return self._forward(x, needed, False, on_step)
             except RuntimeError as error:  # an operation that does not take an empty batch
                 if out_of_memory(error):
                     raise
-        return result_of(self.running(x))
+        return self._forward(x, set(self.network.steps), True, on_step)
 
     @torch.no_grad()
-    def running(self, x: Tensor, outputs: bool = True) -> Generator[None, None, Tape]:
-        """`forward`, one operation at a time: for who has to answer to others meanwhile."""
-        pooled_from: dict[str, Tensor] = {}
+    def _forward(self, x: Tensor, needed: set[str], outputs: bool, on_step: OnStep | None) -> Tape:
+        """Steps that are not `needed` run on no image at all, for the shapes of what they give."""
+        maxima_from: dict[str, Tensor] = {}  # where the maxima of max-pooling came from
 
-        def evaluate(step: Step, inputs: tuple[Any, ...]) -> Any:
-            module = step.module
-            if isinstance(module, nn.MaxPool2d):
-                y, pooled_from[step.name] = F.max_pool2d(
-                    inputs[0], module.kernel_size, module.stride, module.padding, module.dilation,
-                    module.ceil_mode, return_indices=True,
-                )  # fmt: skip
-                return y
-            if isinstance(module, nn.AdaptiveMaxPool2d):
-                y, pooled_from[step.name] = F.adaptive_max_pool2d(
-                    inputs[0], module.output_size, return_indices=True
-                )  # type: ignore[call-overload]
+        def run(step: Step, inputs: tuple[Any, ...]) -> Any:
+            if step.name not in needed:
+                given = zip(step.inputs, inputs, strict=True)
+                return step.run(*(v[:0] if n in step.maps and isinstance(v, Tensor) else v for n, v in given))
+            if isinstance(step.module, nn.MaxPool2d | nn.AdaptiveMaxPool2d):
+                y, maxima_from[step.name] = _max_pool_with_places(step.module, inputs[0])
                 return y
             return step.run(*inputs)
 
-        def shapes_only(step: Step, inputs: tuple[Any, ...]) -> Any:
-            """On no image at all."""
-            given = zip(step.inputs, inputs, strict=True)
-            return step.run(*(v[:0] if isinstance(v, Tensor) and n in images else v for n, v in given))
-
-        steps = self.network.steps
-        order = [step.name for step in self.network.upto(self.layers)]
-        images = {name for name in order if steps[name].inputs or name == self.network.input}
-        recording = {name for name in order if self._record(steps[name])}
-        needed = set(order)
-        if not outputs:
-            needed = {step.name for step in self.network.upto(recording)}
-
-        def run(step: Step, inputs: tuple[Any, ...]) -> Any:
-            return (evaluate if step.name in needed else shapes_only)(step, inputs)
-
-        shapes, kept, found = {}, {}, {}
-        for step, inputs, y in self.network.walk(x, self.layers, run):
-            yield
+        total = len(self.network.upto(self.layers))
+        shapes: Shapes = {}
+        kept, layers = {}, {}
+        for done, (step, inputs, y) in enumerate(self.network.walk(x, self.layers, run)):
+            if on_step is not None:
+                on_step(done + 1, total)
             if not isinstance(y, Tensor):
                 continue
             self._check_sum(step, inputs, y)
             shapes[step.name] = tuple(y.shape[1:])
-            record = self._record(step)
-            if record:
-                kept[step.name] = record(step.module, inputs[0], pooled_from.pop(step.name, y), self.options)
+            rule = self._recording(step)
+            if rule is not None and rule.record is not None:
+                kept[step.name] = rule.record(
+                    step.module, inputs[0], maxima_from.pop(step.name, y), self.options
+                )
             if outputs and step.name in self.layers:
-                found[step.name] = y.clone()  # a ReLU may follow in place
-        return Tape(shapes, kept, found, x.dtype)
+                layers[step.name] = y.clone()  # a ReLU may follow in place
+        return Tape(shapes, kept, layers, x.dtype)
 
     def _check_sum(self, step: Step, inputs: tuple[Any, ...], y: Tensor) -> None:
         """Raise LayerError for a sum of maps of different shapes: what goes back to the smaller is not R."""
-        steps = self.network.steps
-        terms = [  # without parameters, to which nothing goes back
-            x
-            for x, name in zip(inputs, step.inputs, strict=True)
-            if steps[name].inputs or name == self.network.input
-        ]
+        terms = [x for x, name in zip(inputs, step.inputs, strict=True) if name in step.maps]
         if isinstance(step.module, graph.Add) and any(x[: len(y)].shape != y.shape for x in terms):
-            found = " and ".join(str(tuple(x.shape[1:])) for x in terms)
+            sizes = " and ".join(str(tuple(x.shape[1:])) for x in terms)
             raise LayerError(
-                f"{step.name!r} adds maps of different shapes, {found}: no rule says what that does on the way back"
+                f"{step.name!r} adds maps of different shapes, {sizes}: no rule says what that does on the way back"
             )
 
     @torch.no_grad()
     def reverse(
-        self, tape: Tape, layer: str, image: Tensor, channel: Tensor, position: Tensor | None
+        self,
+        tape: Tape,
+        layer: str,
+        image: Tensor,
+        channel: Tensor,
+        position: Tensor | None,
+        *,
+        whole_maps: bool = False,
     ) -> tuple[Tensor, Window]:
         """Carry units back to the pixels.
 
@@ -180,48 +196,63 @@ class Deconvnet:
             image: (B,) which image of the tape each unit belongs to.
             channel: (B,) feature map.
             position: (B, 2) row and column; None in layers that have none.
+            whole_maps: carry whole maps back rather than windows: the same result, later.
 
         Returns (B, C, h, w), signed, 0 outside the image, and where in the image these windows lie.
         """
-        plan = _Plan(self._extents[layer], tape.shapes, self.network.upto([layer]), position, image.device)
-        if self.options.seed == "activation":
-            units = (image, channel) if position is None else (image, channel, *position.to(image.device).T)
-            seed = tape.outputs[layer][units]
-        else:
-            seed = torch.ones(len(image), dtype=tape.dtype, device=image.device)
-        R = plan.seed(layer, channel, seed, tape.shapes[layer][0])
-        coming: dict[str, Tensor] = {layer: R}
-        for step in reversed(self.network.upto([layer])):
-            if step.name == self.network.input or step.name not in coming:
-                continue
-            entry, R = _entry(step), coming.pop(step.name)
-            if entry is None or not step.inputs:
-                continue
-            tensors = [name for name in step.inputs if name in tape.shapes]
+        maps: WholeMaps | Windows = WholeMaps(tape.shapes, position)
+        if position is not None and not whole_maps:
+            maps = Windows(
+                self._extents[layer], tape.shapes, self.network.upto([layer]), position, image.device
+            )
+        coming = {layer: maps.seed(layer, channel, self._value(tape, layer, image, channel, position))}
+        for step in reversed(self.network.way_to(layer)):
+            R, rule = coming.pop(step.name), rule_of(step)
+            assert rule is not None  # see _check_rules
+            shapes = tuple(tape.shapes[name] for name in step.maps)
             context = Context(
-                step, self.options, tape.kept.get(step.name), tuple(tape.shapes[name] for name in tensors),
-                image, plan.window(step.name),
-            )  # fmt: skip
-            back = entry.reverse(R, step.module, context)
-            for name, part in zip(tensors, [back] if isinstance(back, Tensor) else back, strict=False):
-                part = plan.fit(part, step, name)
+                step, self.options, tape.kept.get(step.name), shapes, image, maps.window(step.name)
+            )
+            parts = rule.reverse(R, step.module, context)
+            for name, part in zip(step.maps, [parts] if isinstance(parts, Tensor) else parts, strict=True):
+                part = maps.fit(part, step, name)
+                # Where branches part on the way forward, what comes back on each adds up.
                 coming[name] = coming[name].add_(part) if name in coming else part
-        source = self.network.input
-        window = plan.window(source)
-        assert window is not None
-        return coming[source], window
+        pixels = coming[self.network.input]
+        if (window := maps.window(self.network.input)) is None:
+            origin = torch.zeros(len(image), 2, dtype=torch.long, device=image.device)
+            window = Window(origin, (pixels.shape[2], pixels.shape[3]))
+        return pixels, window
+
+    def _value(
+        self, tape: Tape, layer: str, image: Tensor, channel: Tensor, position: Tensor | None
+    ) -> Tensor:
+        """(B,) what is put at the units."""
+        if self.options.seed == "one":
+            return torch.ones(len(image), dtype=tape.dtype, device=image.device)
+        unit = (image, channel) if position is None else (image, channel, *position.to(image.device).T)
+        return tape.outputs[layer][unit]
 
     def unit_bytes(self, layer: str, tape: Tape) -> int:
         """Memory that one unit of `layer` needs on the way back, roughly: four copies of its largest window."""
         anywhere = torch.zeros(1, 2, dtype=torch.long)
-        steps = self.network.upto([layer])
-        plan = _Plan(self._extents[layer], tape.shapes, steps, anywhere, anywhere.device)
+        maps = Windows(
+            self._extents[layer], tape.shapes, self.network.upto([layer]), anywhere, anywhere.device
+        )
         sizes = (
-            tape.shapes[name][0] * plan.size(name)[0] * plan.size(name)[1]
+            tape.shapes[name][0] * maps.size(name)[0] * maps.size(name)[1]
             for name in self._extents[layer]
             if len(tape.shapes.get(name, ())) == 3
         )
         return 4 * tape.dtype.itemsize * max(sizes, default=1)
+
+
+def _max_pool_with_places(module: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Maxima, and the place in the input, counted along its rows, that each came from."""
+    if isinstance(module, nn.AdaptiveMaxPool2d):
+        return F.adaptive_max_pool2d(x, module.output_size, return_indices=True)  # type: ignore[call-overload]
+    size = module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode
+    return F.max_pool2d(x, *size, return_indices=True)
 
 
 def project(
@@ -260,15 +291,14 @@ def project(
     output = tape.outputs[layer]
     N, channels = output.shape[:2]
     chosen = _channels(channel, N, channels, layer, output.device)
-    if output.dim() == 4:
-        if position is None:
-            places = _strongest(output[torch.arange(N, device=output.device), chosen])
-        else:
-            places = _positions(position, N, tuple(output.shape[2:]), layer)
-    elif position is not None:
-        raise LayerError(f"units of {layer!r} have no position: leave out position")
-    else:
+    if output.dim() == 4 and position is not None:
+        places = _positions(position, N, tuple(output.shape[2:]), layer)
+    elif output.dim() == 4:
+        places = _strongest(output[torch.arange(N, device=output.device), chosen])
+    elif position is None:
         places = None
+    else:
+        raise LayerError(f"units of {layer!r} have no position: leave out position")
     image = torch.arange(N, device=output.device)
     pixels, window = deconvnet.reverse(tape, layer, image, chosen, places)
     if window.size == tuple(batch.shape[2:]) and not window.origin.any():
@@ -276,7 +306,13 @@ def project(
     return paste(pixels, window.origin, batch.shape[2:])
 
 
-def forward(model: VisionModel, deconvnet: Deconvnet, batch: Tensor, outputs: bool = True) -> Tape:
+def forward(
+    model: VisionModel,
+    deconvnet: Deconvnet,
+    batch: Tensor,
+    outputs: bool = True,
+    on_step: OnStep | None = None,
+) -> Tape:
     """`deconvnet.forward`, with errors in the user's terms."""
     channels, dtype = len(model.mean), str(model.dtype).removeprefix("torch.")
     expected = f"expected preprocessed images, {dtype} (N, {channels}, H, W), as model.preprocess(images) returns them"
@@ -286,7 +322,7 @@ def forward(model: VisionModel, deconvnet: Deconvnet, batch: Tensor, outputs: bo
         raise LayerError(f"{expected}, got {str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)}")
     try:
         # A copy: the network's first operation may work in place.
-        return deconvnet.forward(batch.clone(memory_format=torch.channels_last), outputs)
+        return deconvnet.forward(batch.clone(memory_format=torch.channels_last), outputs, on_step)
     except RuntimeError as error:
         raise cannot_run(model, deconvnet.layers, batch, error) from error
 
@@ -294,41 +330,31 @@ def forward(model: VisionModel, deconvnet: Deconvnet, batch: Tensor, outputs: bo
 def _channels(
     channel: int | Tensor | Sequence[int], N: int, count: int, layer: str, device: torch.device
 ) -> Tensor:
-    chosen = _whole_numbers(channel)
+    chosen = whole_numbers(channel)
     if chosen is None or chosen.shape not in ((), (N,)):
         raise LayerError(
             f"channel must be one whole number, or one for each of the {N} images, not {channel!r}"
         )
-    chosen = chosen.to(device).expand(N)
-    if N and not (int(chosen.min()) >= 0 and int(chosen.max()) < count):
+    if not ((chosen >= 0) & (chosen < count)).all():
         raise LayerError(f"channel {channel} is out of range: {layer!r} has {count}, 0 to {count - 1}")
-    return chosen
+    return chosen.to(device).expand(N)
 
 
 def _positions(
     position: Tensor | Sequence[Sequence[int]], N: int, size: tuple[int, ...], layer: str
 ) -> Tensor:
-    places = _whole_numbers(position)
+    places = whole_numbers(position)
     if places is not None and places.shape == (2,):
         places = places.expand(N, 2)
     if places is None or places.shape != (N, 2):
         raise LayerError(
             f"position must be (row, column) whole numbers for each of the {N} images, not {position!r}"
         )
-    if N and not ((places >= 0).all() and (places < torch.tensor(size)).all()):
+    if not ((places >= 0) & (places < torch.tensor(size))).all():
         raise LayerError(
             f"position {places.tolist()} is out of range: maps of {layer!r} are {size[0]} x {size[1]} here"
         )
     return places
-
-
-def _whole_numbers(value: Any) -> Tensor | None:
-    """As int64 on the CPU; None for anything else than whole numbers."""
-    try:
-        numbers = torch.as_tensor(value).cpu()
-    except (TypeError, ValueError, RuntimeError):
-        return None
-    return None if numbers.is_floating_point() or numbers.is_complex() else numbers.long()
 
 
 def _strongest(maps: Tensor) -> Tensor:

@@ -1,4 +1,14 @@
-"""What each kind of operation does on the way back: one short rule each."""
+"""What each kind of operation does on the way back: one short rule each.
+
+Everything is the transpose of what went forward, with three exceptions (Zeiler & Fergus, section 2.1): a ReLU
+rectifies what comes back (`relu`); max-pooling, which is not linear, puts each value where its maximum came from, its
+*switch* (`max_unpool`); contrast normalisation is left out (`local_response_norm`).
+
+A rule gets R, what came back to the output of an operation, (B, C, h, w) or (B, F) for B units; the module that
+describes the operation; and the `Context`. It returns what goes back to the operation's input, or one tensor for each
+of its inputs. Where the operation slides a filter, R may be a window of its output, and the rule returns all that the
+window reaches, padding included. R belongs to the rule, which may overwrite it.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import LayerError, unknown
+from ..checks import one_of
+from ..errors import LayerError
 from ..nets import graph
 from ..nets.graph import Step, pair
 from ..nets.paper import BlurPool
-from .windows import Window, _gather
+from .windows import Window
 
 Rule = Literal["deconvnet", "guided", "gradient"]
-
-
 Seed = Literal["one", "activation"]
-
-
 Norm = Literal["skip", "gradient"]
 
 
@@ -42,8 +49,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, kinds in (("rule", Rule), ("seed", Seed), ("lrn", Norm)):
-            if getattr(self, name) not in get_args(kinds):
-                raise LayerError(unknown(name, getattr(self, name), get_args(kinds)))
+            one_of(getattr(self, name), name, get_args(kinds), LayerError)
 
 
 @dataclass(frozen=True)
@@ -54,51 +60,52 @@ class Context:
     options: Options
     kept: Any
     shapes: tuple[tuple[int, ...], ...]  # of the step's inputs, without N
-    image: Tensor  # (B,) int64: which image of the tape each unit belongs to
-    window: Window | None  # of the step's output; None where that has no rows and columns
+    image: Tensor  # (B,) int64: which image of the forward pass each unit belongs to
+    window: Window | None  # of the step's output; None where R is the whole map
 
     def cut(self, maps: Tensor) -> Tensor:
-        """Each unit's part of maps (N, C, H, W) shaped like the step's output -> (B, C, h, w).
+        """Each unit's part of maps (N, C, H, W) shaped like the step's output -> (B, C, h, w), like R.
 
         Outside the map the nearest values stand; R is 0 there.
         """
-        if self.window is None:
-            return maps[self.image]
-        return _gather(maps, self.image, self.window)
+        return maps[self.image] if self.window is None else self.window.cut(maps, self.image)
 
 
 Record = Callable[[Any, Tensor, Tensor, Options], Any]  # module, input, output, options -> kept
-
-
 Reverse = Callable[[Tensor, Any, Context], Tensor | Sequence[Tensor]]  # R, module, context -> R of the inputs
 
 
 @dataclass(frozen=True)
-class _Entry:
+class OperationRule:
+    """The way back through one kind of operation, and what it needs to know of the forward pass."""
+
     reverse: Reverse
-    record: Record | None = None
+    record: Record | None = None  # of max-pooling, `output` are the places that the maxima came from
     when: Callable[[Options], bool] = lambda options: True  # does it record anything under these options?
+    inputs: int | None = 1  # to how many of the operation's inputs it sends something back; None: to all
 
 
-RULES: dict[Any, _Entry] = {}
+RULES: dict[Any, OperationRule] = {}  # by module class, function, or name of a tensor method
 
 
 def register_rule(
-    *targets: Any, record: Record | None = None, elementwise: bool = True
+    *targets: Any, record: Record | None = None, elementwise: bool = True, inputs: int = 1
 ) -> Callable[[Reverse], Reverse]:
     """Teach the reverse path a kind of operation; a decorator.
 
     Args:
         targets: module classes, functions, or names of tensor methods, as the network calls them.
-        record: called in the forward pass as ``record(module, input, output, options)``; what it returns
-            (a tensor shaped like the output, say) is at hand on the way back as ``context.kept``.
+        record: called in the forward pass as ``record(module, input, output, options)``, with the first input;
+            what it returns (a tensor shaped like the output, say) is at hand on the way back as ``context.kept``.
         elementwise: True if each output depends only on the same position of the input. Otherwise the rule
             is given, and has to return, whole maps.
+        inputs: how many of the operation's inputs the rule sends something back to. An operation that reads more
+            maps than that is refused, since part of the way back would be missing.
 
     The function gets R, (B, C, h, w), what came back to the operation's output; the module, or None for a
-    function; and the `Context`. It returns what goes back to the first input, in that input's shape.
-    ``context.cut(tensor)`` cuts the recorded maps to R's windows. R may be overwritten; of `input` and
-    `output`, `record` has to clone what it keeps as it is, since later steps may overwrite them.
+    function; and the `Context`. It returns what goes back to the first input, in that input's shape, or a list, one
+    tensor for each of its `inputs`. ``context.cut(tensor)`` cuts recorded maps to R's windows. R may be overwritten;
+    of `input` and `output`, `record` has to clone what it keeps as it is, since later steps may overwrite them.
 
     >>> @register_rule(torch.nn.SiLU, record=lambda module, x, y, options: x > 0)
     ... def silu(R, module, context):
@@ -108,36 +115,37 @@ def register_rule(
 
     def register(reverse: Reverse) -> Reverse:
         for target in targets:
-            RULES[target] = _Entry(reverse, record)
+            RULES[target] = OperationRule(reverse, record, inputs=inputs)
             if elementwise:
                 graph.ELEMENTWISE.add(target)
             if isinstance(target, type) and not target.__module__.startswith("torch.nn."):
-                graph.LEAVES.add(target)
+                graph.LEAVES.add(target)  # torch.fx would look into modules that are not torch's own
         return reverse
 
     return register
 
 
-def _rule(
-    *targets: type, record: Record | None = None, when: Callable[[Options], bool] = lambda options: True
-) -> Callable[[Reverse], Reverse]:
-    def register(reverse: Reverse) -> Reverse:
-        RULES.update(dict.fromkeys(targets, _Entry(reverse, record, when)))
-        return reverse
-
-    return register
-
-
-def _entry(step: Step) -> _Entry | None:
+def rule_of(step: Step) -> OperationRule | None:
     """The rule for a step: one registered for just this operation, else the one of its module's kind."""
     if step.target in RULES:
         return RULES[step.target]
     return next((RULES[kind] for kind in type(step.module).__mro__ if kind in RULES), None)
 
 
-# Each gets R, what came back to the output of an operation, and returns what goes back to its input. Where
-# an operation slides a filter, R is a window of its output, and the rule returns all that the window reaches.
-# R belongs to the rule, which may overwrite it.
+def _rule(
+    *targets: type,
+    record: Record | None = None,
+    when: Callable[[Options], bool] = lambda options: True,
+    inputs: int | None = 1,
+) -> Callable[[Reverse], Reverse]:
+    def register(reverse: Reverse) -> Reverse:
+        RULES.update(dict.fromkeys(targets, OperationRule(reverse, record, when, inputs)))
+        return reverse
+
+    return register
+
+
+# ------------------------------------------------------------------------------- the three exceptions
 
 
 def _relu_mask(module: Any, x: Tensor, y: Tensor, options: Options) -> Tensor:
@@ -153,43 +161,6 @@ def relu(R: Tensor, module: nn.Module, context: Context) -> Tensor:
     if context.options.rule != "gradient":
         R = R.clamp_(min=0)
     return R if context.kept is None else R.mul_(context.cut(context.kept))
-
-
-@_rule(nn.Conv2d)
-def conv(R: Tensor, module: nn.Conv2d, context: Context) -> Tensor:
-    """Filter with the transposed filters; biases have no part in it."""
-    if module.padding_mode != "zeros":  # what was read at the border goes back to where it came from
-        return adjoint(lambda x: module._conv_forward(x, module.weight, None), R, context.shapes[0])
-    weight, stride, dilation = module.weight, pair(module.stride), pair(module.dilation)
-    height, width = pair(module.kernel_size)
-    if module.groups == 1 and R.shape[2:] == (1, 1) and dilation == (1, 1):
-        return (R.flatten(1) @ weight.flatten(1)).view(len(R), -1, height, width)
-    if module.groups == 1 and stride == (1, 1):
-        reach = dilation[0] * (height - 1), dilation[1] * (width - 1)
-        flipped = weight.transpose(0, 1).flip(2, 3).contiguous(memory_format=torch.channels_last)
-        return F.conv2d(R, flipped, padding=reach, dilation=dilation)
-    if module.groups == 1 and dilation == (1, 1) and height >= stride[0] and width >= stride[1]:
-        return _strided_transpose(R, weight, stride)
-    return F.conv_transpose2d(R, weight, stride=stride, dilation=dilation, groups=module.groups)
-
-
-def _strided_transpose(R: Tensor, weight: Tensor, stride: tuple[int, int]) -> Tensor:
-    """`F.conv_transpose2d`, several times faster where there are few output channels, as in the first layer.
-
-    The output pixels of one phase (row mod stride, column mod stride) are a stride-1 convolution of R with
-    every stride-th row and column of the filter. All phases together are one convolution with
-    stride^2 x channels outputs; a pixel shuffle puts the phases in place.
-    """
-    outputs, inputs, kh, kw = weight.shape
-    sh, sw = stride
-    mh, mw = -(-kh // sh), -(-kw // sw)  # rows and columns of the filter in each phase
-    phases = F.pad(weight, (0, mw * sw - kw, 0, mh * sh - kh))
-    phases = phases.view(outputs, inputs, mh, sh, mw, sw).permute(1, 3, 5, 0, 2, 4)
-    phases = phases.reshape(inputs * sh * sw, outputs, mh, mw).flip(2, 3)
-    y = F.conv2d(R, phases.contiguous(memory_format=torch.channels_last), padding=(mh - 1, mw - 1))
-    B, _, h, w = y.shape
-    y = y.view(B, inputs, sh, sw, h, w).permute(0, 1, 4, 2, 5, 3).reshape(B, inputs, h * sh, w * sw)
-    return y[:, :, : (R.shape[2] - 1) * sh + kh, : (R.shape[3] - 1) * sw + kw]
 
 
 def _switches(module: nn.MaxPool2d, x: Tensor, y: Tensor, options: Options) -> Tensor:
@@ -240,6 +211,77 @@ def max_unpool(R: Tensor, module: nn.MaxPool2d, context: Context) -> Tensor:
     return unpooled.view(B, height, width, C).permute(0, 3, 1, 2)
 
 
+@_rule(nn.AdaptiveMaxPool2d, record=lambda module, x, y, options: y)
+def adaptive_max_unpool(R: Tensor, module: nn.Module, context: Context) -> Tensor:
+    """As `max_unpool`, for windows that follow from the output's size."""
+    C, H, W = context.shapes[0]
+    unpooled = R.new_zeros(len(R), C, H * W)
+    return unpooled.scatter_add_(2, context.kept[context.image].flatten(2), R.flatten(2)).view(-1, C, H, W)
+
+
+@_rule(
+    nn.LocalResponseNorm,
+    record=lambda module, x, y, options: x.clone(),
+    when=lambda options: options.lrn == "gradient",
+)
+def local_response_norm(R: Tensor, module: nn.LocalResponseNorm, context: Context) -> Tensor:
+    """Pass it on unchanged, as the paper does, or multiply with the derivative.
+
+    With y = x S^-beta and S = k + alpha / n sum x^2 over n neighbouring maps, what goes back is
+    R S^-beta - (2 alpha beta / n) x sum(R x S^(-beta - 1)) over the same neighbourhoods.
+    """
+    if context.kept is None:
+        return R
+    x, n, alpha, beta = context.cut(context.kept), module.size, module.alpha, module.beta
+    before, behind = n // 2, (n - 1) // 2
+
+    def neighbours(t: Tensor, low: int, high: int) -> Tensor:
+        return F.pad(t, (0, 0, 0, 0, low, high)).unfold(1, n, 1).sum(-1)
+
+    S = module.k + alpha / n * neighbours(x * x, before, behind)
+    return R * S**-beta - 2 * alpha * beta / n * x * neighbours(R * x * S ** (-beta - 1), behind, before)
+
+
+# ---------------------------------------------------------------------------------- the transposes
+
+
+@_rule(nn.Conv2d)
+def conv(R: Tensor, module: nn.Conv2d, context: Context) -> Tensor:
+    """Filter with the transposed filters; biases have no part in it."""
+    if module.padding_mode != "zeros":  # what was read at the border goes back to where it came from
+        return adjoint(lambda x: module._conv_forward(x, module.weight, None), R, context.shapes[0])
+    weight, stride, dilation = module.weight, pair(module.stride), pair(module.dilation)
+    height, width = pair(module.kernel_size)
+    if module.groups == 1 and R.shape[2:] == (1, 1) and dilation == (1, 1):
+        return (R.flatten(1) @ weight.flatten(1)).view(len(R), -1, height, width)
+    if module.groups == 1 and stride == (1, 1):
+        reach = dilation[0] * (height - 1), dilation[1] * (width - 1)
+        flipped = weight.transpose(0, 1).flip(2, 3).contiguous(memory_format=torch.channels_last)
+        return F.conv2d(R, flipped, padding=reach, dilation=dilation)
+    if module.groups == 1 and dilation == (1, 1) and height >= stride[0] and width >= stride[1]:
+        return _strided_transpose(R, weight, stride)
+    return F.conv_transpose2d(R, weight, stride=stride, dilation=dilation, groups=module.groups)
+
+
+def _strided_transpose(R: Tensor, weight: Tensor, stride: tuple[int, int]) -> Tensor:
+    """`F.conv_transpose2d`, several times faster where there are few output channels, as in the first layer.
+
+    The output pixels of one phase (row mod stride, column mod stride) are a stride-1 convolution of R with
+    every stride-th row and column of the filter. All phases together are one convolution with
+    stride^2 x channels outputs; a pixel shuffle puts the phases in place.
+    """
+    outputs, inputs, kh, kw = weight.shape
+    sh, sw = stride
+    mh, mw = -(-kh // sh), -(-kw // sw)  # rows and columns of the filter in each phase
+    phases = F.pad(weight, (0, mw * sw - kw, 0, mh * sh - kh))
+    phases = phases.view(outputs, inputs, mh, sh, mw, sw).permute(1, 3, 5, 0, 2, 4)
+    phases = phases.reshape(inputs * sh * sw, outputs, mh, mw).flip(2, 3)
+    y = F.conv2d(R, phases.contiguous(memory_format=torch.channels_last), padding=(mh - 1, mw - 1))
+    B, _, h, w = y.shape
+    y = y.view(B, inputs, sh, sw, h, w).permute(0, 1, 4, 2, 5, 3).reshape(B, inputs, h * sh, w * sw)
+    return y[:, :, : (R.shape[2] - 1) * sh + kh, : (R.shape[3] - 1) * sw + kw]
+
+
 def _shares(module: nn.AvgPool2d, x: Tensor, y: Tensor, options: Options) -> Tensor:
     """What one value of its window counts in each mean, (N, 1, h, w): it differs at borders."""
     ones = torch.ones_like(x[:1, :1])
@@ -277,14 +319,6 @@ def adaptive_avg_unpool(R: Tensor, module: nn.AdaptiveAvgPool2d, context: Contex
     return adjoint(lambda x: F.adaptive_avg_pool2d(x, wanted), R.reshape(len(R), C, *wanted), (C, H, W))
 
 
-@_rule(nn.AdaptiveMaxPool2d, record=lambda module, x, y, options: y)
-def adaptive_max_unpool(R: Tensor, module: nn.Module, context: Context) -> Tensor:
-    """As `max_unpool`, for windows that follow from the output's size."""
-    C, H, W = context.shapes[0]
-    unpooled = R.new_zeros(len(R), C, H * W)
-    return unpooled.scatter_add_(2, context.kept[context.image].flatten(2), R.flatten(2)).view(-1, C, H, W)
-
-
 @_rule(nn.BatchNorm2d)
 def batch_norm(R: Tensor, module: nn.BatchNorm2d, context: Context) -> Tensor:
     """Times what the layer multiplies each map by in evaluation mode."""
@@ -294,42 +328,19 @@ def batch_norm(R: Tensor, module: nn.BatchNorm2d, context: Context) -> Tensor:
     return R * (factor if module.weight is None else factor * module.weight)[:, None, None]
 
 
-@_rule(
-    nn.LocalResponseNorm,
-    record=lambda module, x, y, options: x.clone(),
-    when=lambda options: options.lrn == "gradient",
-)
-def local_response_norm(R: Tensor, module: nn.LocalResponseNorm, context: Context) -> Tensor:
-    """Pass it on unchanged, as the paper does, or multiply with the derivative.
-
-    With y = x S^-beta and S = k + alpha / n sum x^2 over n neighbouring maps, what goes back is
-    R S^-beta - (2 alpha beta / n) x sum(R x S^(-beta - 1)) over the same neighbourhoods.
-    """
-    if context.kept is None:
-        return R
-    x, n, alpha, beta = context.cut(context.kept), module.size, module.alpha, module.beta
-    before, behind = n // 2, (n - 1) // 2
-
-    def neighbours(t: Tensor, low: int, high: int) -> Tensor:
-        return F.pad(t, (0, 0, 0, 0, low, high)).unfold(1, n, 1).sum(-1)
-
-    S = module.k + alpha / n * neighbours(x * x, before, behind)
-    return R * S**-beta - 2 * alpha * beta / n * x * neighbours(R * x * S ** (-beta - 1), behind, before)
-
-
 @_rule(nn.Linear)
 def linear(R: Tensor, module: nn.Linear, context: Context) -> Tensor:
     """Times the transposed weights."""
     return R @ module.weight
 
 
-@_rule(graph.Add)
+@_rule(graph.Add, inputs=None)
 def add(R: Tensor, module: nn.Module, context: Context) -> list[Tensor]:
     """Every term gets all of it."""
     return [R, *(R.clone() for _ in context.shapes[1:])]
 
 
-@_rule(graph.Concat)
+@_rule(graph.Concat, inputs=None)
 def concat(R: Tensor, module: nn.Module, context: Context) -> list[Tensor]:
     """Every branch gets its own maps."""
     return list(R.split([shape[0] for shape in context.shapes], 1))

@@ -69,6 +69,7 @@ class Step:
         target: the module's class, the function, or the name of the tensor's method.
         module: what it does, as an `nn.Module`; None for the input and where nothing is known about it.
         inputs: names of the steps it reads from.
+        maps: those of them that carry the image's activations, rather than parameters, constants or sizes.
         run: computes it from what these steps gave.
         listed: is it a module of the user's network, and so a layer with a name?
     """
@@ -78,6 +79,7 @@ class Step:
     module: nn.Module | None
     inputs: tuple[str, ...]
     run: Callable[..., Any]
+    maps: tuple[str, ...] = ()
     listed: bool = False
 
     @property
@@ -122,6 +124,14 @@ class Network:
             if step.name in needed:
                 needed.update(step.inputs)
         return [s for s in self.steps.values() if s.name in needed]
+
+    def way_to(self, layer: str) -> list[Step]:
+        """The operations between the image and this layer, in order: those that activations pass through."""
+        reached = {layer}
+        for step in reversed(self.upto([layer])):
+            if step.name in reached:
+                reached.update(step.maps)
+        return [self.steps[name] for name in self.steps if name in reached and self.steps[name].maps]
 
     def walk(
         self, x: Tensor, layers: Sequence[str], evaluate: Evaluate | None = None
@@ -211,6 +221,7 @@ def trace(net: nn.Module) -> Network:
     names: dict[fx.Node, str] = {}
     uses: dict[str, int] = {}
     taken = {name for name, _ in net.named_modules()}
+    carrying: set[str] = set()  # steps that carry the image's activations
     for node in graph.nodes:
         if node.op == "output" or (node.op == "placeholder" and names):
             continue  # further arguments of forward keep their defaults
@@ -224,8 +235,16 @@ def trace(net: nn.Module) -> Network:
             while name in steps or name in taken:
                 name += "_"
         names[node] = name
-        steps[name] = _step(net, node, name, names)
+        maps = tuple(names[n] for n in node.all_input_nodes if names[n] in carrying)
+        steps[name] = _step(net, node, name, names, maps)
+        if node.op == "placeholder" or (maps and not _is_a_number(node)):
+            carrying.add(name)
     return Network(steps)
+
+
+def _is_a_number(node: fx.Node) -> bool:
+    """Does it ask a tensor for its shape or length, through which no activation passes?"""
+    return node.target is getattr or (node.op == "call_method" and node.target in ("size", "dim", "numel"))
 
 
 def _read_what_was_written(graph: fx.Graph, net: nn.Module) -> None:
@@ -305,7 +324,7 @@ def _keep_channel_axes(graph: fx.Graph) -> None:
             node.args = (picked.args[0], (slice(None), slice(i, i + 1 or None)))
 
 
-def _step(net: nn.Module, node: fx.Node, name: str, names: dict[fx.Node, str]) -> Step:
+def _step(net: nn.Module, node: fx.Node, name: str, names: dict[fx.Node, str], maps: tuple[str, ...]) -> Step:
     if node.op == "placeholder":
         return Step(name, "input", None, (), lambda: None)
     if node.op == "get_attr":
@@ -327,8 +346,10 @@ def _step(net: nn.Module, node: fx.Node, name: str, names: dict[fx.Node, str]) -
         return getattr(args[0], call)(*args[1:], **kwargs) if isinstance(call, str) else call(*args, **kwargs)
 
     if module is not None:
-        return Step(name, type(module), module, inputs, module if len(inputs) == 1 else run, listed=True)
-    return Step(name, node.target, _describe(node), inputs, run)
+        return Step(
+            name, type(module), module, inputs, module if len(inputs) == 1 else run, maps, listed=True
+        )
+    return Step(name, node.target, _describe(node), inputs, run, maps)
 
 
 def _squeeze(input: Tensor) -> Tensor:
