@@ -1,9 +1,56 @@
-"""The small network that several test files look into."""
+"""Small networks, pictures and snapshots that several test files look into."""
 
 from __future__ import annotations
 
-from zfkit.nets.paper import Architecture
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+import zfkit
+from zfkit.images.imageset import ImageSet
+from zfkit.nets.paper import Architecture, build
+from zfkit.nets.weights import save_weights
+from zfkit.nets.zoo import describe
 
 TINY = Architecture(
     "zfnet", 32, conv1=(7, 2, 1), conv2=(5, 1, 2), widths=(4, 5, 6, 6, 4), hidden=8, classes=5
 )
+SIDE = 20  # px, of the pictures that `network` takes
+
+
+def random_pixels(count, side=SIDE, random_seed=0):
+    """uint8 (count, side, side, 3)."""
+    return np.random.default_rng(random_seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+
+
+def image_set(pixels, labels=None, classes=(), memory=True, source="made"):
+    """uint8 pictures (N, S, S, 3) as an `ImageSet`; without labels each has -1."""
+    labels = [-1] * len(pixels) if labels is None else [int(label) for label in labels]
+    names = [f"picture {i}" for i in range(len(pixels))]
+    size = pixels.shape[1]
+    images = ImageSet(
+        lambda i: (Image.fromarray(pixels[i]), labels[i]), names, size=size, classes=classes, source=source
+    )
+    return images.in_memory(progress=False) if memory else images
+
+
+def network(random_seed):
+    """conv, pool, conv, fully connected: the last convolution sees 14 px, so less than a picture."""
+    torch.manual_seed(random_seed)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.MaxPool2d(2, 2), nn.Conv2d(4, 5, 2), nn.ReLU(), nn.Flatten(),
+        nn.Linear(45, 6),
+    )  # fmt: skip
+    return zfkit.wrap_model(net.double(), mean=127.5, scale=1 / 64, input_size=SIDE)
+
+
+def write_snapshot(path, epoch, architecture=TINY):
+    """An untrained network as `fit` leaves its snapshots, another one for each epoch."""
+    torch.manual_seed(epoch)
+    net = build(architecture)
+    for p in net.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    provenance = {"architecture": describe(architecture), "mean": [127.0] * 3, "epoch": epoch}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return save_weights(path, net.state_dict(), provenance)

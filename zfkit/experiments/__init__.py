@@ -8,7 +8,7 @@
 from .ablation import Ablation, ablate, ablation_counts, ablations, read_ablation
 from .correspondence import Correspondence, PartPictures, correspondence, part_pictures
 from .ensemble import Ensemble, ensemble
-from .evolution import Evolution, bundled_runs, convergence, evolution
+from .evolution import Evolution, convergence, evolution
 from .first_layer import (
     FirstLayerRuns,
     factorial_effects,
@@ -20,6 +20,7 @@ from .invariance import Invariance, invariance
 from .occlusion import Elsewhere, Occlusion, occlude, project_elsewhere
 from .randomisation import SanityChecks, photo_likeness, randomise, sanity_checks
 from .selectivity import PoseVariation, Selectivity, pose_variation, selectivity
+from .snapshots import bundled_runs
 from .transfer import Transfer, feature_layers, transfer
 
 __all__ = [

@@ -15,37 +15,31 @@ Of one map it is the squared correlation of its activations then and at the end.
 
 from __future__ import annotations
 
-import copy
-import importlib.resources
 import math
-import re
 import warnings
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from ..batching import OnStep, steps
+from ..checks import channel_list, layer_names, one_of, whole_number
 from ..deconv.receptive_field import fits_inside
 from ..deconv.rules import Options
+from ..deconv.windows import paste
 from ..errors import ImageError, LayerError, ModelError, ZfkitError
 from ..images.imageset import ImageSet
-from ..nets.activations import activations
+from ..nets.activations import features
 from ..nets.model import VisionModel
-from ..nets.weights import read_provenance
-from ..nets.zoo import load_model
 from ..topk.mine import mine
-from ..topk.patches import Patches, project_many, sample_maps
+from ..topk.patches import GREY, Patches, project_many, sample_maps
 from ..topk.table import TopK
-from ..training.run import Run
+from .snapshots import Snapshots, Source, expect_same_network, load_snapshot, snapshots_of
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Source = Run | str | Path | Mapping[int, VisionModel] | Sequence[tuple[int, VisionModel]]
 
 
 @dataclass(frozen=True)
@@ -117,8 +111,8 @@ class Evolution:
     missing: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        told = ", ".join(map(str, self.epochs))
-        return f"Evolution({self.name!r} on {self.images!r}: epochs {told}; {', '.join(self.layers)})"
+        epochs = ", ".join(map(str, self.epochs))
+        return f"Evolution({self.name!r} on {self.images!r}: epochs {epochs}; {', '.join(self.layers)})"
 
     def __getitem__(self, layer: str) -> LayerEvolution:
         if layer not in self.layers:
@@ -131,10 +125,13 @@ class Evolution:
 
         parts = []
         for name, layer in self.layers.items():
+            of_maps = layer.similarity.nanmedian(0).values
             columns = {
-                "distance": layer.distance, "cka": layer.cka, "map": layer.similarity.nanmedian(0).values,
+                "distance": layer.distance,
+                "cka": layer.cka,
+                "map": of_maps,
                 "changed": layer.share_changed,
-            }  # fmt: skip
+            }
             index = pd.MultiIndex.from_product([[name], self.epochs], names=["layer", "epoch"])
             parts.append(pd.DataFrame({k: v.numpy() for k, v in columns.items()}, index))
         return pd.concat(parts)
@@ -143,10 +140,12 @@ class Evolution:
         """Data frame by (channel, epoch) of every map of a layer: value, image, row, col, changed, similarity."""
         import pandas as pd
 
-        found = self[layer]
         names = ("value", "image", "row", "col", "changed", "similarity")
-        index = pd.MultiIndex.from_product([range(len(found.value)), self.epochs], names=["channel", "epoch"])
-        return pd.DataFrame({n: getattr(found, n).flatten().numpy() for n in names}, index)
+        columns = {n: getattr(self[layer], n) for n in names}  # each (C, E)
+        index = pd.MultiIndex.from_product(
+            [range(len(columns["value"])), self.epochs], names=["channel", "epoch"]
+        )
+        return pd.DataFrame({n: values.flatten().numpy() for n, values in columns.items()}, index)
 
 
 # ---------------------------------------------------------------------------------------------- similarity
@@ -176,8 +175,8 @@ def squared_correlation(x: Tensor, y: Tensor) -> Tensor:
     """
     x, y = (v.double() - v.double().mean(0) for v in (x, y))
     own, other = x.square().sum(0), y.square().sum(0)
-    found = torch.where(own > 0, (x * y).sum(0).square() / (own * other), 0.0)
-    return found.masked_fill(other == 0, math.nan)
+    squared = torch.where(own > 0, (x * y).sum(0).square() / (own * other), 0.0)
+    return squared.masked_fill(other == 0, math.nan)
 
 
 def settled(epochs: Sequence[float], similarity: Tensor, level: float = 0.9) -> Tensor:
@@ -188,19 +187,21 @@ def settled(epochs: Sequence[float], similarity: Tensor, level: float = 0.9) -> 
     """
     if not 0 < level <= 1:
         raise ZfkitError(f"level must lie above 0 and at most at 1, not be {level!r}")
-    at = torch.as_tensor(epochs, dtype=torch.float64)
+    epoch = torch.as_tensor(epochs, dtype=torch.float64)
     s = similarity.double()
     threshold = level * s[..., -1:]
-    place = torch.arange(s.shape[-1]).expand(s.shape)
-    last = torch.where(s < threshold, place, -1).amax(-1, keepdim=True)  # the last one below; -1 for none
-    a, b = last.clamp(min=0), (last + 1).clamp(max=s.shape[-1] - 1)
+    order = torch.arange(s.shape[-1]).expand(s.shape)
+    below = torch.where(s < threshold, order, -1).amax(
+        -1, keepdim=True
+    )  # the last snapshot below; -1 for none
+    a, b = below.clamp(min=0), (below + 1).clamp(max=s.shape[-1] - 1)
     low, high = s.gather(-1, a), s.gather(-1, b)
-    found = at[a] + (at[b] - at[a]) * ((threshold - low) / (high - low)).nan_to_num(0.0)
-    found = torch.where(last < 0, at[0], found)
-    return found.masked_fill(~(s[..., -1:] > 0), math.nan)[..., 0]
+    crossing = epoch[a] + (epoch[b] - epoch[a]) * ((threshold - low) / (high - low)).nan_to_num(0.0)
+    crossing = torch.where(below < 0, epoch[0], crossing)
+    return crossing.masked_fill(~(s[..., -1:] > 0), math.nan)[..., 0]
 
 
-def convergence(found: Evolution | Sequence[Evolution], level: float = 0.9) -> pd.DataFrame:
+def convergence(runs: Evolution | Sequence[Evolution], level: float = 0.9) -> pd.DataFrame:
     """When did each layer reach 90 % of its final similarity? With the spread over its maps and over runs.
 
     The final similarity, to itself, is 1; so this is the epoch from which on similarity to the last snapshot stays at
@@ -208,7 +209,7 @@ def convergence(found: Evolution | Sequence[Evolution], level: float = 0.9) -> p
     one that never settles: compare layers, and runs that were stopped at other epochs, not one number alone.
 
     Args:
-        found: of one run, or of several that differ in their seed only.
+        runs: one, or several that differ in their seed only.
 
     Returns a data frame by layer: cka (epoch by the layer's CKA, mean over runs), cka_low, cka_high (of the runs);
     map, map_q25, map_q75 (median and quartiles over all maps of all runs, by each map's similarity); rise (as cka, but
@@ -221,164 +222,40 @@ def convergence(found: Evolution | Sequence[Evolution], level: float = 0.9) -> p
     """
     import pandas as pd
 
-    runs = [found] if isinstance(found, Evolution) else list(found)
+    runs = [runs] if isinstance(runs, Evolution) else list(runs)
     if not runs:
         raise ZfkitError("no run was given; pass what zfkit.evolution returned")
+    epochs, layers = runs[0].epochs, list(runs[0].layers)
     for run in runs:
         if len(run.epochs) < 2:
             raise ZfkitError(
                 f"{run.name!r} has one snapshot, of epoch {run.epochs[0]}, and nothing to compare it with: train with "
                 "more of Recipe.snapshots, or take a folder that holds several"
             )
-        if list(run.layers) != list(runs[0].layers) or run.epochs != runs[0].epochs:
+        if list(run.layers) != layers or run.epochs != epochs:
             raise ZfkitError(
                 f"{run.name!r} and {runs[0].name!r} were looked at in other layers or epochs: call zfkit.evolution "
                 "with the same for each run"
             )
     rows = {}
-    for name in runs[0].layers:
-        curves = torch.stack([run[name].cka for run in runs])
-        epoch = settled(runs[0].epochs, curves, level)
+    for layer in layers:
+        curves = torch.stack([run[layer].cka for run in runs])  # (runs, E)
         first = curves[:, :1]
-        rise = settled(runs[0].epochs, (curves - first) / (1 - first), level)
-        maps = torch.cat([settled(run.epochs, run[name].similarity, level) for run in runs])
-        maps = maps[~maps.isnan()]
-        low, middle, high = (
-            maps.quantile(torch.tensor([0.25, 0.5, 0.75]).double()) if len(maps) else [math.nan] * 3
-        )
-        rows[name] = {
+        epoch, rise = (settled(epochs, c, level) for c in (curves, (curves - first) / (1 - first)))
+        maps = torch.cat([settled(epochs, run[layer].similarity, level) for run in runs])
+        low, middle, high = maps.nanquantile(torch.tensor([0.25, 0.5, 0.75]).double()).tolist()
+        rows[layer] = {
             "cka": float(epoch.nanmean()), "cka_low": float(epoch.min()), "cka_high": float(epoch.max()),
-            "map": float(middle), "map_q25": float(low), "map_q75": float(high),
+            "map": middle, "map_q25": low, "map_q75": high,
             "rise": float(rise.nanmean()), "start": float(first.nanmean()),
-            "maps": len(maps), "runs": len(runs),
+            "maps": int((~maps.isnan()).sum()), "runs": len(runs),
         }  # fmt: skip
     return (
         pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer").astype({"maps": int, "runs": int})
     )
 
 
-# ----------------------------------------------------------------------------------------------- snapshots
-
-
-def bundled_runs() -> list[Run]:
-    """Trainings that come with zfkit, with snapshots and history: one small ZFNet on `textures`, several seeds.
-
-    Made by benchmarks/snapshots.py, which says how they were made small and what that costs.
-    """
-    folder = Path(str(importlib.resources.files("zfkit"))) / "weights" / "evolution"
-    return [Run(path) for path in sorted(folder.glob("seed*"))]
-
-
-def snapshots_of(source: Source) -> tuple[str, dict[int, Path | VisionModel]]:
-    """Name of a training, and its snapshots by epoch, ascending, without reading them.
-
-    Args:
-        source: a `Run` or its folder; any folder of .safetensors files; or networks by epoch. The epoch of a file is
-            the last number in its name, or else what its provenance says.
-
-    Raises ZfkitError for a folder without snapshots, with files whose epoch cannot be known, or with two of one epoch.
-    """
-    if isinstance(source, Run | str | Path):
-        folder = source.folder if isinstance(source, Run) else Path(source).expanduser()
-        kept = Run(folder).snapshots
-        return folder.resolve().name, dict(kept) if kept else _files(folder)
-    pairs = list(source.items()) if isinstance(source, Mapping) else list(source)
-    found: dict[int, Path | VisionModel] = {}
-    for pair in pairs:
-        whole = isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[1], VisionModel)
-        if not whole or isinstance(pair[0], bool) or not isinstance(pair[0], int):
-            raise ZfkitError(
-                f"snapshots must be a folder, a Run, or pairs (epoch, VisionModel), not {pair!r}"
-            )
-        if pair[0] in found:
-            raise ZfkitError(f"there are two snapshots of epoch {pair[0]}: leave one out")
-        found[pair[0]] = pair[1]
-    if not found:
-        raise ZfkitError("there are no snapshots to look at: the list is empty")
-    return next(m.name for m in found.values() if isinstance(m, VisionModel)), dict(sorted(found.items()))
-
-
-def _files(folder: Path) -> dict[int, Path | VisionModel]:
-    """Snapshots of any folder, by epoch."""
-    if not folder.is_dir():
-        raise ZfkitError(f"there is no folder {str(folder)!r}; check the path")
-    inner = folder / "snapshots"
-    # Names that begin with a dot are files that are being written.
-    files = sorted(inner.glob("[!.]*.safetensors")) or sorted(folder.glob("[!.]*.safetensors"))
-    if not files:
-        raise ZfkitError(
-            f"{str(folder)!r} holds no snapshots (*.safetensors): give the folder that a training wrote to, as "
-            "zfkit.fit(..., out=FOLDER)"
-        )
-    found: dict[int, Path | VisionModel] = {}
-    for file in files:
-        numbers = re.findall(r"\d+", file.stem)
-        epoch = int(numbers[-1]) if numbers else _told_epoch(file)
-        if epoch in found:
-            raise ZfkitError(
-                f"{file.name} and {getattr(found[epoch], 'name', '')} in {str(folder)!r} are both of epoch {epoch}: "
-                "keep one training in a folder, with the epoch as the last number in each name"
-            )
-        found[epoch] = file
-    return dict(sorted(found.items()))
-
-
-def _told_epoch(file: Path) -> int:
-    try:
-        return int(read_provenance(file)["epoch"])
-    except (ModelError, KeyError, TypeError, ValueError):
-        raise ZfkitError(
-            f"the epoch of {file.name} cannot be known: put it into the name, as in epoch_0010.safetensors"
-        ) from None
-
-
-def _loaded(snapshot: Path | VisionModel, base: VisionModel | None, device: Any) -> VisionModel:
-    """The network of a snapshot; `base` says which it is where the file does not."""
-    if isinstance(snapshot, VisionModel):
-        return snapshot
-    if base is None:
-        return load_model(snapshot, device=device)
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(snapshot)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{snapshot.name} is damaged ({error}); copy it again") from None
-    net = copy.deepcopy(base.net)
-    expected = {k: tuple(v.shape) for k, v in net.state_dict().items()}
-    found = {k: tuple(v.shape) for k, v in tensors.items()}
-    if found != expected:
-        raise _Misfit(_difference(found, expected))
-    net.load_state_dict(tensors)
-    # A traced network and a fingerprint belong to the weights they were made from: not to be shared.
-    return replace(base, net=net.eval(), name=snapshot.stem, _traced={}, _hashed={})
-
-
-class _Misfit(ZfkitError):
-    """Weights of another shape."""
-
-
-def _difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
-    """The first tensor whose shape differs, in words."""
-    name = min(k for k in found.keys() | expected.keys() if found.get(k) != expected.get(k))
-    return (
-        f"{name} is {found.get(name, 'not there')} in it and {expected.get(name, 'not there')} in the others"
-    )
-
-
-def _shapes(model: VisionModel) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(t.shape) for name, t in model.net.state_dict().items()}
-
-
 # ---------------------------------------------------------------------------------------------- evolution
-
-
-class Stage(NamedTuple):
-    """How far `evolving` is: what it does, and which fraction is done."""
-
-    doing: str
-    done: float
 
 
 def evolution(
@@ -396,9 +273,10 @@ def evolution(
     batch_size: int | None = None,
     model: VisionModel | None = None,
     name: str | None = None,
-    seed: int = 0,
+    random_seed: int = 0,
     device: str | torch.device | None = None,
     progress: bool = True,
+    on_step: OnStep | None = None,
 ) -> Evolution:
     """What each feature map answers to most after each epoch, projected (Fig. 4), and how far it is from its end.
 
@@ -409,291 +287,135 @@ def evolution(
             training set; memory does not grow with their number.
         layers: names, also of fully connected layers; None for every convolution.
         channels: maps to project; of several layers, a mapping by layer. None: `maps` of each layer, drawn at random
-            by `seed` from those that are active at the end, as in the paper.
-        epochs: which snapshots; None for all. Those that are not there are told in `missing`.
+            from those that are active at the end, as in the paper.
+        epochs: which snapshots; None for all. Those that are not there are listed in `missing`.
         compare: pictures for the similarities, evenly spread over the set.
-        places: units of each map for them, at most, in each of these pictures: drawn at random by `seed`, at the same
-            places in every epoch. Each picture and place is a sample, each map a feature; activations are those of
-            the layer itself, before the ReLU behind it.
+        places: units of each map for them, at most, in each of these pictures: drawn at random, at the same places
+            in every epoch. Each picture and place is a sample, each map a feature; activations are those of the
+            layer itself, before the ReLU behind it.
         options: of the projections.
         inside: leave out units that look beyond the picture's border; None: where every layer has others.
         model: for files that do not say which network they belong to: the network whose weights they are.
         name: of the training, for captions; None: that of its folder, or of the first network.
-        seed: of maps and places.
+        random_seed: of maps and places.
         device: default: the GPU if there is one.
         progress: show a bar.
+        on_step: called after each snapshot with (done, total), the last epoch first; it may raise `Cancelled`.
 
-    A snapshot that cannot be read (cut short, say) is left out, warned about, and told in `missing`; if it is the
+    A snapshot that cannot be read (cut short, say) is left out with a warning, and listed in `missing`; if it is the
     last, everything is compared with the last that can be read. With one snapshot there is a grid of one column, and
     distances and similarities to itself.
 
     Raises ZfkitError where there is no snapshot, or one of another shape; LayerError for an unknown layer or map.
 
-    >>> found = zfkit.evolution("runs/mine", zfkit.load_images("textures", size=64))
-    >>> plotting.evolution_figure(found)
-    >>> zfkit.experiments.convergence(found)
+    >>> growth = zfkit.evolution("runs/mine", zfkit.load_images("textures", size=64))
+    >>> zfkit.figures.evolution_figure(growth)
+    >>> zfkit.experiments.convergence(growth)
     """
-    steps = evolving(
-        snapshots, images, layers, channels, epochs=epochs, maps=maps, compare=compare, places=places, options=options,
-        inside=inside, batch_size=batch_size, model=model, name=name, seed=seed, device=device,
-    )  # fmt: skip
-    with tqdm(total=100, desc="evolution", unit="%", disable=not progress, leave=False) as bar:
-        while True:
-            try:
-                stage = next(steps)
-            except StopIteration as end:
-                bar.update(100 - bar.n)
-                found: Evolution = end.value
-                return found
-            bar.set_postfix_str(stage.doing)
-            bar.update(int(100 * stage.done) - bar.n)
-
-
-def evolving(
-    snapshots: Source,
-    images: ImageSet,
-    layers: str | Sequence[str] | None = None,
-    channels: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
-    *,
-    epochs: Sequence[int] | None = None,
-    maps: int = 6,
-    compare: int = 512,
-    places: int = 16,
-    options: Options = Options(),
-    inside: bool | None = None,
-    batch_size: int | None = None,
-    model: VisionModel | None = None,
-    name: str | None = None,
-    seed: int = 0,
-    device: str | torch.device | None = None,
-) -> Generator[Stage, None, Evolution]:
-    """`evolution`, a snapshot at a time: yields before each, and returns the result."""
-    for what, number in (("maps", maps), ("compare", compare), ("places", places)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ZfkitError(f"{what} must be a whole number from 1 on, not {number!r}")
+    for what, count in (("maps", maps), ("compare", compare), ("places", places)):
+        whole_number(count, what)
     if not len(images):
         raise ImageError("there are no pictures to look at")
-    own, kept = snapshots_of(snapshots)
-    name = own if name is None else name
+    found_name, kept = snapshots_of(snapshots)
     kept, missing = _chosen(kept, epochs)
-    last: VisionModel | None = None
-    while kept and last is None:  # the last that can be read: all others are compared with it
-        epoch = max(kept)
-        yield Stage(f"epoch {epoch}", 0.0)
-        last = _read(epoch, kept, model, device, missing)
-    if last is None:
-        raise ModelError(f"none of the snapshots of {name!r} can be read: {missing[-1]}")
-    names = [layers] if isinstance(layers, str) else list(last.conv_layers if layers is None else layers)
-    if not names:
-        raise LayerError(f"no layer was named to look at. There are: {', '.join(last.conv_layers)}")
-    for layer in names:
-        last.network.find(layer)
-    names = [n for n in last.layers if n in names]  # in order of execution, each once
-    looker = _Looker(images, names, options, inside, batch_size, compare, places, seed)
-    top, last_samples = looker.look(last)
-    shown = _maps_shown(top, names, channels, maps, seed)
-    expected, end_weights = _shapes(last), _weights(last, names)
-    columns: dict[int, dict[str, _Column]] = {}
-    columns[max(kept)] = looker.columns(
-        last, top, last_samples, last_samples, shown, end_weights, end_weights
-    )
-    total = len(kept)
-    for done, epoch in enumerate(sorted(kept)[:-1], 1):
-        yield Stage(f"epoch {epoch}", done / total)
-        now = _read(epoch, kept, model, device, missing)
-        if now is None:
-            continue
-        if _shapes(now) != expected:
-            raise ZfkitError(
-                f"the snapshot of epoch {epoch} is of another network than that of epoch {max(kept)}: "
-                f"{_difference(_shapes(now), expected)}. Give the snapshots of one training"
-            )
-        top, samples = looker.look(now)
-        columns[epoch] = looker.columns(
-            now, top, samples, last_samples, shown, _weights(now, names), end_weights
+    samples = _Samples(images, compare, places, random_seed)
+    looks: dict[int, dict[str, LayerEvolution]] = {}
+    last: _Last | None = None
+    with steps(len(kept), "evolution", "epoch", progress, on_step) as done:
+        for epoch in sorted(kept, reverse=True):  # the last first: all others are compared with it
+            try:
+                now = load_snapshot(epoch, kept[epoch], model, device)
+            except ModelError as error:
+                missing.append(f"epoch {epoch} is left out: {error}")
+                warnings.warn(missing[-1], stacklevel=2)
+                done()
+                continue
+            if last is not None:
+                expect_same_network(epoch, now.net.state_dict(), last.shapes, f"that of epoch {max(looks)}")
+            wanted = layer_names(layers, now.layers, now.conv_layers)
+            names = [n for n in now.layers if n in wanted]  # in order of execution
+            inside = fits_inside(now, names, images.size) if inside is None else inside
+            top = mine(now, images, names, 1, inside=inside, batch_size=batch_size, progress=False)
+            activations, weights = samples.take(now, names), _weights(now, names)
+            if last is None:
+                shapes = {key: t.to("meta") for key, t in now.net.state_dict().items()}
+                last = _Last(shapes, activations, weights, _maps_shown(top, channels, maps, random_seed))
+            looks[epoch] = _look(now, images, top, activations, weights, last, options)
+            done()
+    if not looks:
+        raise ModelError(
+            f"none of the snapshots of {found_name!r} can be read: {missing[-1]}. For files that zfkit did not "
+            "write, say whose weights they are: zfkit.evolution(..., model=zfkit.wrap_model(net, ...))"
         )
-    read = tuple(sorted(columns))
-    together = {layer: _joined([columns[e][layer] for e in read], shown[layer]) for layer in names}
+    read = sorted(looks)
+    together = {layer: _joined([looks[epoch][layer] for epoch in read]) for layer in looks[read[0]]}
     return Evolution(
-        name, images.source, top.count, read, together, len(looker.compared), places, tuple(missing)
-    )
+        found_name if name is None else name, images.source, top.count, tuple(read), together,
+        len(samples.index), places, tuple(missing),
+    )  # fmt: skip
 
 
-def _chosen(
-    kept: Mapping[int, Path | VisionModel], epochs: Sequence[int] | None
-) -> tuple[dict[int, Path | VisionModel], list[str]]:
-    """The snapshots that were asked for, and what of it is not there."""
+def _chosen(snapshots: Snapshots, epochs: Sequence[int] | None) -> tuple[Snapshots, list[str]]:
+    """The snapshots that were asked for, and a sentence on what of it is not there."""
     if epochs is None:
-        return dict(kept), []
-    wanted = sorted(set(epochs))
-    lacking = [e for e in wanted if e not in kept]
-    told = ", ".join(map(str, kept))
+        return snapshots, []
+    wanted, kept = sorted(set(epochs)), ", ".join(map(str, snapshots))
+    lacking = [e for e in wanted if e not in snapshots]
     if len(lacking) == len(wanted):
-        raise ZfkitError(f"none of the epochs {wanted} was kept; there are: {told}")
-    missing = [f"epoch {', '.join(map(str, lacking))} was not kept (there are: {told})"] if lacking else []
-    return {e: kept[e] for e in wanted if e in kept}, missing
-
-
-def _read(
-    epoch: int, kept: dict[int, Path | VisionModel], base: VisionModel | None, device: Any, missing: list[str]
-) -> VisionModel | None:
-    """A snapshot's network; None, with a word in `missing`, for one that cannot be read, which leaves `kept`."""
-    try:
-        return _loaded(kept[epoch], base, device)
-    except _Misfit as misfit:
-        raise ZfkitError(
-            f"the snapshot of epoch {epoch} is of another network than the model that was given: {misfit}"
-        ) from None
-    except ModelError as error:
-        if "does not say which network" in str(error):
-            raise ZfkitError(
-                f"{error}. Or say it here: zfkit.evolution(..., model=zfkit.wrap_model(net, ...))"
-            ) from None
-        told = f"epoch {epoch} is left out: {error}"
-        warnings.warn(told, stacklevel=2)
-        missing.append(told)
-        del kept[epoch]
-        return None
+        raise ZfkitError(f"none of the epochs {wanted} was kept; there are: {kept}")
+    missing = [f"epoch {', '.join(map(str, lacking))} was not kept (there are: {kept})"] if lacking else []
+    return {e: snapshots[e] for e in wanted if e in snapshots}, missing
 
 
 def _maps_shown(
-    top: TopK,
-    layers: Sequence[str],
-    channels: Sequence[int] | Mapping[str, Sequence[int]] | None,
-    maps: int,
-    seed: int,
+    top: TopK, channels: Sequence[int] | Mapping[str, Sequence[int]] | None, maps: int, random_seed: int
 ) -> dict[str, Tensor]:
     """Which maps of each layer are projected."""
+    layers = list(top.layers)
     if channels is None:
-        return {n: torch.tensor(c, dtype=torch.long) for n, c in sample_maps(top, layers, maps, seed).items()}
+        drawn = sample_maps(top, layers, maps, random_seed)
+        return {layer: torch.tensor(numbers, dtype=torch.long) for layer, numbers in drawn.items()}
     if not isinstance(channels, Mapping):
         if len(layers) > 1:
             raise LayerError(
                 f"channels of {len(layers)} layers must be given by layer, as {{{layers[0]!r}: [0, 1]}}, not as a list"
             )
         channels = {layers[0]: channels}
-    found = {}
-    for layer in layers:
-        C = len(top[layer].value)
-        chosen = torch.as_tensor(list(channels.get(layer, ())))
-        whole = not (chosen.is_floating_point() or chosen.dtype == torch.bool) or not chosen.numel()
-        if chosen.dim() != 1 or not whole or not ((chosen >= 0) & (chosen < C)).all():
-            raise LayerError(
-                f"channels must be feature maps, 0 to {C - 1} of {layer!r}, not {channels[layer]!r}"
-            )
-        found[layer] = chosen.long()
-    unknown = [n for n in channels if n not in found]
-    if unknown:
-        raise LayerError(
-            f"channels names {unknown[0]!r}, which is not one of the layers: {', '.join(layers)}"
-        )
-    return found
+    for layer in channels:
+        one_of(layer, "layer looked at", layers, LayerError)
+    return {n: channel_list(channels.get(n, ()), len(top[n].value), n) for n in layers}
 
 
 def _weights(model: VisionModel, layers: Sequence[str]) -> dict[str, Tensor | None]:
     """Each layer's own weights, without its biases, on the CPU; None where it has none."""
-    found: dict[str, Tensor | None] = {}
-    for layer in layers:
-        weight = getattr(model.network.find(layer).module, "weight", None)
-        found[layer] = weight.detach().double().cpu() if isinstance(weight, nn.Parameter) else None
-    return found
+    weights = {layer: getattr(model.network.find(layer).module, "weight", None) for layer in layers}
+    return {n: w.detach().double().cpu() if isinstance(w, nn.Parameter) else None for n, w in weights.items()}
 
 
-@dataclass(frozen=True)
-class _Column:
-    """One layer at one snapshot."""
+class _Samples:
+    """Where activations are compared: some pictures, and places in each, the same at every snapshot."""
 
-    value: Tensor  # (C,), and so are the next three
-    image: Tensor
-    row: Tensor
-    col: Tensor
-    similarity: Tensor  # (C,)
-    cka: float
-    moved: Tensor | None  # weights minus those at the end
-    projection: Tensor  # (M, channels, S, S)
-    photo: Tensor  # (M, 3, S, S)
-
-
-def _joined(columns: Sequence[_Column], channels: Tensor) -> LayerEvolution:
-    def along(name: str, dim: int = 1) -> Tensor:
-        return torch.stack([getattr(c, name) for c in columns], dim)
-
-    moved = [c.moved.norm() if c.moved is not None else torch.tensor(math.nan) for c in columns]
-    whole = torch.stack(moved).double()
-    distance = whole / whole[0] if len(columns) > 1 else whole * math.nan
-    return LayerEvolution(
-        value=along("value"), image=along("image"), row=along("row"), col=along("col"),
-        similarity=along("similarity"),
-        cka=torch.tensor([c.cka for c in columns], dtype=torch.float64), distance=distance, channels=channels,
-        projection=along("projection"), photo=along("photo"),
-    )  # fmt: skip
-
-
-class _Looker:
-    """What is the same at every snapshot: pictures, layers, the places where activations are compared."""
-
-    def __init__(
-        self,
-        images: ImageSet,
-        layers: Sequence[str],
-        options: Options,
-        inside: bool | None,
-        batch_size: int | None,
-        compare: int,
-        places: int,
-        seed: int,
-    ) -> None:
-        self.images, self.layers, self.options = images, layers, options
-        self.inside, self.batch_size = inside, batch_size
+    def __init__(self, images: ImageSet, compare: int, places: int, random_seed: int) -> None:
         count = min(compare, len(images))
-        self.compared = (torch.arange(count) * len(images)) // count
+        self.images = images
+        self.index = (torch.arange(count) * len(images)) // count
         # Fractions of a map's height and width: so the places are alike in every layer.
-        generator = torch.Generator().manual_seed(seed)
-        self.places = torch.rand(count, places, 2, generator=generator, dtype=torch.float64)
+        generator = torch.Generator().manual_seed(random_seed)
+        self.fractions = torch.rand(count, places, 2, generator=generator, dtype=torch.float64)
 
-    def look(self, model: VisionModel) -> tuple[TopK, dict[str, Tensor]]:
-        """The strongest activations, and the samples (n, C) that are compared, of each layer."""
-        if self.inside is None:
-            self.inside = fits_inside(model, self.layers, self.images.size)
-        top = mine(
-            model, self.images, self.layers, 1, inside=self.inside, batch_size=self.batch_size, progress=False
-        )
-        if self.images.skipped:  # mine left out what cannot be read
+    def take(self, model: VisionModel, layers: Sequence[str]) -> dict[str, Tensor]:
+        """Activations (pictures * places, C) of each layer; after `mine`, which skips what cannot be read."""
+        if self.images.skipped:
             lost = {skipped.name for skipped in self.images.skipped}
-            kept = torch.tensor([self.images.name(i) not in lost for i in self.compared.tolist()])
-            self.compared, self.places = self.compared[kept], self.places[kept]
-        samples: dict[str, list[Tensor]] = {layer: [] for layer in self.layers}
-        for part in torch.arange(len(self.compared)).split(64):
-            pixels, fractions = self.images.take(self.compared[part]), self.places[part]
-            for layer, output in activations(model, pixels, self.layers):
-                samples[layer].append(sampled(output, fractions).cpu())
-        return top, {layer: torch.cat(parts) for layer, parts in samples.items()}
+            readable = torch.tensor([self.images.name(i) not in lost for i in self.index.tolist()])
+            self.index, self.fractions = self.index[readable], self.fractions[readable]
 
-    def columns(
-        self,
-        model: VisionModel,
-        top: TopK,
-        samples: Mapping[str, Tensor],
-        last_samples: Mapping[str, Tensor],
-        shown: Mapping[str, Tensor],
-        weights: Mapping[str, Tensor | None],
-        last_weights: Mapping[str, Tensor | None],
-    ) -> dict[str, _Column]:
-        """Everything about one snapshot."""
-        wanted = {layer: chosen for layer, chosen in shown.items() if len(chosen)}
-        patches = project_many(model, self.images, top, wanted, k=1, options=self.options)
-        found = {}
-        for layer in self.layers:
-            t, weight, end = top[layer], weights[layer], last_weights[layer]
-            projection, photo = torch.empty(0), torch.empty(0, dtype=torch.uint8)
-            if layer in patches:
-                projection, photo = framed(patches[layer], self.images.size)
-            found[layer] = _Column(
-                t.value[:, 0], t.image[:, 0], t.row[:, 0], t.col[:, 0],
-                squared_correlation(samples[layer], last_samples[layer]), cka(samples[layer], last_samples[layer]),
-                None if weight is None or end is None else weight - end, projection, photo,
-            )  # fmt: skip
-        return found
+        def at_places(layer: str, output: Tensor, index: Tensor) -> Tensor:
+            return sampled(output, self.fractions[torch.searchsorted(self.index, index)])
+
+        return features(
+            model, self.images, layers, at_places, index=self.index, batch_size=64, what="evolution"
+        )
 
 
 def sampled(output: Tensor, fractions: Tensor) -> Tensor:
@@ -706,30 +428,69 @@ def sampled(output: Tensor, fractions: Tensor) -> Tensor:
     return maps[torch.arange(n)[:, None], row, col].flatten(0, 1)
 
 
+@dataclass(frozen=True)
+class _Last:
+    """What of the last snapshot the others are compared with."""
+
+    shapes: Mapping[str, Tensor]  # of all of its tensors, without their numbers
+    activations: Mapping[str, Tensor]  # (n, C) of each layer
+    weights: Mapping[str, Tensor | None]
+    channels: Mapping[str, Tensor]  # that are projected
+
+
+def _look(
+    model: VisionModel,
+    images: ImageSet,
+    top: TopK,
+    activations: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor | None],
+    last: _Last,
+    options: Options,
+) -> dict[str, LayerEvolution]:
+    """One snapshot of each layer, E = 1; `distance` is not yet relative to the first."""
+    wanted = {layer: channels for layer, channels in last.channels.items() if len(channels)}
+    patches = project_many(model, images, top, wanted, k=1, options=options)
+    looks = {}
+    for layer, x in activations.items():
+        t, y, weight, end = top[layer], last.activations[layer], weights[layer], last.weights[layer]
+        projection, photo = torch.empty(0, 1), torch.empty(0, 1, dtype=torch.uint8)
+        if layer in patches:
+            projection, photo = framed(patches[layer], images.size)
+        moved = math.nan if weight is None or end is None else float((weight - end).norm())
+        looks[layer] = LayerEvolution(
+            value=t.value, image=t.image, row=t.row, col=t.col, similarity=squared_correlation(x, y)[:, None],
+            cka=torch.tensor([cka(x, y)], dtype=torch.float64), distance=torch.tensor([moved], dtype=torch.float64),
+            channels=last.channels[layer], projection=projection, photo=photo,
+        )  # fmt: skip
+    return looks
+
+
 def framed(patches: Patches, side: int) -> tuple[Tensor, Tensor]:
-    """Strongest projections (M, C, S, S) and photographs; of units that see more than the picture, the whole picture.
+    """Projections (M, 1, C, S, S) and photographs; of units that see more than the picture, the whole picture.
 
     Cut to the picture along each axis on its own, so that a window is never larger than what there is to see.
     """
-    projection, photo = patches.projection[:, 0], patches.photo[:, 0]
-    for axis in (2, 3):
-        size = projection.shape[axis]
-        if size <= side:
-            continue
-        start = -patches.box[:, 0, 3 - axis]  # of the picture, in the window; box is left, top, ...
-        place = start[:, None] + torch.arange(side)  # (M, side)
-        there = (place >= 0) & (place < size)
-        place = place.clamp(0, size - 1)
-        shape = (-1, 1, side, 1) if axis == 2 else (-1, 1, 1, side)
-        projection, photo = (
-            torch.gather(
-                t, axis, place.view(shape).expand(*(side if d == axis else n for d, n in enumerate(t.shape)))
-            )
-            for t in (projection, photo)
-        )
-        projection = projection * there.view(shape)
-        photo = torch.where(there.view(shape), photo, GREY)
-    return projection, photo
+    height, width = patches.projection.shape[-2:]
+    left, top = patches.box[:, 0, 0], patches.box[:, 0, 1]
+    origin = torch.stack(
+        [top * (height > side), left * (width > side)], 1
+    )  # (M, 2) of the window in the picture
+    size = (min(height, side), min(width, side))
+    projection = paste(patches.projection[:, 0], origin, size)
+    photo = paste(patches.photo[:, 0].int() - GREY, origin, size) + GREY  # grey where a unit does not see
+    return projection[:, None], photo[:, None].to(torch.uint8)
 
 
-GREY = 128  # of a picture's part that a unit does not see
+def _joined(looks: Sequence[LayerEvolution]) -> LayerEvolution:
+    """Snapshots of one layer, side by side."""
+
+    def along(name: str, axis: int = 1) -> Tensor:
+        return torch.cat([getattr(look, name) for look in looks], axis)
+
+    moved = along("distance", 0)
+    return LayerEvolution(
+        value=along("value"), image=along("image"), row=along("row"), col=along("col"),
+        similarity=along("similarity"), cka=along("cka", 0),
+        distance=moved / moved[0] if len(looks) > 1 else moved * math.nan,
+        channels=looks[0].channels, projection=along("projection"), photo=along("photo"),
+    )  # fmt: skip

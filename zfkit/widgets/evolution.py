@@ -17,7 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..errors import LayerError, ZfkitError, unknown
-from ..experiments.evolution import Evolution, LayerEvolution, Source, evolving
+from ..experiments.evolution import Evolution, LayerEvolution, evolution
+from ..experiments.snapshots import Source
 from ..figures.evolution import CHANGED, evolution_rgb
 from ..figures.pictures import number
 from ..images.imageset import ImageSet
@@ -260,15 +261,9 @@ class EvolutionExplorer(Panel):
             control.disabled = not on
 
     def _look(self, source: Source, images: ImageSet, options: Mapping[str, Any]) -> Steps:
-        steps = evolving(source, images, **options)
+        yield Progress("looking at the snapshots", 0.0, slow=True)
         try:
-            while True:
-                try:
-                    stage = next(steps)
-                except StopIteration as end:
-                    found = end.value
-                    break
-                yield Progress(f"looking at {stage.doing}", stage.done, slow=True)
+            found = evolution(source, images, **options, progress=False)
             self._open(found, images)
         except ZfkitError as error:
             self.picture.say(str(error))  # in place of the picture that there will not be
