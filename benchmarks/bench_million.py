@@ -33,7 +33,7 @@ from common import machine, table
 from torch import nn
 
 import zfkit
-import zfkit.images
+import zfkit.images.imageset
 
 SIDE, ROWS, GROUP = 8, 50_000, 1_000
 OPTIONS = {"k": 9, "batch_size": 250, "progress": False}
@@ -91,7 +91,7 @@ def network() -> zfkit.VisionModel:
 def worker(folder: Path, count: int, out: Path, share: tuple[int, int] | None) -> None:
     """One process: mine so many pictures, or a share of them, and tell of time and memory."""
     torch.set_num_threads(1)
-    zfkit.images.IN_MEMORY_BYTES = 0  # stream, as a set does that does not fit
+    zfkit.images.imageset.IN_MEMORY_BYTES = 0  # stream, as a set does that does not fit
     model = network()
     before = resident()
     started = time.perf_counter()
@@ -223,7 +223,7 @@ def shares(folder: Path, out: Path, count: int, of: int = 8) -> None:
 
 def load(folder: Path, count: int) -> zfkit.ImageSet:
     """The pictures, streamed."""
-    zfkit.images.IN_MEMORY_BYTES = 0
+    zfkit.images.imageset.IN_MEMORY_BYTES = 0
     return zfkit.load_images(f"parquet:{folder}", size=SIDE, limit=count, progress=False)
 
 

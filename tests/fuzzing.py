@@ -27,7 +27,7 @@ from torch import nn
 
 import zfkit
 import zfkit.cli
-import zfkit.images
+import zfkit.images.imageset
 from zfkit import ZfkitError, load_images
 from zfkit.images.decode import decode, square, to_tensor
 from zfkit.nets.paper import Architecture, build
@@ -232,7 +232,7 @@ class Images(Target):
 
     def attempt(self, given: bytes) -> None:
         picture = decode(given, "holiday")
-        assert picture.mode == "RGB" and picture.width * picture.height <= zfkit.images.MAX_PIXELS
+        assert picture.mode == "RGB" and picture.width * picture.height <= zfkit.images.decode.MAX_PIXELS
         tensor = to_tensor(square(picture, 8))
         assert tensor.shape == (3, 8, 8) and tensor.dtype == torch.uint8
 
@@ -325,13 +325,13 @@ class Parquet(Target):
 
     def attempt(self, given: bytes) -> None:
         self.file.write_bytes(given)
-        before = zfkit.images.IN_MEMORY_BYTES
+        before = zfkit.images.imageset.IN_MEMORY_BYTES
         for keep in (0, before):
-            zfkit.images.IN_MEMORY_BYTES = keep
+            zfkit.images.imageset.IN_MEMORY_BYTES = keep
             try:
                 images = load_images(f"parquet:{self.file}", size=8, limit=50, progress=False)
             finally:
-                zfkit.images.IN_MEMORY_BYTES = before
+                zfkit.images.imageset.IN_MEMORY_BYTES = before
             seen = 0
             for batch in images.batches(4):
                 n = len(batch.indices)

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import zfkit.images
 from zfkit import ImageSet, load_images, open_image
-from zfkit.errors import ImageError
-from zfkit.images.album import PHOTOGRAPHS
+from zfkit.errors import ImageError, ZfkitError
+from zfkit.images import album, imageset, sources
+from zfkit.images.album import PHOTOGRAPHS, Photograph
 from zfkit.images.decode import decode
 from zfkit.images.imageset import Windows
 
@@ -51,18 +51,13 @@ def grey(pixels: np.ndarray) -> np.ndarray:
     return np.repeat(pixels[..., None], 3, axis=2)
 
 
-def one_line(error) -> str:
-    text = str(error.value)
-    assert "\n" not in text
-    return text
+@pytest.fixture
+def streaming(monkeypatch):
+    """No set is small enough to be kept in memory."""
+    monkeypatch.setattr(imageset, "IN_MEMORY_BYTES", 0)
 
 
 # ------------------------------------------------------------------------------------ the bundled album
-
-
-@pytest.fixture(scope="module")
-def photos() -> ImageSet:
-    return load_images("photos", progress=False)
 
 
 def test_the_album_holds_several_hundred_unlabelled_windows(photos):
@@ -72,12 +67,14 @@ def test_the_album_holds_several_hundred_unlabelled_windows(photos):
         picture, label = photos[i]
         assert picture.shape == (3, 224, 224) and picture.dtype == torch.uint8 and label == -1
     assert len({photos.name(i) for i in range(len(photos))}) == len(photos)
+    assert (photos.windows.photograph.diff() >= 0).all()
+    assert photos.windows.photograph.unique().tolist() == list(range(len(PHOTOGRAPHS)))
 
 
 def test_a_window_shows_what_its_name_says(photos):
-    """Every window, cut anew out of the original file at the named place, scale and size."""
+    """Windows cut anew out of the original file at the named place, scale and size; every seventh, to save time."""
     originals = {p.name: Image.open(p.path).convert("RGB") for p in PHOTOGRAPHS}
-    for i in range(len(photos)):
+    for i in range(0, len(photos), 7):
         named = re.fullmatch(r"(\w+) \(scale ([\d.]+), left (\d+), top (\d+)\)", photos.name(i))
         name, (scale, left, top) = named[1], map(float, named.groups()[1:])
         original = originals[name]
@@ -104,12 +101,6 @@ def test_the_windows_of_a_photograph_cover_it(photos):
         assert seen.all(), photograph.name
 
 
-def test_windows_come_photograph_by_photograph(photos):
-    places = photos.windows.photograph
-    assert (places.diff() >= 0).all()
-    assert places.unique().tolist() == list(range(len(PHOTOGRAPHS)))
-
-
 def test_every_photograph_is_listed_with_its_licence():
     text = (Path(__file__).parents[2] / "data" / "README.md").read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
@@ -121,12 +112,12 @@ def test_every_photograph_is_listed_with_its_licence():
 
 
 def test_a_photograph_that_is_not_installed_is_listed_as_skipped(monkeypatch):
-    absent = zfkit.images.Photograph("eiffel", "skimage", "data/eiffel.png", "CC0")
-    monkeypatch.setattr(zfkit.images, "PHOTOGRAPHS", (absent, PHOTOGRAPHS[1]))
+    absent = Photograph("eiffel", "skimage", "data/eiffel.png", "CC0")
+    monkeypatch.setattr(album, "PHOTOGRAPHS", (absent, PHOTOGRAPHS[1]))
     images = load("photos", size=64)
     assert [s.name for s in images.skipped] == ["eiffel"] and "skimage" in images.skipped[0].reason
     assert images.name(0).startswith("chelsea")
-    monkeypatch.setattr(zfkit.images, "PHOTOGRAPHS", (absent,))
+    monkeypatch.setattr(album, "PHOTOGRAPHS", (absent,))
     with pytest.raises(ImageError, match="pip install scikit-image scikit-learn"):
         load("photos")
 
@@ -135,7 +126,6 @@ boxes = st.tuples(st.integers(0, 2), *[st.integers(0, 12)] * 2, *[st.integers(1,
 
 
 @given(st.lists(boxes, min_size=1, max_size=8), st.data())
-@settings(max_examples=60, deadline=None)
 def test_overlap_is_a_shared_pixel_of_one_photograph(drawn, data):
     windows = Windows(
         torch.tensor([p for p, *_ in drawn]),
@@ -270,7 +260,7 @@ def test_pixels_without_a_known_range_are_refused(values, why, tmp_path):
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(zfkit.images, "MAX_PIXELS", 99)
+    monkeypatch.setattr("zfkit.images.decode.MAX_PIXELS", 99)
     (tmp_path / "bomb.png").write_bytes(encode(noise(10, 10)))
     with pytest.raises(ImageError, match=r"bomb\.png: 10 x 10 pixels are more than 99; make it smaller"):
         open_image(tmp_path / "bomb.png")
@@ -282,7 +272,7 @@ SAMPLES = {
 
 
 @given(st.sampled_from(sorted(SAMPLES)), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100)  # many small steps in many decoders
 def test_a_damaged_file_is_a_picture_or_an_error_that_names_it(kind, data):
     damaged = bytearray(SAMPLES[kind])
     for _ in range(data.draw(st.integers(1, 6))):
@@ -297,20 +287,6 @@ def test_a_damaged_file_is_a_picture_or_an_error_that_names_it(kind, data):
 
 
 # -------------------------------------------------------------------------------- resizing and cropping
-
-
-@pytest.mark.parametrize("across", [True, False])
-def test_the_centre_of_coloured_thirds_is_the_middle_third(across, tmp_path):
-    thirds = np.zeros((40, 120, 3), np.uint8)
-    for t in range(3):
-        thirds[:, 40 * t : 40 * (t + 1), t] = 255
-    (tmp_path / "a.png").write_bytes(encode(thirds if across else thirds.swapaxes(0, 1).copy()))
-    shown = array(open_image(tmp_path / "a.png", size=16))
-    shown = shown if across else shown.swapaxes(0, 1)
-    assert (shown[:, 1:-1] == [0, 255, 0]).all()
-    # Resized before it is cropped, so the neighbours show through a little at the cut, red left, blue right.
-    assert (shown[:, 0, 0] > 0).all() and (shown[:, 0, 2] == 0).all()
-    assert (shown[:, -1, 2] > 0).all() and (shown[:, -1, 0] == 0).all()
 
 
 def halve(length: int) -> np.ndarray:
@@ -421,10 +397,9 @@ def test_broken_files_are_skipped_by_name_and_the_rest_is_used(broken_folder):
     )
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 9, 100])
-def test_streaming_gives_the_same_pictures_whatever_the_batch_size(broken_folder, batch_size, monkeypatch):
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_streaming_gives_the_same_pictures_whatever_the_batch_size(broken_folder, batch_size, streaming):
     folder, written, broken = broken_folder
-    monkeypatch.setattr(zfkit.images, "IN_MEMORY_BYTES", 0)
     images = load(f"folder:{folder}")
     assert len(images) == 9 and images.labels is None  # nothing decoded yet, so nothing known to be broken
     with pytest.warns(UserWarning, match="skipped") as caught:
@@ -451,7 +426,7 @@ def test_streaming_gives_the_same_pictures_whatever_the_batch_size(broken_folder
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_batches_may_cover_a_part(in_memory, tmp_path, monkeypatch):
     written = folder_of(tmp_path, [f"{n}.png" for n in range(8)])
-    monkeypatch.setattr(zfkit.images, "IN_MEMORY_BYTES", 2**30 if in_memory else 0)
+    monkeypatch.setattr(imageset, "IN_MEMORY_BYTES", 2**30 if in_memory else 0)
     batches = list(load(f"folder:{tmp_path}").batches(2, start=1, stop=6))
     assert [b.indices.tolist() for b in batches] == [[1, 2], [3, 4], [5]]
     for batch in batches:
@@ -514,7 +489,7 @@ def parquet_folder(tmp_path):
 @pytest.mark.parametrize("pattern, rows", [("a-0.parquet", range(12)), ("", range(24)), ("a-*", range(15))])
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_parquet_as_a_file_a_folder_or_a_glob(pattern, rows, in_memory, parquet_folder, monkeypatch):
-    monkeypatch.setattr(zfkit.images, "IN_MEMORY_BYTES", 2**30 if in_memory else 0)
+    monkeypatch.setattr(imageset, "IN_MEMORY_BYTES", 2**30 if in_memory else 0)
     images = load(f"parquet:{parquet_folder / pattern}")
     assert len(images) == len(rows) and images.classes == ("cat", "dog", "eel")
     assert shades(images) == list(rows)
@@ -561,31 +536,25 @@ def test_a_damaged_row_group_costs_its_own_rows_only(tmp_path):
     assert all("\n" not in s.reason for s in images.skipped)
 
 
-@pytest.mark.parametrize("labels, kind", [(["cat"], "string"), ([0.5], "double"), ([[1, 2]], "list")])
-def test_labels_that_are_not_integers_are_refused_with_their_type(labels, kind, tmp_path):
-    write_rows(tmp_path / "t.parquet", [shade(0)], labels)
-    with pytest.raises(ImageError, match=rf"t\.parquet.*'label' is {kind}.*integers.*convert or drop it"):
-        load(f"parquet:{tmp_path / 't.parquet'}")
-
-
-def test_parquet_that_cannot_be_used(tmp_path):
-    pq.write_table(pa.table({"img": [1], "text": ["a"]}), tmp_path / "columns.parquet")
-    with pytest.raises(ImageError, match=r"columns\.parquet: no column 'image' of struct.*are: img, text"):
-        load(f"parquet:{tmp_path / 'columns.parquet'}")
-    pq.write_table(pa.table({"image": [shade(1)]}), tmp_path / "binary.parquet")
-    with pytest.raises(ImageError, match=r"binary\.parquet: no column 'image' of struct<bytes, path>"):
-        load(f"parquet:{tmp_path / 'binary.parquet'}")
-    for name, content in (("text.parquet", b"image,label\n1,2\n"), ("empty.parquet", b"")):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(ImageError, match=f"{name}: not a readable Parquet file.*replace it") as error:
-            load(f"parquet:{tmp_path / name}")
-        one_line(error)
-    for nothing in ("missing.parquet", "*.pq"):
-        with pytest.raises(ImageError, match=r"no Parquet file at .*check the path or glob"):
-            load(f"parquet:{tmp_path / nothing}")
-    write_rows(tmp_path / "no_rows" / "t.parquet", [])
-    with pytest.raises(ImageError, match="the source is empty"):
-        load(f"parquet:{tmp_path / 'no_rows'}")
+@pytest.mark.parametrize("name, table, message", [
+    ("a.parquet", {"img": [1], "text": ["a"]}, r"no column 'image' of struct.*are: img, text"),
+    ("a.parquet", {"image": [b"bytes"]}, "no column 'image' of struct<bytes, path>"),
+    ("a.parquet", {"image": [{"bytes": "text", "path": None}]}, "its 'bytes' are string, and binary was expected"),
+    ("a.parquet", {"image": [{"bytes": b"", "path": None}], "label": ["cat"]},
+     "'label' is string, and integers were expected.*convert or drop it"),
+    ("a.parquet", b"image,label\n1,2\n", "not a readable Parquet file.*replace it$"),
+    ("a.parquet", b"", "not a readable Parquet file.*replace it$"),
+    ("missing", None, "no Parquet file at .*check the path or glob"),
+    ("*.pq", None, "no Parquet file at .*check the path or glob"),
+    ("a.parquet", {"image": pa.array([], IMAGE)}, "the source is empty"),
+])  # fmt: skip
+def test_parquet_that_cannot_be_used(name, table, message, tmp_path):
+    if isinstance(table, bytes):
+        (tmp_path / name).write_bytes(table)
+    elif table:
+        pq.write_table(pa.table(table), tmp_path / name)
+    with pytest.raises(ImageError, match=message):
+        load(f"parquet:{tmp_path / name}")
 
 
 # -------------------------------------------------------------------------------------------- torchvision
@@ -604,11 +573,6 @@ def test_a_torchvision_data_set_passes_through():
         assert images.name(i) == f"FakeData val {i}"
 
 
-def test_an_unknown_data_set_lists_the_nearest():
-    with pytest.raises(ImageError, match=r"no torchvision data set 'CIFAR1O'.*Did you mean 'CIFAR10'\?"):
-        load("torchvision:CIFAR1O")
-
-
 def test_a_failed_download_is_one_clear_line(monkeypatch, tmp_path):
     class Offline(torch.utils.data.Dataset):
         def __init__(self, root, train=True, download=False):
@@ -616,11 +580,9 @@ def test_a_failed_download_is_one_clear_line(monkeypatch, tmp_path):
             raise urllib.error.URLError("Name or service not known")
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", Offline)
-    with pytest.raises(
-        ImageError, match=r"CIFAR10.*Name or service not known.*check the connection"
-    ) as error:
+    expected = f"CIFAR10.*Name or service not known.*check the connection.*{re.escape(str(tmp_path))}"
+    with pytest.raises(ImageError, match=expected):
         load("torchvision:CIFAR10", root=tmp_path)
-    assert str(tmp_path) in one_line(error)
 
 
 def test_splits_classes_labels_and_unreadable_files_of_a_data_set(monkeypatch, tmp_path):
@@ -647,7 +609,7 @@ def test_splits_classes_labels_and_unreadable_files_of_a_data_set(monkeypatch, t
         assert images.classes == ("owl", "wren", "kite")
         assert shades(images) == [first, first + 2] and images.labels.tolist() == [0, 2]
         assert [images.name(i) for i in (0, 1)] == [f"SVHN {split} 0", f"SVHN {split} 2"]
-    with pytest.raises(ImageError, match="split must be 'val' or 'train', not 'dev'"):
+    with pytest.raises(ImageError, match="no split 'dev'"):
         load("torchvision:SVHN", root=tmp_path, split="dev")
 
 
@@ -667,47 +629,63 @@ def test_limit_keeps_the_first_pictures_of_any_source(photos, parquet_folder, tm
     assert len(load("torchvision:FakeData", limit=2)) == 2
 
 
-def test_limit_holds_while_streaming(tmp_path, monkeypatch):
+def test_limit_holds_while_streaming(tmp_path, streaming):
     folder_of(tmp_path, [f"{n}.png" for n in range(5)])
-    monkeypatch.setattr(zfkit.images, "IN_MEMORY_BYTES", 0)
     images = load(f"folder:{tmp_path}", limit=3)
     assert [b.indices.tolist() for b in images.batches(2)] == [[0, 1], [2]]
     with pytest.raises(IndexError):
         images[3]
 
 
-def test_an_unknown_source_offers_the_nearest(tmp_path):
-    with pytest.raises(ImageError, match=r"no image source 'photo'\. Did you mean 'photos'\?"):
-        load("photo")
-    with pytest.raises(ImageError, match=r"Did you mean 'folder:PATH'\?"):
-        load("foldr:pictures")
-    for path in (tmp_path, str(tmp_path)):  # a folder alone says what is missing
-        with pytest.raises(ImageError, match=re.escape(f"say 'folder:{tmp_path}'")):
-            load(path)
-    with pytest.raises(ImageError, match="'folder:' lacks what comes after the colon"):
-        load("folder:")
-
-
-def test_folders_that_hold_no_pictures(tmp_path):
-    with pytest.raises(ImageError, match=r"there is no folder .*gone.*check the path"):
-        load(f"folder:{tmp_path / 'gone'}")
-    with pytest.raises(ImageError, match="it is empty"):
-        load(f"folder:{tmp_path}")
+@pytest.mark.parametrize("source, message", [
+    ("photo", r"no image source 'photo'\. Did you mean 'photos'\?"),
+    ("foldr:pictures", r"Did you mean 'folder:PATH'\?"),
+    ("{}", "say 'folder:{}'"),  # a folder alone
+    ("folder:", "'folder:' lacks what comes after the colon"),
+    ("folder:{}/gone", r"there is no folder .*gone.*check the path"),
+    ("folder:{}/empty", "it is empty"),
+    ("folder:{}", r"1 files, none with the suffix of a picture \(\.jpg, \.png"),
+    ("folder:{}/notes.txt", "is a file, and a folder was expected: say 'folder:{}'"),
+    ("torchvision:CIFAR1O", r"no torchvision data set 'CIFAR1O'.*Did you mean 'CIFAR10'\?"),
+])  # fmt: skip
+def test_a_source_that_does_not_exist_is_named(source, message, tmp_path):
+    (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(ImageError, match=r"1 files, none with the suffix of a picture \(\.jpg, \.png"):
-        load(f"folder:{tmp_path}")
-    with pytest.raises(
-        ImageError, match=re.escape(f"is a file, and a folder was expected: say 'folder:{tmp_path}'")
-    ):
-        load(f"folder:{tmp_path / 'notes.txt'}")
+    with pytest.raises(ImageError, match=message.format(re.escape(str(tmp_path)))):
+        load(source.format(tmp_path))
 
 
-def test_sizes_and_limits_below_one(tmp_path):
-    with pytest.raises(ImageError, match="size must be at least 1 pixel, not 0"):
-        load("photos", size=0)
-    for limit in (0, -3):
-        with pytest.raises(ImageError, match=f"limit must be at least 1 picture or None, not {limit}"):
-            load("photos", limit=limit)
+@pytest.mark.parametrize("options, word", [
+    ({"size": 0}, "size"), ({"size": 16.0}, "size"), ({"size": 10**6}, "size"), ({"limit": 0}, "limit"),
+    ({"limit": True}, "limit"),
+])  # fmt: skip
+def test_sizes_and_limits_that_make_no_pictures(options, word):
+    with pytest.raises(ImageError, match=f"{word}, in p.* must be a whole number from 1"):
+        load_images("photos", **options)
+
+
+def test_a_source_of_ones_own_is_one_decorated_function(monkeypatch):
+    monkeypatch.setattr(sources, "SOURCES", dict(sources.SOURCES))
+
+    @sources.image_source("grey:LEVELS", size=8)
+    def grey_levels(rest, size, **options):
+        levels = [int(level) for level in rest.split(",")]
+        return ImageSet(
+            lambda i: (Image.new("RGB", (9, 9), (levels[i],) * 3), i),
+            [f"level {v}" for v in levels],
+            size=size,
+        )
+
+    images = load_images("grey:10,20,30", limit=2, progress=False)
+    assert shades(images) == [10, 20] and images.size == 8 and images.labels.tolist() == [0, 1]
+    assert images.source == "grey:10,20,30" and images.name(1) == "level 20"
+    with pytest.raises(ImageError, match=r"cannot be read.*invalid literal"):
+        load("grey:dark")
+    with pytest.raises(ImageError, match=r"no image source 'gray:1'.*Did you mean 'grey:LEVELS'"):
+        load("gray:1")
+    sources.image_source("nothing")(lambda rest, **options: None)
+    with pytest.raises(ZfkitError, match="'nothing' returns must be ImageSet"):
+        load("nothing")
 
 
 def test_an_index_outside_the_set_says_how_many_there_are(tmp_path):

@@ -36,7 +36,7 @@ from PIL import Image
 from torch import nn
 
 import zfkit
-import zfkit.images
+import zfkit.images.imageset
 from zfkit import ImageSet, ZfkitError, load_images
 from zfkit.errors import ImageError, WriteError
 from zfkit.files import only_writer
@@ -309,7 +309,7 @@ def test_a_folder_from_the_wild(wild, way, monkeypatch):
     top, bad = wild
     assert len(GOOD) + 1 >= 40 and len(bad) >= 40
     if way != "in memory":
-        monkeypatch.setattr(zfkit.images, "IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(zfkit.images.imageset, "IN_MEMORY_BYTES", 0)
     with within(60), as_nobody(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         images = load_images(f"folder:{top}", size=SIDE, progress=False)
@@ -416,7 +416,7 @@ def test_paths_in_a_table_lead_nowhere(tmp_path):
     (pa.nulls(3), [-1, -1, -1]), (pa.array([2**40, 0, 1], pa.uint64()), [2**40, 0, 1]),
 ])  # fmt: skip
 def test_labels_of_any_width_with_gaps(labels, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr(zfkit.images, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(zfkit.images.imageset, "IN_MEMORY_BYTES", 0)
     source = parquet(tmp_path / "t.parquet", [{"bytes": encode(RGB), "path": None}] * 3, labels)
     images = load_images(source, size=SIDE, progress=False)
     assert images.known_labels().tolist() == expected == [label for _, label in images]

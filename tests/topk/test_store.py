@@ -27,7 +27,7 @@ from PIL import Image
 from test_mining_runs import assert_same, exact_model, mine_command, pictures
 
 import zfkit
-import zfkit.images
+import zfkit.images.imageset
 import zfkit.topk
 from zfkit import TopK, ZfkitError, load_images
 from zfkit.cli import main
@@ -353,14 +353,14 @@ def test_pictures_are_let_go_as_soon_as_they_were_seen(tmp_path, monkeypatch):
     def let_go(what):
         held[what] -= 1
 
-    real, gather = zfkit.images.to_tensor, ImageSet._gather
+    real, gather = zfkit.images.imageset.to_tensor, ImageSet._gather
 
     def gathered(*args):
         batch = gather(*args)
         watch("batches", batch.pixels)
         return batch
 
-    monkeypatch.setattr(zfkit.images, "to_tensor", lambda picture: watch("pictures", real(picture)))
+    monkeypatch.setattr(zfkit.images.imageset, "to_tensor", lambda picture: watch("pictures", real(picture)))
     monkeypatch.setattr(ImageSet, "_gather", gathered)
     for count in (500, 3000):
         images = ImageSet(
@@ -374,15 +374,6 @@ def test_pictures_are_let_go_as_soon_as_they_were_seen(tmp_path, monkeypatch):
         assert 20 <= most["pictures"] <= 4 * 20 and 1 <= most["batches"] <= 2
     sizes = [(tmp_path / f"{count}.part").stat().st_size for count in (500, 3000)]
     assert abs(sizes[0] - sizes[1]) < 64  # nor does the state grow
-
-
-def test_spans_of_a_million_pictures_are_made_when_asked_for():
-    spans = zfkit.images.Spans(3, 1_000_000_003, 7)
-    assert len(spans) == -(-1_000_000_000 // 7)
-    assert spans[0] == range(3, 10) and spans[len(spans) - 1][-1] == 1_000_000_002
-    short = zfkit.images.Spans(0, 20, 6)
-    assert list(short) == [range(0, 6), range(6, 12), range(12, 18), range(18, 20)]
-    assert list(zfkit.images.Spans(5, 5, 3)) == []
 
 
 # ------------------------------------------------------------------------------------------ where a table is from

@@ -25,7 +25,7 @@ from torch import nn
 import zfkit
 import zfkit.training.data as augmentation
 from zfkit.images.imageset import ImageSet
-from zfkit.images.sources import RowNames
+from zfkit.images.parquet import RowNames, parquet
 from zfkit.nets.paper import ARCHITECTURES, Architecture
 from zfkit.training.data import Draws, Geometry, Resident, Streamed, augment, draw, ten_crops
 from zfkit.training.evaluate import evaluate
@@ -583,9 +583,7 @@ def shards(folder: Path, count: int, files: int, rows: int) -> str:
 
 def test_shards_stream_to_the_weights_of_the_same_pictures_in_memory(tmp_path):
     images = zfkit.load_images(shards(tmp_path, 48, 3, 4), size=40, progress=False)
-    from zfkit.images.sources import _parquet
-
-    streamed = _parquet(f"{tmp_path}/train-*.parquet", 40)
+    streamed = parquet(f"{tmp_path}/train-*.parquet", 40)
     assert streamed.labels is None and streamed.known_labels().tolist() == [i % 3 for i in range(48)]
     val = coloured(24, 40, seed=1)
     val.classes = ()

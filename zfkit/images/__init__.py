@@ -1,43 +1,31 @@
-"""..."""
+"""Pictures from anywhere as upright uint8 RGB.
+
+Read `decode` (one picture from bytes), `imageset` (many, with labels and names) and `sources` (`load_images`, and how
+to add a source of your own). `parquet`, `album` (the bundled photographs) and `textures` (drawn, with the truth about
+each) are sources.
+"""
 
 from __future__ import annotations
 
-from .album import PHOTOGRAPHS, SCALES, SKIMAGE, SKLEARN, Photograph
-from .decode import MAX_PIXELS, OTHER_PICTURES, SNIFFED, decode, open_image, square, to_rgb, to_tensor
-from .imageset import (
-    BLOCKS_KEPT,
-    IN_MEMORY_BYTES,
-    UNLABELLED,
-    Batch,
-    ImageSet,
-    Reader,
-    Skipped,
-    Spans,
-    Windows,
-)
-from .sources import MOST_ROWS, Names, RowNames, load_images
-from .textures import (
-    BLUE_YELLOW,
-    CELL,
-    CLASSES,
-    GRAIN,
-    GREY,
-    HIGH,
-    LOW,
-    MAKERS,
-    MARGIN,
-    MIDDLE,
-    RED_GREEN,
-    SMALLEST,
-    SPLITS,
-    STOP_FLANKS,
-    STROKES,
-    Array,
-    Maker,
-    Options,
-    Paint,
-    Plan,
-    Truth,
-    draw,
-    truth,
-)
+from . import parquet, textures  # which register their sources
+from .album import PHOTOGRAPHS, Photograph
+from .decode import MAX_PIXELS, open_image, square, to_rgb, to_tensor
+from .imageset import UNLABELLED, Batch, ImageSet, Skipped, Windows
+from .sources import image_source, load_images
+
+__all__ = [
+    "MAX_PIXELS",
+    "PHOTOGRAPHS",
+    "UNLABELLED",
+    "Batch",
+    "ImageSet",
+    "Photograph",
+    "Skipped",
+    "Windows",
+    "image_source",
+    "load_images",
+    "open_image",
+    "square",
+    "to_rgb",
+    "to_tensor",
+]

@@ -1,11 +1,13 @@
-"""The photographs that installed packages bring along."""
+"""The photographs that installed packages bring along, cut into windows."""
 
 from __future__ import annotations
 
 import importlib.util
 import threading
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -13,6 +15,7 @@ from PIL import Image
 from ..errors import ImageError
 from .decode import decode
 from .imageset import UNLABELLED, ImageSet, Skipped, Windows
+from .sources import image_source
 
 
 @dataclass(frozen=True)
@@ -28,46 +31,43 @@ class Photograph:
     def path(self) -> Path | None:
         """Its file, or None where this version of the package does not bring it."""
         spec = importlib.util.find_spec(self.package)  # finds the package without running it
-        for folder in spec.submodule_search_locations or () if spec else ():
-            if (Path(folder) / self.file).is_file():
-                return Path(folder) / self.file
-        return None
+        folders = (spec.submodule_search_locations or ()) if spec else ()
+        return next((p for p in (Path(f) / self.file for f in folders) if p.is_file()), None)
 
 
-SKIMAGE, SKLEARN = ("skimage", "data/"), ("sklearn", "datasets/images/")
-
+_SKIMAGE, _SKLEARN = ("skimage", "data/"), ("sklearn", "datasets/images/")
 
 # Natural colour photographs first, then scientific ones and textures. What their packages say: data/README.md.
 PHOTOGRAPHS = tuple(
     Photograph(name, package, folder + file, licence)
     for name, (package, folder), file, licence in (
-        ("astronaut", SKIMAGE, "astronaut.png", "public domain (NASA)"),
-        ("chelsea", SKIMAGE, "chelsea.png", "CC0 (Stefan van der Walt)"),
-        ("coffee", SKIMAGE, "coffee.png", "CC0 (Rachel Michetti)"),
-        ("rocket", SKIMAGE, "rocket.jpg", "public domain (SpaceX)"),
-        ("china", SKLEARN, "china.jpg", "CC BY 2.0 (danielbuechele)"),
-        ("flower", SKLEARN, "flower.jpg", "CC BY 2.0 (vultilion)"),
-        ("hubble", SKIMAGE, "hubble_deep_field.jpg", "public domain (NASA)"),
-        ("retina", SKIMAGE, "retina.jpg", "CC0"),
-        ("tissue", SKIMAGE, "ihc.png", "no known copyright restrictions"),
-        ("camera", SKIMAGE, "camera.png", "CC0 (Lav Varshney)"),
-        ("brick", SKIMAGE, "brick.png", "CC0"),
-        ("gravel", SKIMAGE, "gravel.png", "CC0"),
-        ("grass", SKIMAGE, "grass.png", "CC0"),
-        ("cell", SKIMAGE, "cell.png", "CC0"),
-        ("coins", SKIMAGE, "coins.png", "no known copyright restrictions"),
-        ("clock", SKIMAGE, "clock_motion.png", "public domain (Stefan van der Walt)"),
-        ("text", SKIMAGE, "text.png", "public domain"),
+        ("astronaut", _SKIMAGE, "astronaut.png", "public domain (NASA)"),
+        ("chelsea", _SKIMAGE, "chelsea.png", "CC0 (Stefan van der Walt)"),
+        ("coffee", _SKIMAGE, "coffee.png", "CC0 (Rachel Michetti)"),
+        ("rocket", _SKIMAGE, "rocket.jpg", "public domain (SpaceX)"),
+        ("china", _SKLEARN, "china.jpg", "CC BY 2.0 (danielbuechele)"),
+        ("flower", _SKLEARN, "flower.jpg", "CC BY 2.0 (vultilion)"),
+        ("hubble", _SKIMAGE, "hubble_deep_field.jpg", "public domain (NASA)"),
+        ("retina", _SKIMAGE, "retina.jpg", "CC0"),
+        ("tissue", _SKIMAGE, "ihc.png", "no known copyright restrictions"),
+        ("camera", _SKIMAGE, "camera.png", "CC0 (Lav Varshney)"),
+        ("brick", _SKIMAGE, "brick.png", "CC0"),
+        ("gravel", _SKIMAGE, "gravel.png", "CC0"),
+        ("grass", _SKIMAGE, "grass.png", "CC0"),
+        ("cell", _SKIMAGE, "cell.png", "CC0"),
+        ("coins", _SKIMAGE, "coins.png", "no known copyright restrictions"),
+        ("clock", _SKIMAGE, "clock_motion.png", "public domain (Stefan van der Walt)"),
+        ("text", _SKIMAGE, "text.png", "public domain"),
     )
 )
-
 
 SCALES = (1.0, 1.4, 2.0, 2.8)  # smallest side of the photograph, in window sides
 
 
-def _photos(size: int) -> ImageSet:
+@image_source("photos")
+def photos(rest: str, size: int, **_: Any) -> ImageSet:
     """Windows of size x size px over the bundled photographs at several scales, half a window apart."""
-    plans: list[tuple[Photograph, tuple[int, int], tuple[int, int]]] = []  # photograph, scaled size, corner
+    cuts: list[tuple[Photograph, tuple[int, int], tuple[int, int]]] = []  # photograph, scaled size, corner
     names: list[str] = []
     photograph: list[int] = []
     boxes: list[tuple[float, float, float, float]] = []
@@ -86,25 +86,23 @@ def _photos(size: int) -> ImageSet:
             wide, high = scaled[0] / width, scaled[1] / height  # the factor, but for rounding to whole pixels
             for top in _starts(scaled[1], size):
                 for left in _starts(scaled[0], size):
-                    plans.append((photo, scaled, (left, top)))
+                    cuts.append((photo, scaled, (left, top)))
                     photograph.append(p)
                     box = (left / wide, top / high, (left + size) / wide, (top + size) / high)
                     boxes.append(box)
                     names.append(f"{photo.name} (scale {factor:.2f}, left {box[0]:.0f}, top {box[1]:.0f})")
-    if not plans:
+    if not cuts:
         raise ImageError("no bundled photograph found: pip install scikit-image scikit-learn")
-    cache: dict[tuple[str, tuple[int, int]], Image.Image] = {}
     lock = threading.Lock()
 
+    @lru_cache(maxsize=2 * len(SCALES))
+    def whole(photo: Photograph, scaled: tuple[int, int]) -> Image.Image:
+        return decode(photo.path or "", photo.name).resize(scaled, Image.Resampling.BICUBIC)
+
     def read(i: int) -> tuple[Image.Image, int]:
-        photo, scaled, (left, top) = plans[i]
+        photo, scaled, (left, top) = cuts[i]
         with lock:  # each photograph is decoded and scaled once, not once a window
-            if (photo.name, scaled) not in cache:
-                if len(cache) > 2 * len(SCALES):
-                    cache.clear()
-                whole = decode(photo.path or "", photo.name)
-                cache[photo.name, scaled] = whole.resize(scaled, Image.Resampling.BICUBIC)
-            resized = cache[photo.name, scaled]
+            resized = whole(photo, scaled)
         return resized.crop((left, top, left + size, top + size)), UNLABELLED
 
     windows = Windows(torch.tensor(photograph), torch.tensor(boxes, dtype=torch.float32))

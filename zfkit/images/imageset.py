@@ -1,7 +1,6 @@
-"""Where pictures come from: bundled photographs, drawn textures, a folder, Parquet or torchvision.
+"""`ImageSet`: pictures from anywhere as upright uint8 RGB of one size, (3, S, S), with labels and names.
 
-Whatever the source, an `ImageSet` hands over upright uint8 RGB pictures of one size, (3, S, S), with
-labels and names. Small sets are decoded once and kept in memory, larger ones are streamed.
+Small sets are decoded once and kept in memory, larger ones are streamed.
 """
 
 from __future__ import annotations
@@ -9,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,21 +17,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from ..batching import steps
 from ..errors import ImageError
 from .decode import square, to_tensor
 
 if TYPE_CHECKING:
     import pandas as pd
 
-
 IN_MEMORY_BYTES = 2**30  # sets up to this size are decoded once and kept
-
-
-BLOCKS_KEPT = 16  # row groups of Parquet that are held while their pictures are read in mixed order
-
-
 UNLABELLED = -1
 
 
@@ -65,6 +59,27 @@ class Windows(NamedTuple):
         return (low < high).all(-1) & (photograph[:, None] == photograph[None])
 
 
+class Names(Sequence[str]):
+    """Names as one run of bytes: 1.28 million paths take some 60 MB, and processes that fork share them."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        self._ends = np.cumsum([len(e) for e in encoded], dtype=np.int64)
+        self._bytes = b"".join(encoded)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, i: int | slice) -> Any:
+        if isinstance(i, slice):
+            return Names([self[j] for j in range(*i.indices(len(self)))])
+        if not -len(self) <= i < len(self):
+            raise IndexError(i)
+        i %= len(self)
+        start = int(self._ends[i - 1]) if i else 0
+        return self._bytes[start : int(self._ends[i])].decode("utf-8", "surrogateescape")
+
+
 Reader = Callable[[int], tuple[Image.Image, int]]  # place in the set -> (picture, label)
 
 
@@ -80,6 +95,14 @@ class ImageSet:
             Parquet); None where any picture is as quickly read as the next.
         skipped: what could not be read so far, as (name, reason).
         truth: for drawn sets, a table of what is known about each picture; else None.
+
+    Args:
+        read: gives the picture at a place in the set, and its label; called by several threads at once. Raises
+            ImageError for a picture that cannot be read.
+        names: what to call each picture.
+        read_labels: gives all labels at once without decoding a picture, where the source can.
+        truth: gives a row of the table of that name, from column to value.
+        stamp: gives what the fingerprint takes in beside the names.
     """
 
     def __init__(
@@ -94,20 +117,16 @@ class ImageSet:
         skipped: Sequence[Skipped] = (),
         blocks: Tensor | None = None,
         read_labels: Callable[[], Sequence[int] | np.ndarray] | None = None,
-        truth: Callable[[int], tuple[Any, ...]] | None = None,
+        truth: Callable[[int], Mapping[str, Any]] | None = None,
         stamp: Callable[[], str] | None = None,
     ) -> None:
         self.source, self.size, self.classes = source, size, tuple(classes)
         self.windows, self.blocks = windows, blocks
-        self._read_labels = read_labels
         self.skipped = list(skipped)
-        self._read = read
-        self._truth = truth  # place -> a row of `truth`
-        self._stamp = stamp  # what the fingerprint takes in beside the names
-        self._names = names
+        self._read, self._names = read, names
+        self._read_labels, self._truth, self._stamp = read_labels, truth, stamp
         self._pixels: Tensor | None = None  # (N, 3, S, S) uint8 once in memory
-        self._labels: Tensor | None = None  # (N,) int64
-        self._labels_read: Tensor | None = None  # the same, of a set that streams
+        self._labels: Tensor | None = None  # (N,) int64 once known
         self._fingerprint: str | None = None
         self._reported: set[int] = set()  # places of unreadable pictures that are in `skipped`
 
@@ -140,15 +159,14 @@ class ImageSet:
     @property
     def labels(self) -> Tensor | None:
         """(N,) int64 labels of a set in memory, -1 where there is none; None while streaming."""
-        return self._labels
+        return self._labels if self._pixels is not None else None
 
     def known_labels(self) -> Tensor | None:
         """(N,) int64 labels without decoding a picture, also while streaming; None where the source cannot tell."""
         if self._labels is None and self._read_labels is not None:
             labels = torch.as_tensor(np.asarray(self._read_labels(), dtype=np.int64))
-            self._labels_read = labels[: len(self)]
-            self._read_labels = None
-        return self._labels if self._labels is not None else self._labels_read
+            self._labels = labels[: len(self)]
+        return self._labels
 
     @property
     def truth(self) -> pd.DataFrame | None:
@@ -161,8 +179,7 @@ class ImageSet:
             return None
         import pandas as pd
 
-        rows = [self._truth(i) for i in range(len(self))]
-        return pd.DataFrame(rows, columns=["class", "frequency", "orientation", "phase"])
+        return pd.DataFrame([self._truth(i) for i in range(len(self))])
 
     def take(self, index: Sequence[int] | Tensor) -> Tensor:
         """Pictures at these places, uint8 (n, 3, S, S). Raises as indexing does."""
@@ -171,69 +188,53 @@ class ImageSet:
             return self._pixels[places]
         return torch.stack([self._decode(i)[0] for i in places])
 
+    def first(self, count: int) -> None:
+        """Keep the first so many pictures of a set that is not in memory yet."""
+        self._names = self._names[:count]
+        if self.windows is not None:
+            self.windows = Windows(*(w[:count] for w in self.windows))
+
     def batches(self, batch_size: int = 64, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
         """Pictures start..stop in order, `batch_size` at a time, decoded ahead by threads.
 
         An unreadable picture is left out, warned about by name, and listed in `skipped`.
         """
         stop = len(self) if stop is None else min(stop, len(self))
-        spans = Spans(start, stop, batch_size)
         if self._pixels is not None and self._labels is not None:
-            for span in spans:
-                part = slice(span.start, span.stop)
-                yield Batch(torch.arange(span.start, span.stop), self._pixels[part], self._labels[part])
+            for first in range(start, stop, batch_size):
+                part = slice(first, min(first + batch_size, stop))
+                yield Batch(torch.arange(part.start, part.stop), self._pixels[part], self._labels[part])
             return
+        starts = range(start, stop, batch_size)
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            ahead: list[list[Future[tuple[Tensor, int]]]] = []
-            for b, span in enumerate(spans):
-                while len(ahead) < 2 and b + len(ahead) < len(spans):
-                    ahead.append([pool.submit(self._decode, i) for i in spans[b + len(ahead)]])
-                batch = self._gather(span, ahead.pop(0))
+            ahead: deque[dict[int, Future[tuple[Tensor, int]]]] = deque()  # the batch at hand and the next
+            for b in range(len(starts)):
+                for first in starts[b + len(ahead) : b + 2]:
+                    places = range(first, min(first + batch_size, stop))
+                    ahead.append({i: pool.submit(self._decode, i) for i in places})
+                batch = self._gather(ahead.popleft())
                 if len(batch.indices):
                     yield batch
 
-    def _gather(self, span: range, futures: list[Future[tuple[Tensor, int]]]) -> Batch:
-        index, pixels, labels = [], [], []
-        for i, future in zip(span, futures, strict=True):
-            try:
-                picture, label = future.result()
-            except ImageError as error:
-                if i not in self._reported:
-                    self._reported.add(i)
-                    self.skipped.append(Skipped(self._names[i], str(error)))
-                    warnings.warn(f"skipped {error}", stacklevel=3)
-                continue
-            index.append(i)
-            pixels.append(picture)
-            labels.append(label)
-        side = (3, self.size, self.size)
-        stacked = torch.stack(pixels) if pixels else torch.empty((0, *side), dtype=torch.uint8)
-        return Batch(torch.tensor(index, dtype=torch.long), stacked, torch.tensor(labels, dtype=torch.long))
-
     def in_memory(self, progress: bool = True) -> ImageSet:
         """The same set decoded once and kept, without its unreadable pictures (they are in `skipped`)."""
-        shown = tqdm(
-            total=len(self), desc=f"reading {self.source}", unit="img", disable=not progress, leave=False
-        )
-        with shown:
-            batches = []
+        batches = []
+        with steps(len(self), f"reading {self.source}", progress=progress) as done:
             for batch in self.batches(256):
                 batches.append(batch)
-                shown.update(len(batch.indices))
+                done(len(batch.indices))
         if not batches:
             first = self.skipped[0].reason if self.skipped else "the source is empty"
             raise ImageError(f"none of the {len(self)} pictures of {self.source!r} can be read: {first}")
         kept = torch.cat([b.indices for b in batches])
-        windows = Windows(*(w[kept] for w in self.windows)) if self.windows else None
         places, truth = kept.tolist(), self._truth
-        names = [self._names[i] for i in places]
         loaded = ImageSet(
             self._read,
-            names,
+            [self._names[i] for i in places],
             size=self.size,
             source=self.source,
             classes=self.classes,
-            windows=windows,
+            windows=Windows(*(w[kept] for w in self.windows)) if self.windows else None,
             skipped=self.skipped,
             truth=truth and (lambda i: truth(places[i])),
             stamp=self._stamp,
@@ -257,6 +258,26 @@ class ImageSet:
             self._fingerprint = digest.hexdigest()[:16]
         return self._fingerprint
 
+    def _gather(self, decoding: Mapping[int, Future[tuple[Tensor, int]]]) -> Batch:
+        """Those of these pictures that can be read."""
+        index, pixels, labels = [], [], []
+        for i, future in decoding.items():
+            try:
+                picture, label = future.result()
+            except ImageError as error:
+                if i not in self._reported:
+                    self._reported.add(i)
+                    self.skipped.append(Skipped(self._names[i], str(error)))
+                    warnings.warn(f"skipped {error}", stacklevel=3)
+                continue
+            index.append(i)
+            pixels.append(picture)
+            labels.append(label)
+        stacked = (
+            torch.stack(pixels) if pixels else torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
+        )
+        return Batch(torch.tensor(index, dtype=torch.long), stacked, torch.tensor(labels, dtype=torch.long))
+
     def _place(self, i: int) -> int:
         if not -len(self) <= i < len(self):
             raise IndexError(f"picture {i} of {self.source!r} does not exist: it holds {len(self)}")
@@ -265,19 +286,3 @@ class ImageSet:
     def _decode(self, i: int) -> tuple[Tensor, int]:
         picture, label = self._read(i)
         return to_tensor(square(picture, self.size)), label
-
-
-class Spans(Sequence[range]):
-    """Consecutive runs of places from `start` to `stop`, `size` long: made when asked for, however many there are."""
-
-    def __init__(self, start: int, stop: int, size: int) -> None:
-        self._places = range(start, stop)
-        self._size = size
-
-    def __len__(self) -> int:
-        return -(-len(self._places) // self._size)
-
-    def __getitem__(self, b: Any) -> Any:
-        if not 0 <= b < len(self):
-            raise IndexError(b)
-        return self._places[b * self._size : (b + 1) * self._size]

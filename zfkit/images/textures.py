@@ -1,6 +1,6 @@
 """A drawn, labelled set of pictures whose frequency, orientation and phase are known: no files, no download.
 
-Sixteen classes of texture in colour. Everything about picture i follows from (seed, split, i) alone, so a
+Sixteen classes of texture in colour. Everything about picture i follows from (random seed, split, i) alone, so a
 set is the same on every machine and whatever part of it is drawn first. Lengths are pixels and frequencies
 cycles per pixel at every size: a larger picture shows more of a texture, not a magnified one.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -18,32 +17,32 @@ import numpy as np
 import torch
 from numpy.random import Generator, Philox, SeedSequence
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
+from ..checks import one_of, whole_number
 from ..errors import ImageError, unknown
+from .imageset import ImageSet
+from .sources import image_source
 
 Array = NDArray[np.floating[Any]]
-
-
 Paint = Callable[[Array, Array], Array]  # x (1, W) and y (H, 1) in pixels -> (H, W) in 0..1, or (3, H, W)
 
 
 # Cycles/pixel. 1/12 and 1/3 bound the band that the paper found AlexNet's first layer to lack, as
-# `zfkit.spectra` measures it; below 1/24 a 64 px picture shows too few periods to tell the frequency.
+# `zfkit.frequency` measures it; below 1/24 a 64 px picture shows too few periods to tell the frequency.
 LOW, MIDDLE, HIGH = (1 / 24, 1 / 12), (1 / 12, 1 / 3), (1 / 3, 0.45)
-
-
 # Where the middle band is left out, frequencies keep this far away from it: the flanks of the band-stop filter.
 STOP_FLANKS = (0.07, 0.36)
 
-
 SPLITS = {"train": 8192, "val": 1024}  # pictures; multiples of the 16 classes
-
-
 MARGIN = 16  # pixels drawn beyond the border where a filter follows, so that it does not see the border
-
-
 SMALLEST = 16  # pixels; less does not show a period of the low band
+
+# Unit vectors of RGB, at right angles to one another.
+GREY = np.array([1, 1, 1], np.float32) / math.sqrt(3)
+RED_GREEN = np.array([1, -1, 0], np.float32) / math.sqrt(2)
+BLUE_YELLOW = np.array([-1, -1, 2], np.float32) / math.sqrt(6)
 
 
 class Truth(NamedTuple):
@@ -58,39 +57,7 @@ class Truth(NamedTuple):
     phase: float = math.nan  # radians in [0, 2 pi), of the brighter colour (of red, of blue)
 
 
-@dataclass(frozen=True)
-class Options:
-    """What may follow the colon in ``"textures:no-middle,seed=3"``."""
-
-    middle: bool = True  # False leaves the middle band out, see `draw`
-    seed: int = 0
-
-    @classmethod
-    def parse(cls, text: str) -> Options:
-        """Options from their text, comma-separated. Raises ImageError for one that does not exist."""
-        middle, seed = True, 0
-        for part in filter(None, (p.strip() for p in text.split(","))):
-            name, _, value = part.partition("=")
-            if part == "no-middle":
-                middle = False
-            elif name.strip() == "seed" and value.strip().isdecimal():
-                seed = int(value)
-            elif name.strip() == "seed":
-                raise ImageError(
-                    f"seed of 'textures' must be a whole number from 0, as in seed=3, not {value!r}"
-                )
-            else:
-                raise ImageError(unknown("option of 'textures'", part, ["no-middle", "seed=NUMBER"]))
-        return cls(middle, seed)
-
-    def __str__(self) -> str:
-        """The source as `load_images` takes it, in one spelling: ``"textures:no-middle,seed=3"``."""
-        parts = [] if self.middle else ["no-middle"]
-        parts += [f"seed={self.seed}"] if self.seed else []
-        return "textures" + (":" + ",".join(parts) if parts else "")
-
-
-class Plan(NamedTuple):
+class Texture(NamedTuple):
     """One texture before it is painted: two colours, and how much of the second goes where."""
 
     truth: Truth
@@ -99,51 +66,27 @@ class Plan(NamedTuple):
     second: Array
 
 
-def _vertical_grating(rng: Generator, middle: bool, size: int) -> Plan:
-    """Sinusoidal, within 15 degrees of vertical, in one of the three bands."""
-    return _grating(rng, middle, math.radians(rng.uniform(-15, 15)))
-
-
-def _horizontal_grating(rng: Generator, middle: bool, size: int) -> Plan:
-    """Sinusoidal, within 15 degrees of horizontal, in one of the three bands."""
-    return _grating(rng, middle, math.radians(rng.uniform(75, 105)))
-
-
-def _diagonal_grating(rng: Generator, middle: bool, size: int) -> Plan:
-    """Sinusoidal, within 15 degrees of either diagonal, in one of the three bands."""
-    side = math.copysign(1, rng.random() - 0.5)
-    return _grating(rng, middle, side * math.radians(rng.uniform(30, 60)))
-
-
-def _grating(rng: Generator, middle: bool, orientation: float) -> Plan:
+def _grating(rng: Generator, middle: bool, orientation: float) -> Texture:
+    """Sinusoidal, in one of the three bands."""
     frequency, phase = _frequency(rng, middle), _phase(rng)
     truth = Truth(frequency, orientation % math.pi, _seen_from(orientation, phase))
     # Of mostly different brightness: the two classes below are the ones that differ in hue alone.
     dark, bright = _along(rng, _direction(rng, 40), rng.uniform(0.35, 0.65))
-    return Plan(truth, lambda x, y: _sinusoid(_wave(x, y, frequency, orientation, phase)), dark, bright)
+    return Texture(truth, lambda x, y: _sinusoid(_wave(x, y, frequency, orientation, phase)), dark, bright)
 
 
-def _red_green_stripes(rng: Generator, middle: bool, size: int) -> Plan:
-    """Red and green bars of equal brightness, of any orientation, in one of the three bands."""
-    return _opponent(rng, middle, RED_GREEN)
-
-
-def _blue_yellow_stripes(rng: Generator, middle: bool, size: int) -> Plan:
-    """Blue and yellow bars of equal brightness, of any orientation, in one of the three bands."""
-    return _opponent(rng, middle, BLUE_YELLOW)
-
-
-def _opponent(rng: Generator, middle: bool, axis: Array) -> Plan:
+def _stripes(rng: Generator, middle: bool, axis: Array) -> Texture:
+    """Bars of two hues and equal brightness, of any orientation, in one of the three bands."""
     frequency, orientation, phase = _frequency(rng, middle), rng.uniform(0, math.pi), _phase(rng)
     turned = axis + 0.15 * rng.uniform(-1, 1, 3).astype(np.float32)  # hues vary by some 10 degrees
-    return Plan(
+    return Texture(
         Truth(frequency, orientation, phase),
         lambda x, y: _bars(_wave(x, y, frequency, orientation, phase), frequency),
         *_along(rng, turned, rng.uniform(0.35, 0.5)),
     )
 
 
-def _checks(rng: Generator, middle: bool, size: int) -> Plan:
+def _checks(rng: Generator, middle: bool, size: int) -> Texture:
     """Checkerboard within 20 degrees of upright. Its two fundamental waves run along the squares' diagonals."""
     frequency, orientation = _frequency(rng, middle, top=1 / 4), math.radians(rng.uniform(25, 65))
     first, second = _phase(rng), _phase(rng)
@@ -154,10 +97,10 @@ def _checks(rng: Generator, middle: bool, size: int) -> Plan:
         along = np.cos(_wave(x, y, side, orientation - math.pi / 4, second)) / (math.tau * side)
         return 0.5 + 2 * np.clip(across, -0.5, 0.5) * np.clip(along, -0.5, 0.5)
 
-    return Plan(Truth(frequency, orientation), paint, *_two(rng))
+    return Texture(Truth(frequency, orientation), paint, *_two(rng))
 
 
-def _mesh(rng: Generator, middle: bool, size: int) -> Plan:
+def _mesh(rng: Generator, middle: bool, size: int) -> Texture:
     """Thin lines in two directions, 55 to 90 degrees apart."""
     frequency, orientation = _frequency(rng, middle, top=1 / 6), rng.uniform(0, math.pi)
     other, width = orientation + math.radians(rng.uniform(55, 90)), rng.uniform(0.12, 0.22)
@@ -170,10 +113,10 @@ def _mesh(rng: Generator, middle: bool, size: int) -> Plan:
         ]
         return np.maximum(*lines)
 
-    return Plan(Truth(frequency, orientation), paint, *_two(rng))
+    return Texture(Truth(frequency, orientation), paint, *_two(rng))
 
 
-def _dots(rng: Generator, middle: bool, size: int) -> Plan:
+def _dots(rng: Generator, middle: bool, size: int) -> Texture:
     """Round dots on a hexagonal lattice, whose three fundamental waves lie 60 degrees apart."""
     frequency, orientation = _frequency(rng, middle, top=1 / 5), rng.uniform(0, math.pi)
     first, second = _phase(rng), _phase(rng)
@@ -186,20 +129,20 @@ def _dots(rng: Generator, middle: bool, size: int) -> Plan:
         below = 3 - (np.cos(a) + np.cos(b) + np.cos(b - a))
         return np.clip(0.5 + radius - np.sqrt(np.maximum(below, 0) * (4 / 3)) / (math.tau * frequency), 0, 1)
 
-    return Plan(Truth(frequency, orientation), paint, *_two(rng))
+    return Texture(Truth(frequency, orientation), paint, *_two(rng))
 
 
-def _rings(rng: Generator, middle: bool, size: int) -> Plan:
+def _rings(rng: Generator, middle: bool, size: int) -> Texture:
     """Concentric rings about a point in the middle half of the picture; all orientations at once."""
     frequency, phase, (cx, cy) = _frequency(rng, middle), _phase(rng), _centre(rng, size)
-    return Plan(
+    return Texture(
         Truth(frequency),
         lambda x, y: _bars(math.tau * frequency * np.hypot(x - cx, y - cy) + phase, frequency),
         *_two(rng),
     )
 
 
-def _star(rng: Generator, middle: bool, size: int) -> Plan:
+def _star(rng: Generator, middle: bool, size: int) -> Texture:
     """Five to twelve spokes from a point in the middle half of the picture; frequency falls outwards."""
     spokes, phase, (cx, cy) = int(rng.integers(5, 13)), _phase(rng), _centre(rng, size)
 
@@ -208,10 +151,10 @@ def _star(rng: Generator, middle: bool, size: int) -> Plan:
         wave = np.cos(spokes * np.arctan2(dy, dx) + phase)
         return np.clip(0.5 + wave * np.hypot(dx, dy) / spokes, 0, 1)
 
-    return Plan(Truth(), paint, *_two(rng))
+    return Texture(Truth(), paint, *_two(rng))
 
 
-def _bricks(rng: Generator, middle: bool, size: int) -> Plan:
+def _bricks(rng: Generator, middle: bool, size: int) -> Texture:
     """Courses of bricks, each half a brick further, within 12 degrees of level. The truth is the courses'."""
     frequency, tilt = _frequency(rng, middle, bottom=1 / 18, top=1 / 7), math.radians(rng.uniform(-12, 12))
     first, second, length = _phase(rng), _phase(rng), rng.uniform(1.8, 2.6)
@@ -227,10 +170,10 @@ def _bricks(rng: Generator, middle: bool, size: int) -> Plan:
         brick = tint[course.astype(int) % 16, column.astype(int) % 16]
         return brick * np.clip(0.5 + from_joint - max(joint, 1.2) / 2, 0, 1)
 
-    return Plan(Truth(frequency, (math.pi / 2 + tilt) % math.pi), paint, *_two(rng))
+    return Texture(Truth(frequency, (math.pi / 2 + tilt) % math.pi), paint, *_two(rng))
 
 
-def _zigzag(rng: Generator, middle: bool, size: int) -> Plan:
+def _zigzag(rng: Generator, middle: bool, size: int) -> Texture:
     """Bars bent into chevrons that run within 20 degrees of level: one frequency, two orientations."""
     frequency, phase = _frequency(rng, middle, bottom=1 / 18, top=1 / 5), _phase(rng)
     axis = math.radians(rng.uniform(-20, 20))
@@ -245,10 +188,10 @@ def _zigzag(rng: Generator, middle: bool, size: int) -> Plan:
             frequency,
         )
 
-    return Plan(Truth(frequency), paint, *_two(rng))
+    return Texture(Truth(frequency), paint, *_two(rng))
 
 
-def _glyphs(rng: Generator, middle: bool, size: int) -> Plan:
+def _glyphs(rng: Generator, middle: bool, size: int) -> Texture:
     """Lines of capital letters and figures, 8 to 16 px high, within 20 degrees of level."""
     unit, tilt, weight = rng.uniform(8, 16) / 6, math.radians(rng.uniform(-20, 20)), rng.uniform(1, 1.5)
     left, top = (rng.uniform(0, math.tau * 64 * GRAIN * cell) for cell in CELL)
@@ -264,10 +207,10 @@ def _glyphs(rng: Generator, middle: bool, size: int) -> Plan:
         distance = _alphabet()[text[row % 64, column % 64], inside_y, inside_x]
         return np.clip(0.5 + (weight / 2 - distance) * unit, 0, 1)
 
-    return Plan(Truth(), paint, *_two(rng))
+    return Texture(Truth(), paint, *_two(rng))
 
 
-def _corner(rng: Generator, middle: bool, size: int) -> Plan:
+def _corner(rng: Generator, middle: bool, size: int) -> Texture:
     """One wedge of 50 to 120 degrees, its tip in the middle half of the picture."""
     (cx, cy), axis, half = _centre(rng, size), _phase(rng), math.radians(rng.uniform(25, 60))
 
@@ -279,10 +222,10 @@ def _corner(rng: Generator, middle: bool, size: int) -> Plan:
         ]
         return np.clip(0.5 + np.minimum(*sides), 0, 1)
 
-    return Plan(Truth(), paint, *_two(rng))
+    return Texture(Truth(), paint, *_two(rng))
 
 
-def _blobs(rng: Generator, middle: bool, size: int) -> Plan:
+def _blobs(rng: Generator, middle: bool, size: int) -> Texture:
     """Smooth patches without direction: random bumps of 3 to 6 px (standard deviation), cut off at a level."""
     sigma, sharp = rng.uniform(3, 6), rng.uniform(1, 3)
 
@@ -296,10 +239,10 @@ def _blobs(rng: Generator, middle: bool, size: int) -> Plan:
         along_x = np.exp(-(((x - cx) / sigma) ** 2) / 2)  # (count, W)
         return np.clip(0.5 + sharp * (along_y @ along_x), 0, 1)
 
-    return Plan(Truth(), paint, *_two(rng))
+    return Texture(Truth(), paint, *_two(rng))
 
 
-def _colour_noise(rng: Generator, middle: bool, size: int) -> Plan:
+def _colour_noise(rng: Generator, middle: bool, size: int) -> Texture:
     """A mosaic of random colours, in squares of 1 to 3 px."""
     cell, contrast, shift = int(rng.integers(1, 4)), rng.uniform(0.5, 0.95), rng.integers(0, 3, 2)
     mean = rng.uniform(0.42, 0.58, 3).astype(np.float32)
@@ -311,26 +254,28 @@ def _colour_noise(rng: Generator, middle: bool, size: int) -> Plan:
         )
         return (mean[:, None, None] + contrast * (mosaic - 0.5))[:, row][:, :, column]
 
-    return Plan(Truth(), paint, mean, mean)
+    return Texture(Truth(), paint, mean, mean)
 
 
-Maker = Callable[[Generator, bool, int], Plan]
-
-
+# (random numbers, is the middle band to be drawn, side in pixels) -> one texture of the class. Gratings lie within 15
+# degrees of where their name says.
+Maker = Callable[[Generator, bool, int], Texture]
 MAKERS: dict[str, Maker] = {
-    "vertical grating": _vertical_grating, "horizontal grating": _horizontal_grating,
-    "diagonal grating": _diagonal_grating, "red-green stripes": _red_green_stripes,
-    "blue-yellow stripes": _blue_yellow_stripes, "checks": _checks, "mesh": _mesh, "dots": _dots,
-    "rings": _rings, "star": _star, "bricks": _bricks, "zigzag": _zigzag, "glyphs": _glyphs,
-    "corner": _corner, "blobs": _blobs, "colour noise": _colour_noise,
+    "vertical grating": lambda rng, middle, _: _grating(rng, middle, math.radians(rng.uniform(-15, 15))),
+    "horizontal grating": lambda rng, middle, _: _grating(rng, middle, math.radians(rng.uniform(75, 105))),
+    "diagonal grating": lambda rng, middle, _: _grating(
+        rng, middle, math.copysign(1, rng.random() - 0.5) * math.radians(rng.uniform(30, 60))
+    ),
+    "red-green stripes": lambda rng, middle, _: _stripes(rng, middle, RED_GREEN),
+    "blue-yellow stripes": lambda rng, middle, _: _stripes(rng, middle, BLUE_YELLOW),
+    "checks": _checks, "mesh": _mesh, "dots": _dots, "rings": _rings, "star": _star, "bricks": _bricks,
+    "zigzag": _zigzag, "glyphs": _glyphs, "corner": _corner, "blobs": _blobs, "colour noise": _colour_noise,
 }  # fmt: skip
-
-
 CLASSES = tuple(MAKERS)
 
 
 def draw(
-    index: int, split: str = "train", *, size: int = 64, seed: int = 0, middle: bool = True
+    index: int, split: str = "train", *, size: int = 64, random_seed: int = 0, middle: bool = True
 ) -> tuple[NDArray[np.uint8], int, Truth]:
     """Picture `index` of a split as uint8 RGB (size, size, 3), its label (a place in CLASSES), its truth.
 
@@ -345,13 +290,13 @@ def draw(
 
     Raises ImageError for a split, size or index that does not exist.
     """
-    label, rng, plan = _plan(index, split, size, seed, middle)
+    label, rng, texture = _texture(index, split, size, random_seed, middle)
     pad = 0 if middle else MARGIN
     span = np.arange(-pad, size + pad, dtype=np.float32)
     x, y = span[None, :], span[:, None]
-    pattern = plan.paint(x, y)
+    pattern = texture.paint(x, y)
     if pattern.ndim == 2:
-        first, second = plan.first[:, None, None], plan.second[:, None, None]
+        first, second = texture.first[:, None, None], texture.second[:, None, None]
         pattern = first + pattern * (second - first)
     slope, towards, sigma = rng.uniform(0, 0.2), rng.uniform(0, math.tau), rng.uniform(0.01, 0.03)
     light = 1 + slope * ((x / size - 0.5) * math.cos(towards) + (y / size - 0.5) * math.sin(towards))
@@ -359,24 +304,64 @@ def draw(
     if not middle:
         picture = _without_middle(picture)[:, pad:-pad, pad:-pad]
     picture = np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8)
-    return np.ascontiguousarray(picture.transpose(1, 2, 0)), label, plan.truth
+    return np.ascontiguousarray(picture.transpose(1, 2, 0)), label, texture.truth
 
 
-def truth(index: int, split: str = "train", *, size: int = 64, seed: int = 0, middle: bool = True) -> Truth:
+def truth(
+    index: int, split: str = "train", *, size: int = 64, random_seed: int = 0, middle: bool = True
+) -> Truth:
     """The truth about picture `index` without drawing it. Raises as `draw` does."""
-    return _plan(index, split, size, seed, middle)[2].truth
+    return _texture(index, split, size, random_seed, middle)[2].truth
 
 
-def _plan(index: int, split: str, size: int, seed: int, middle: bool) -> tuple[int, Generator, Plan]:
-    if split not in SPLITS:
-        raise ImageError(f"split of 'textures' must be 'train' or 'val', not {split!r}")
+def _texture(
+    index: int, split: str, size: int, random_seed: int, middle: bool
+) -> tuple[int, Generator, Texture]:
+    one_of(split, "split of 'textures'", SPLITS, ImageError)
     if size < SMALLEST:
         raise ImageError(f"'textures' need at least {SMALLEST} px to show a period, and size is {size}")
-    if index < 0 or seed < 0:
-        raise ImageError(f"index and seed of a texture count from 0, not {min(index, seed)}")
+    whole_number(index, "index of a texture", 0, error=ImageError)
+    whole_number(random_seed, "random_seed of 'textures'", 0, error=ImageError)
     label = index % len(CLASSES)
-    rng = Generator(Philox(SeedSequence([seed, list(SPLITS).index(split), index])))
+    rng = Generator(Philox(SeedSequence([random_seed, list(SPLITS).index(split), index])))
     return label, rng, MAKERS[CLASSES[label]](rng, middle, size)
+
+
+@image_source("textures", size=64)
+def textures(rest: str, size: int, split: str, **_: Any) -> ImageSet:
+    """A split of the drawn textures, as in ``"textures:no-middle,seed=3"``; the classes follow one another in turn."""
+    middle, random_seed = _options(rest)
+    options: dict[str, Any] = {"random_seed": random_seed, "middle": middle}
+    truth(0, split, size=size)  # says at once that a split or size will not do
+
+    def read(i: int) -> tuple[Image.Image, int]:
+        picture, label, _ = draw(i, split, size=size, **options)
+        return Image.fromarray(picture), label
+
+    def row(i: int) -> dict[str, Any]:
+        return {"class": CLASSES[i % len(CLASSES)], **truth(i, split, size=size, **options)._asdict()}
+
+    spelt = ",".join(["no-middle"] * (not middle) + [f"seed={random_seed}"] * (random_seed > 0))
+    set_name = f"textures:{spelt}" if spelt else "textures"  # one spelling, whatever the caller's
+    labels = np.arange(SPLITS[split]) % len(CLASSES)
+    names = [f"{set_name} {split} {i}: {CLASSES[label]}" for i, label in enumerate(labels)]
+    return ImageSet(read, names, size=size, classes=CLASSES, read_labels=lambda: labels, truth=row)
+
+
+def _options(text: str) -> tuple[bool, int]:
+    """Is the middle band drawn, and the random seed, from "no-middle,seed=3"."""
+    middle, random_seed = True, 0
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        name, _, value = (p.strip() for p in part.partition("="))
+        if part == "no-middle":
+            middle = False
+        elif name != "seed":
+            raise ImageError(unknown("option of 'textures'", part, ["no-middle", "seed=NUMBER"]))
+        elif not value.isdecimal():
+            raise ImageError(f"seed of 'textures' must be a whole number from 0, as in seed=3, not {value!r}")
+        else:
+            random_seed = int(value)
+    return middle, random_seed
 
 
 def _without_middle(picture: Array) -> Array:
@@ -395,16 +380,6 @@ def _stop(side: int) -> Tensor:
     above = (STOP_FLANKS[1] - radius) / (STOP_FLANKS[1] - MIDDLE[1])
     stopped = np.clip(np.minimum(below, above), 0, 1)
     return torch.from_numpy(0.5 + 0.5 * np.cos(np.pi * stopped)).float()
-
-
-# Unit vectors of RGB, at right angles to one another.
-GREY = np.array([1, 1, 1], np.float32) / math.sqrt(3)
-
-
-RED_GREEN = np.array([1, -1, 0], np.float32) / math.sqrt(2)
-
-
-BLUE_YELLOW = np.array([-1, -1, 2], np.float32) / math.sqrt(6)
 
 
 def _frequency(rng: Generator, middle: bool, bottom: float = LOW[0], top: float = HIGH[1]) -> float:
@@ -493,8 +468,6 @@ STROKES = {
 
 
 CELL = (6, 9)  # units from letter to letter and from line to line
-
-
 GRAIN = 8  # samples a unit
 
 

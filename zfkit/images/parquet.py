@@ -1,0 +1,189 @@
+"""Pictures in Parquet files, as the Hugging Face Hub lays them out: image struct<bytes, path>, label int."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..errors import ImageError, printable
+from .decode import decode, one_line
+from .imageset import UNLABELLED, ImageSet
+from .sources import image_source
+
+BLOCKS_KEPT = 16  # row groups that are held while their pictures are read in mixed order
+MOST_ROWS = 10**10  # in a file; a footer that gives more is damaged
+
+
+class _File(NamedTuple):
+    """What a Parquet file's footer says."""
+
+    path: Path
+    groups: list[int]  # rows of each row group
+    labelled: bool
+    classes: list[str]  # names, as Hugging Face's `datasets` leaves them in the schema, or none
+    stamp: str
+
+
+@image_source("parquet:PATH")
+def parquet(path: str, size: int, **_: Any) -> ImageSet:
+    """Rows of a Parquet file, of all files in a folder, or of a glob; read a row group at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    place = Path(path).expanduser()
+    found = place.glob("*.parquet") if place.is_dir() else map(Path, glob.glob(str(place)))
+    files = [_inspect(file) for file in sorted(found)]
+    if not files:
+        raise ImageError(f"no Parquet file at {path!r}; check the path or glob (looked up from {Path.cwd()})")
+    common = os.path.commonpath([file.path.parent for file in files])
+    names = RowNames([str(f.path.relative_to(common)) for f in files], [sum(f.groups) for f in files])
+    groups = [(file, g) for file in files for g in range(len(file.groups))]
+    ends = np.cumsum([rows for file in files for rows in file.groups], dtype=np.int64)
+    starts = np.concatenate([np.zeros(1, np.int64), ends])[: len(groups)]  # first row of each group
+    lock = threading.Lock()
+
+    @lru_cache(maxsize=BLOCKS_KEPT)
+    def read_group(g: int) -> tuple[list[bytes | None], list[int]] | str:
+        """Pictures and labels of a row group, or why it cannot be read."""
+        file, inside = groups[g]
+        columns = ["image", "label"] if file.labelled else ["image"]
+        try:  # opened each time: a file handle does not survive in the processes of a data loader
+            with pq.ParquetFile(file.path) as opened:
+                table = opened.read_row_group(inside, columns=columns, use_threads=False)
+            data = table["image"].combine_chunks().field("bytes").to_pylist()
+            if not file.labelled:
+                return data, [UNLABELLED] * len(data)
+            return data, table["label"].cast(pa.int64()).fill_null(UNLABELLED).to_pylist()
+        except Exception as error:  # Arrow raises all sorts on damaged files
+            return one_line(error)
+
+    def read(i: int) -> tuple[Image.Image, int]:
+        g = int(np.searchsorted(starts, i, side="right")) - 1
+        with lock:  # each group is read once, not once a thread
+            content = read_group(g)
+        if isinstance(content, str):
+            raise ImageError(
+                f"{printable(names[i])}: damaged Parquet row group ({content}); replace the file"
+            )
+        data, labels = content
+        row = i - int(starts[g])
+        if row >= len(data) or not data[row]:
+            raise ImageError(f"{printable(names[i])}: the row holds no picture bytes; remove it")
+        return decode(data[row] or b"", names[i]), labels[row]
+
+    def read_labels() -> np.ndarray:
+        return np.concatenate([_labels(file) for file in files])
+
+    return ImageSet(
+        read, names, size=size, classes=next((f.classes for f in files if f.classes), []),
+        blocks=torch.from_numpy(starts), read_labels=read_labels, stamp=lambda: " ".join(f.stamp for f in files),
+    )  # fmt: skip
+
+
+class RowNames(Sequence[str]):
+    """Names of rows, "file row 17", made up when asked for: a few bytes for each file, none for its rows."""
+
+    def __init__(self, files: Sequence[str], rows: Sequence[int]) -> None:
+        self._files = list(files)
+        self._ends = np.cumsum(rows, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, i: int | slice) -> Any:
+        if isinstance(i, slice):
+            if i.start in (None, 0) and i.step in (None, 1):  # the first so many
+                rows = np.diff(np.minimum(self._ends, i.indices(len(self))[1]), prepend=0)
+                return RowNames(self._files, rows.tolist())
+            return [self[j] for j in range(*i.indices(len(self)))]
+        if not -len(self) <= i < len(self):
+            raise IndexError(i)
+        i %= len(self)
+        f = int(np.searchsorted(self._ends, i, side="right"))
+        return f"{self._files[f]} row {i - (int(self._ends[f - 1]) if f else 0)}"
+
+
+def _inspect(path: Path) -> _File:
+    """Read a file's footer. Raises ImageError where it is damaged, or its columns hold something else."""
+    import pyarrow.parquet as pq
+
+    name = printable(path.name)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ImageError(f"{name}: a pipe, socket or device, not a Parquet file")
+    try:
+        with pq.ParquetFile(path) as file:
+            schema, footer = file.schema_arrow, file.metadata
+            groups = [footer.row_group(g).num_rows for g in range(footer.num_row_groups)]
+            stamp = _stamp(path)
+    except Exception as error:  # Arrow raises all sorts on damaged files
+        raise ImageError(f"{name}: not a readable Parquet file ({one_line(error)}); replace it") from None
+    _check_columns(schema, name)
+    if min(groups, default=0) < 0 or sum(groups) != footer.num_rows or sum(groups) > MOST_ROWS:
+        raise ImageError(
+            f"{name}: not a readable Parquet file (its footer gives {footer.num_rows:,} rows, its {len(groups)} row "
+            f"groups {sum(groups):,}); replace it"
+        )
+    try:
+        classes = json.loads(schema.metadata[b"huggingface"])["info"]["features"]["label"]["names"]
+        classes = [str(n) for n in classes]
+    except (KeyError, TypeError, ValueError):  # written by something else
+        classes = []
+    return _File(path, groups, schema.names.count("label") == 1, classes, stamp)
+
+
+def _check_columns(schema: Any, name: str) -> None:
+    import pyarrow.types as kinds
+
+    image = schema.field("image").type if schema.names.count("image") == 1 else None
+    if image is None or not kinds.is_struct(image) or image.get_field_index("bytes") < 0:
+        raise ImageError(
+            f"{name}: no column 'image' of struct<bytes, path>, as Hugging Face lays images out; its columns are: "
+            f"{printable(', '.join(schema.names))}"
+        )
+    content = image.field("bytes").type
+    if not (kinds.is_binary(content) or kinds.is_large_binary(content)):  # text would be taken for a path
+        raise ImageError(
+            f"{name}: its 'bytes' are {content}, and binary was expected, as Hugging Face lays images out; convert them"
+        )
+    label = schema.field("label").type if schema.names.count("label") == 1 else None
+    if label is not None and not (kinds.is_integer(label) or kinds.is_boolean(label) or kinds.is_null(label)):
+        raise ImageError(
+            f"{name}: its column 'label' is {label}, and integers were expected, places in a list of class names; "
+            "convert or drop it"
+        )
+
+
+def _stamp(path: Path) -> str:
+    """Digest of a file's footer: where every column of every row group lies, how large, from what to what."""
+    with path.open("rb") as opened:
+        opened.seek(-8, os.SEEK_END)
+        length = int.from_bytes(opened.read(4), "little")
+        opened.seek(-8 - length, os.SEEK_END)
+        return hashlib.sha256(opened.read(length)).hexdigest()[:16]
+
+
+def _labels(file: _File) -> np.ndarray:
+    """(rows,) int64, without reading a picture."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not file.labelled:
+        return np.full(sum(file.groups), UNLABELLED, dtype=np.int64)
+    try:
+        column = pq.read_table(file.path, columns=["label"])["label"]
+        labels: np.ndarray = column.cast(pa.int64()).fill_null(UNLABELLED).to_numpy()
+        return labels
+    except Exception as error:
+        why = f"its labels cannot be read ({one_line(error)}); replace the file"
+        raise ImageError(f"{printable(file.path.name)}: {why}") from None
