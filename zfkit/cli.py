@@ -28,7 +28,8 @@ from .nets.model import VisionModel
 from .nets.paper import ARCHITECTURES
 from .nets.zoo import list_models, load_model
 from .sweeps import find_workers, plan_sweep, run_sweep
-from .topk.mine import estimate_mining, mine, mine_share, state_of
+from .topk.estimate import estimate_mining
+from .topk.mine import mine
 from .topk.table import TopK
 from .training.evaluate import evaluate
 from .training.fit import fit
@@ -43,8 +44,7 @@ MINE_EXAMPLE = """examples:
   zfkit mine --images "parquet:shards/*.parquet" --size 64 --out topk.parquet
   zfkit mine --images folder:my/pictures --dry-run                           how long it will take, how much disk
   torchrun --nproc-per-node 2 -m zfkit mine --images folder:my/pictures      in two processes, the same table
-  zfkit mine --images folder:my/pictures --share 0/8                         one of eight jobs, on any machine,
-  zfkit mine --images folder:my/pictures --merge 8                           and, when all are done, their table
+  zfkit mine --images folder:/data/pictures --scheduler tcp://10.0.0.1:8786  on a Dask cluster, the same table
   python -c 'import zfkit; print(zfkit.TopK.load("topk.parquet").table("conv5"))'
 """
 
@@ -143,12 +143,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     mining.add_argument("--dry-run", action="store_true", help="say how long it will take, and stop")
     mining.add_argument(
-        "--share",
-        type=_share,
-        metavar="I/N",
-        help="look at share I (0 to N - 1) of N only; its state is OUT.part.IofN",
+        "--scheduler",
+        metavar="ADDRESS",
+        help="mine on a Dask cluster, as tcp://10.0.0.1:8786, whose workers find the pictures under the same path",
     )
-    mining.add_argument("--merge", type=int, metavar="N", help="make the table out of the states of N shares")
     mining.set_defaults(run=_mine)
 
     train = _command(commands, "train", "train a network by the paper's recipe", TRAIN_EXAMPLE)
@@ -275,15 +273,6 @@ def _number(text: str) -> float | None:
     return None if text.lower() == "none" else float(text)
 
 
-def _share(text: str) -> tuple[int, int]:
-    share, _, of = text.partition("/")
-    if not (share.isdecimal() and of.isdecimal() and int(share) < int(of)):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no share such as 0/8, the first of eight, to 7/8, the last"
-        )
-    return int(share), int(of)
-
-
 def _maps(text: str) -> int | Literal["all"]:
     if text == "all":
         return "all"
@@ -390,37 +379,26 @@ def _mine(args: argparse.Namespace) -> int:
     if not out.name:
         raise ZfkitError(f"--out names no file: {args.out!r}")
     part = out.with_name(f"{out.name}.part")
-    if together and (args.share or args.merge):
-        raise ZfkitError("torchrun makes the shares and merges them by itself: leave out --share and --merge")
-    if args.share and args.merge is not None:
-        raise ZfkitError("--share mines and --merge does not: give one of them")
     try:
         model, images = _inputs(args, progress=first)
-        if args.merge is not None:
-            return _merge(args, model, images, out)
         options = {
             "layers": args.layers, "k": args.k, "inside": args.inside, "batch_size": args.batch_size,
             "precision": args.precision,
         }  # fmt: skip
+        if args.scheduler:  # Dask runs again what was lost
+            processes, how = sum(find_workers(args.scheduler).values()), {"scheduler": args.scheduler}
+        else:
+            processes = dist.get_world_size() if together else 1
+            how = {"checkpoint": part, "checkpoint_every": args.checkpoint_every}
         if first:
             check_room(out, 0)
-            world = dist.get_world_size() if together else 1
-            estimate = estimate_mining(
-                model, images, **options, processes=args.share[1] if args.share else world
-            )
+            estimate = estimate_mining(model, images, **options, processes=processes)
             print(estimate, flush=True)
-            check_room(out, 0 if args.dry_run else estimate.table_bytes + world * estimate.state_bytes)
+            state_bytes = 0 if args.scheduler else processes * estimate.state_bytes
+            check_room(out, 0 if args.dry_run else estimate.table_bytes + state_bytes)
         if args.dry_run:
             return 0
-        options["checkpoint_every"] = args.checkpoint_every
-        if args.share:
-            state = mine_share(model, images, part, *args.share, **options)
-            share, of = args.share
-            print(
-                f"share {share} of {of} is done\n  state  {state}\nWhen all are: zfkit mine ... --merge {of}"
-            )
-            return 0
-        top = mine(model, images, **options, checkpoint=part)
+        top = mine(model, images, **options, **how)
         if first:
             print(f"{top!r}\n  table  {top.save(out)}")
             for state in out.parent.glob(f"{glob.escape(out.name)}.part*"):
@@ -430,18 +408,6 @@ def _mine(args: argparse.Namespace) -> int:
     finally:
         if together:
             dist.destroy_process_group()
-    return 0
-
-
-def _merge(args: argparse.Namespace, model: VisionModel, images: ImageSet, out: Path) -> int:
-    if not 1 <= args.merge <= 100_000:
-        raise ZfkitError(f"--merge must be how many shares there are, from 1 on, not {args.merge}")
-    states = [state_of(out.with_name(f"{out.name}.part"), i, args.merge) for i in range(args.merge)]
-    top = TopK.merge(states, images)
-    top.check(model, images)
-    print(f"{top!r}\n  table  {top.save(out)}")
-    for state in states:
-        state.unlink()
     return 0
 
 

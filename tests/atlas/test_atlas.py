@@ -361,9 +361,9 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_work(tmp_path, monke
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"maps": 0}, r"maps must be a number of feature maps from 1 on, or 'all', not 0"),
-        ({"maps": "some"}, r"maps must be .* not 'some'"),
-        ({"maps": True}, r"maps must be .* not True"),
+        ({"maps": 0}, r"maps, unless 'all', must be a whole number from 1 on, not 0"),
+        ({"maps": "some"}, r"maps, .* must be .* not 'some'"),
+        ({"maps": True}, r"maps, .* must be .* not True"),
         ({"maps": {"conv2": [8]}}, r"channels must be a list of feature maps, 0 to 7 of 'conv2', not \[8\]"),
         ({"maps": {"conv9": [8]}}, r"no layer 'conv9'"),
         ({"maps": {"conv2": [1]}, "layers": ["conv1"]}, r"maps says nothing of conv1; it has conv2"),

@@ -19,16 +19,17 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..checks import whole_number
 from ..deconv.receptive_field import fits_inside, receptive_field
 from ..deconv.rules import Options
-from ..errors import ZfkitError, printable
+from ..errors import LayerError, ZfkitError, printable
 from ..figures.pictures import GAP, TILE, number, pair_of_montages, wrap_words
 from ..files import only_writer
 from ..images.album import PHOTOGRAPHS
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel
 from ..topk.mine import mine
-from ..topk.patches import Patches, _check_maps, project_many, sample_maps
+from ..topk.patches import Patches, project_many, sample_maps
 from ..topk.table import TopK
 
 
@@ -71,7 +72,13 @@ def write_atlas(
     if isinstance(maps, Mapping) and layers is None:
         layers = list(maps)
     names = [layers] if isinstance(layers, str) else list(layers if layers is not None else model.conv_layers)
-    _check_maps(maps, names)
+    if isinstance(maps, Mapping):
+        if without := [name for name in names if name not in maps]:
+            raise LayerError(
+                f"maps says nothing of {', '.join(without)}; it has {', '.join(maps) or 'nothing'}"
+            )
+    elif maps != "all":
+        whole_number(maps, "maps, unless 'all',")
     for name in names:
         model.network.find(name)
     folder = _folder(out)

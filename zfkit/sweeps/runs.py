@@ -29,6 +29,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from tqdm.auto import tqdm
 
+from ..cluster import connected
 from ..errors import ZfkitError
 from ..files import only_writer, write_whole
 from .gallery import Figure, Outcome, results, write_gallery
@@ -377,46 +378,11 @@ def find_workers(address: str) -> dict[str, int]:
 @contextlib.contextmanager
 def _cluster(address: str) -> Iterator[tuple[Any, dict[str, int]]]:
     """A client of the scheduler, and how many runs each machine takes at a time."""
-    try:
-        from distributed import Client
-    except ImportError:
-        raise ZfkitError("a scheduler needs Dask: pip install 'zfkit[cluster]'") from None
-    from .. import __version__
-
-    try:
-        client = Client(address, timeout=15, set_as_default=False)
-    except (OSError, ValueError, TimeoutError) as error:
-        raise ZfkitError(
-            f"no Dask scheduler answers at {address!r} ({str(error).splitlines()[0]}); start one with 'dask "
-            "scheduler', and workers with 'dask worker ADDRESS'"
-        ) from None
-    with client:
-        try:
-            there = client.run(_version)
-        except Exception as error:
-            raise ZfkitError(
-                f"the workers of {address} cannot import zfkit ({error}): install the same version there"
-            ) from None
-        if not there:
-            raise ZfkitError(
-                f"the scheduler at {address} has no workers: start some with 'dask worker {address}'"
-            )
-        other = {version for version in there.values() if version != __version__}
-        if other:
-            raise ZfkitError(
-                f"the workers of {address} have zfkit {', '.join(sorted(other))}, this is {__version__}: install "
-                "the same"
-            )
+    with connected(address) as client:
         hosts: Counter[str] = Counter()
         for worker, count in client.nthreads().items():
             hosts[_host(worker)] += count
         yield client, dict(hosts)
-
-
-def _version() -> str:
-    from .. import __version__
-
-    return __version__
 
 
 def _host(address: str) -> str:

@@ -1,26 +1,28 @@
-"""..."""
+"""The strongest activations of every feature map, and what the deconvnet makes of them.
 
-from __future__ import annotations
+Read `table` (what is found), `running` (how it is found as pictures go by), `mine` (the pass over the pictures: here,
+in several processes or on a cluster), `estimate` (how long that takes), then `patches` (projections beside pictures).
+"""
 
-from .mine import (
-    Estimate,
-    duration,
-    estimate_mining,
-    mine,
-    mine_share,
-    size_of,
-    state_of,
-)
+from .estimate import Estimate, duration, estimate_mining, size_of
+from .mine import MiningPlan, mine, mine_part
 from .patches import (
     FORWARD_PIXELS,
     GREY,
     REVERSE_BYTES,
     Crop,
     Patches,
-    Projected,
     Tapes,
+    cut_windows,
     project_many,
     project_top,
     sample_maps,
 )
-from .table import FORMAT, UNKNOWN, LayerTop, TopK, expect_both
+from .running import RunningTop
+from .table import FORMAT, LayerTop, TopK, expect_both
+
+__all__ = [
+    "FORMAT", "FORWARD_PIXELS", "GREY", "REVERSE_BYTES", "Crop", "Estimate", "LayerTop", "MiningPlan", "Patches",
+    "RunningTop", "Tapes", "TopK", "cut_windows", "duration", "estimate_mining", "expect_both", "mine", "mine_part",
+    "project_many", "project_top", "sample_maps", "size_of",
+]  # fmt: skip

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from ..batching import Portions
+from ..batching import OnStep, Portions, steps
+from ..checks import channel_list, layer_names, whole_number
 from ..deconv.project import Deconvnet, Tape, forward
 from ..deconv.receptive_field import extents, field_in
 from ..deconv.rules import Norm, Options, Rule, Seed
 from ..deconv.windows import paste
-from ..errors import LayerError, ZfkitError
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel
 from .table import TopK
+
+GREY = 128  # outside the picture
+FORWARD_PIXELS = 16 * 224 * 224  # of pictures or crops in one forward pass
+REVERSE_BYTES = 2**26  # for the windows of one reverse pass, roughly
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,6 @@ class Patches:
     def __repr__(self) -> str:
         C, k, _, *side = self.photo.shape
         return f"Patches({self.layer}: {C} maps x {k} pictures, windows of {side[0]} x {side[1]} px)"
-
-
-GREY = 128  # outside the picture
 
 
 class Tapes(Protocol):
@@ -91,11 +91,10 @@ def project_top(
 
     Raises LayerError for an unknown layer or channel, and ZfkitError for a table of other pictures.
     """
-    options = Options(rule, seed, lrn)
-    found = project_many(
-        model, photos, top, {layer: channels}, k=k, options=options, tapes=tapes, progress=progress
-    )
-    return found[layer]
+    options, wanted = Options(rule, seed, lrn), {layer: channels}
+    return project_many(model, photos, top, wanted, k=k, options=options, tapes=tapes, progress=progress)[
+        layer
+    ]
 
 
 def project_many(
@@ -108,155 +107,114 @@ def project_many(
     options: Options = Options(),
     tapes: Tapes | None = None,
     progress: bool = False,
+    on_step: OnStep | None = None,
 ) -> dict[str, Patches]:
     """`project_top` for several layers at once, which then share the forward passes."""
     top.check(model, photos)
-    k = top.k if k is None else k
-    if not 1 <= k <= top.k:
-        raise ZfkitError(f"k must be 1 to {top.k}, as many as were mined, not {k}")
-    units, results = {}, {}
-    for layer, channels in wanted.items():
-        t = top[layer]
-        C = len(t.value)
-        chosen = torch.arange(C) if channels is None else torch.as_tensor(channels).cpu()
-        whole = not (chosen.is_floating_point() or chosen.dtype == torch.bool) or not chosen.numel()
-        if chosen.dim() != 1 or not whole or not ((chosen >= 0) & (chosen < C)).all():
-            raise LayerError(
-                f"channels must be a list of feature maps, 0 to {C - 1} of {layer!r}, not {channels!r}"
-            )
-        chosen = chosen.long()
-        image, row, col, value = (getattr(t, n)[chosen, :k] for n in ("image", "row", "col", "value"))
-        field = field_in(model, photos.size, layer)
-        box = torch.stack(
-            [
-                col * field[1].stride + field[1].low,
-                row * field[0].stride + field[0].low,
-                col * field[1].stride + field[1].high + 1,
-                row * field[0].stride + field[0].high + 1,
-            ],
-            -1,
-        )
-        side = (field[0].size, field[1].size)
-        results[layer] = Patches(
-            layer, chosen,
-            projection=torch.zeros(
-                len(chosen), k, len(model.mean), *side, dtype=torch.promote_types(model.dtype, torch.float32)
-            ),
-            photo=torch.full((len(chosen), k, 3, *side), GREY, dtype=torch.uint8),
-            box=box, image=image, row=row, col=col, value=value,
-        )  # fmt: skip
-        there = (image >= 0).flatten()
-        channel = chosen[:, None].expand_as(image).flatten()
-        units[layer] = _Units(there.nonzero()[:, 0], image.flatten()[there], channel[there],
-                              torch.stack([row.flatten()[there], col.flatten()[there]], 1))  # fmt: skip
-    for layer, slots, pixels, photo in _windows(model, photos, units, options, tapes or {}, progress):
-        projection = results[layer].projection
-        projection.flatten(0, 1)[slots] = pixels.to(projection.dtype)
-        results[layer].photo.flatten(0, 1)[slots] = photo
-    return results
+    k = top.k if k is None else whole_number(k, "k", 1, top.k)
+    patches = {
+        name: _empty(model, photos, top, name, channel_list(channels, len(top[name].value), name), k)
+        for name, channels in wanted.items()
+    }
+    units = {name: Units.of(empty) for name, empty in patches.items()}
+    with steps(sum(map(len, units.values())), "projecting", "unit", progress, on_step) as done:
+        for part in _projected(model, photos, units, options, tapes or {}):
+            projection, photo = patches[part.layer].projection, patches[part.layer].photo
+            projection.flatten(0, 1)[part.slot] = part.projection.to(projection.dtype)
+            photo.flatten(0, 1)[part.slot] = part.photo
+            done(len(part.slot))
+    return patches
 
 
-FORWARD_PIXELS = 16 * 224 * 224  # of pictures or crops in one forward pass
-
-
-REVERSE_BYTES = 2**26  # for the windows of one reverse pass, roughly
+def _empty(model: VisionModel, photos: ImageSet, top: TopK, layer: str, channels: Tensor, k: int) -> Patches:
+    """The patches of one layer before anything is projected."""
+    image, row, col, value = (getattr(top[layer], n)[channels, :k] for n in ("image", "row", "col", "value"))
+    rows, columns = field_in(model, photos.size, layer)
+    left, top_edge = col * columns.stride + columns.low, row * rows.stride + rows.low
+    C, side = len(channels), (rows.size, columns.size)
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    return Patches(
+        layer, channels,
+        projection=torch.zeros(C, k, len(model.mean), *side, dtype=dtype),
+        photo=torch.full((C, k, 3, *side), GREY, dtype=torch.uint8),
+        box=torch.stack([left, top_edge, left + columns.size, top_edge + rows.size], -1),
+        image=image, row=row, col=col, value=value,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class _Units:
-    """Units to project, and the slot of the result that each belongs to."""
+class Units:
+    """B units of a layer to project, and the slot of its C * k patches that each belongs to."""
 
     slot: Tensor  # (B,)
     image: Tensor  # (B,)
     channel: Tensor  # (B,)
-    position: Tensor  # (B, 2)
+    position: Tensor  # (B, 2) row, column
+
+    @classmethod
+    def of(cls, patches: Patches) -> Units:
+        """One for each patch that there is a picture for."""
+        slot = (patches.image >= 0).flatten().nonzero()[:, 0]
+        channel = patches.channels[:, None].expand_as(patches.image)
+        image, channel, row, col = (
+            t.flatten()[slot] for t in (patches.image, channel, patches.row, patches.col)
+        )
+        return cls(slot, image, channel, torch.stack([row, col], 1))
 
     def __len__(self) -> int:
         return len(self.slot)
 
-    def pick(self, index: Tensor) -> _Units:
-        return _Units(self.slot[index], self.image[index], self.channel[index], self.position[index])
+    def pick(self, index: Tensor) -> Units:
+        """Some of them."""
+        return Units(self.slot[index], self.image[index], self.channel[index], self.position[index])
 
 
-Projected = tuple[str, Tensor, Tensor, Tensor]  # layer, slots, projections, photo patches
+class Projected(NamedTuple):
+    """Some units of a layer, projected."""
+
+    layer: str
+    slot: Tensor  # (B,)
+    projection: Tensor  # (B, C, h, w)
+    photo: Tensor  # (B, 3, h, w) uint8
 
 
-def _windows(
-    model: VisionModel,
-    photos: ImageSet,
-    units: Mapping[str, _Units],
-    options: Options,
-    tapes: Tapes,
-    progress: bool,
+def _projected(
+    model: VisionModel, photos: ImageSet, units: Mapping[str, Units], options: Options, tapes: Tapes
 ) -> Iterator[Projected]:
     """Project all units; each layer by the cheapest way.
 
-    A unit depends on its receptive field only. So few units are projected from crops around them, many from
-    the whole picture, which its units share, with those of other layers; and without any forward pass where
-    that was kept.
+    Few units are projected from crops around them, many from the whole picture, which its units share, with those of
+    other layers; and without any forward pass where that was kept.
     """
-    whole: dict[str, _Units] = {}
-    crops: dict[str, tuple[_Units, Crop]] = {}
-    kept: dict[str, tuple[_Units, list[Tape]]] = {}
+    whole: dict[str, Units] = {}
     for layer, of_layer in units.items():
         if not len(of_layer):
             continue
         crop = Crop.plan(model, layer, photos.size)
         pictures = of_layer.image.unique().tolist()  # sorted
-        if options.seed == "one" and len(at_hand := [t for i in pictures if (t := tapes.get(i))]) == len(
-            pictures
-        ):
-            kept[layer] = of_layer, at_hand
+        # The activation, where it is the seed, is not kept on tapes.
+        kept = [tape for i in pictures if options.seed == "one" and (tape := tapes.get(i))]
+        if len(kept) == len(pictures):
+            yield from _from_tapes(model, photos, layer, of_layer, kept, options)
         elif crop is not None and len(of_layer) * crop.size**2 < len(pictures) * photos.size**2:
-            crops[layer] = of_layer, crop
+            yield from _from_crops(model, photos, layer, of_layer, crop, options)
         else:
             whole[layer] = of_layer
-    total = sum(len(u) for u in units.values())
-    with tqdm(total=total, desc="projecting", unit="unit", disable=not progress, leave=False) as bar:
-        for part in _from_pictures(model, photos, whole, options):
-            yield part
-            bar.update(len(part[1]))
-        for layer, (of_layer, crop) in crops.items():
-            for part in _from_crops(model, photos, layer, of_layer, crop, options):
-                yield part
-                bar.update(len(part[1]))
-        for layer, (of_layer, at_hand) in kept.items():
-            for part in _from_tapes(model, photos, layer, of_layer, at_hand, options):
-                yield part
-                bar.update(len(part[1]))
-
-
-def _from_pictures(
-    model: VisionModel, photos: ImageSet, units: Mapping[str, _Units], options: Options
-) -> Iterator[Projected]:
-    if not units:
-        return
-    deconvnet = Deconvnet(model.network, list(units), options)
-    used = torch.cat([u.image for u in units.values()]).unique()  # sorted
-    portions = Portions(f"projecting {model.name}", max(1, FORWARD_PIXELS // photos.size**2))
-    for part in portions.of(len(used)):
-        with portions.attempt():  # what was handed over before memory ran out is then handed over again
-            batch = used[part]
-            pixels = photos.take(batch)
-            tape = forward(model, deconvnet, model.preprocess(pixels), outputs=options.seed == "activation")
-            for layer, of_layer in units.items():
-                here = of_layer.pick(torch.isin(of_layer.image, batch).nonzero()[:, 0])
-                local = torch.searchsorted(batch, here.image)
-                yield from _reverse(model, deconvnet, tape, layer, here, local, here.position, pixels)
+    if whole:
+        yield from _from_pictures(model, photos, whole, options)
 
 
 def _from_tapes(
-    model: VisionModel, photos: ImageSet, layer: str, units: _Units, tapes: list[Tape], options: Options
+    model: VisionModel, photos: ImageSet, layer: str, units: Units, tapes: list[Tape], options: Options
 ) -> Iterator[Projected]:
     deconvnet = Deconvnet(model.network, [layer], options)
     pictures, local = units.image.unique(return_inverse=True)
-    yield from _reverse(
-        model, deconvnet, Tape.together(tapes), layer, units, local, units.position, photos.take(pictures)
-    )
+    tape, pixels = Tape.together(tapes), photos.take(pictures)
+    yield from _reverse(model, deconvnet, tape, layer, units, local, units.position, pixels)
 
 
 def _from_crops(
-    model: VisionModel, photos: ImageSet, layer: str, units: _Units, crop: Crop, options: Options
+    model: VisionModel, photos: ImageSet, layer: str, units: Units, crop: Crop, options: Options
 ) -> Iterator[Projected]:
     deconvnet = Deconvnet(model.network, [layer], options)
     order = units.image.argsort(stable=True)
@@ -265,17 +223,28 @@ def _from_crops(
         with portions.attempt():
             here = units.pick(order[part])
             pictures, local = here.image.unique(return_inverse=True)
-            pixels = photos.take(pictures)
-            corner = crop.corners(here.position)  # (B, 2)
-            cut = torch.stack(
-                [
-                    pixels[i, :, top : top + crop.size, left : left + crop.size]
-                    for i, (top, left) in zip(local.tolist(), corner.tolist(), strict=True)
-                ]
+            pixels, position = crop.cut(photos.take(pictures), local, here.position)
+            tape = forward(model, deconvnet, model.preprocess(pixels), outputs=options.seed == "activation")
+            yield from _reverse(
+                model, deconvnet, tape, layer, here, torch.arange(len(here)), position, pixels
             )
-            tape = forward(model, deconvnet, model.preprocess(cut), outputs=options.seed == "activation")
-            position = here.position - corner // crop.stride
-            yield from _reverse(model, deconvnet, tape, layer, here, torch.arange(len(here)), position, cut)
+
+
+def _from_pictures(
+    model: VisionModel, photos: ImageSet, units: Mapping[str, Units], options: Options
+) -> Iterator[Projected]:
+    deconvnet = Deconvnet(model.network, list(units), options)
+    pictures = torch.cat([u.image for u in units.values()]).unique()  # sorted
+    portions = Portions(f"projecting {model.name}", max(1, FORWARD_PIXELS // photos.size**2))
+    for part in portions.of(len(pictures)):
+        with portions.attempt():  # what was handed over before memory ran out is then handed over again
+            batch = pictures[part]
+            pixels = photos.take(batch)
+            tape = forward(model, deconvnet, model.preprocess(pixels), outputs=options.seed == "activation")
+            for layer, of_layer in units.items():
+                here = of_layer.pick(torch.isin(of_layer.image, batch).nonzero()[:, 0])
+                local = torch.searchsorted(batch, here.image)
+                yield from _reverse(model, deconvnet, tape, layer, here, local, here.position, pixels)
 
 
 def _reverse(
@@ -283,46 +252,54 @@ def _reverse(
     deconvnet: Deconvnet,
     tape: Tape,
     layer: str,
-    units: _Units,
+    units: Units,
     image: Tensor,
     position: Tensor,
     pixels: Tensor,
 ) -> Iterator[Projected]:
-    """Units of one tape, so many at a time as memory allows: their receptive fields, and the photo there."""
+    """Units of one tape, so many at a time as memory allows: their receptive fields, and the photo there.
+
+    Args:
+        image: (B,) of the tape and of `pixels` (N, 3, H, W) that each unit belongs to.
+        position: (B, 2) of the units in the maps of the tape.
+    """
     if not len(units):
         return
     rows, columns = field_in(model, pixels.shape[-1], layer)
-    flat = len(tape.shapes[layer]) == 1
-    device = model.device
+    field = (rows.size, columns.size)
+    origins = position * torch.tensor([rows.stride, columns.stride]) + torch.tensor([rows.low, columns.low])
+    has_positions = len(tape.shapes[layer]) > 1
     size = max(1, REVERSE_BYTES // deconvnet.unit_bytes(layer, tape))
     portions = Portions(f"projecting {layer} of {model.name}", size, "units", inner=True)
     for part in portions.of(len(units)):
         with portions.attempt():
-            place = position[part]
-            R, window = deconvnet.reverse(
-                tape, layer, image[part].to(device), units.channel[part].to(device), None if flat else place
-            )
-            origin = torch.stack(
-                [place[:, 0] * rows.stride + rows.low, place[:, 1] * columns.stride + columns.low], 1
-            )
-            field = (rows.size, columns.size)
-            offset = window.origin - origin.to(device)
+            on_device = image[part].to(model.device), units.channel[part].to(model.device)
+            R, window = deconvnet.reverse(tape, layer, *on_device, position[part] if has_positions else None)
+            offset = window.origin - origins[part].to(model.device)
             if window.size != field or offset.any():  # it was the whole picture
                 R = paste(R, offset, field)
-            yield layer, units.slot[part], R.cpu(), _cut_photo(pixels, image[part], origin, field)
+            photo = cut_windows(pixels, image[part], origins[part], field)
+            yield Projected(layer, units.slot[part], R.cpu(), photo)
 
 
-def _cut_photo(pixels: Tensor, image: Tensor, origin: Tensor, size: tuple[int, int]) -> Tensor:
-    """Windows of uint8 pictures (N, 3, H, W), mid-grey outside -> (B, 3, h, w)."""
-    h, w = size
-    patches = pixels.new_full((len(image), 3, h, w), GREY)
-    H, W = pixels.shape[2:]
-    for patch, i, (top, left) in zip(patches, image.tolist(), origin.tolist(), strict=True):
-        t, b = max(top, 0), min(top + h, H)
-        lft, r = max(left, 0), min(left + w, W)
-        if t < b and lft < r:  # a unit that sees nothing but padding sees no picture
-            patch[:, t - top : b - top, lft - left : r - left] = pixels[i, :, t:b, lft:r]
-    return patches
+def cut_windows(pictures: Tensor, image: Tensor, origin: Tensor, size: tuple[int, int]) -> Tensor:
+    """Windows of uint8 pictures (N, 3, H, W), mid-grey outside -> (B, 3, h, w).
+
+    Args:
+        image: (B,) which picture each is cut from.
+        origin: (B, 2) row and column of its first pixel, possibly outside.
+        size: h, w.
+    """
+    (h, w), (H, W) = size, pictures.shape[2:]
+    windows = pictures.new_full((len(image), 3, h, w), GREY)
+    for window, i, (top, left) in zip(windows, image.tolist(), origin.tolist(), strict=True):
+        # The part of the window that lies in the picture.
+        first_row, last_row = max(top, 0), min(top + h, H)
+        first, last = max(left, 0), min(left + w, W)
+        if first_row < last_row and first < last:  # a unit that sees nothing but padding sees no picture
+            inside = pictures[i, :, first_row:last_row, first:last]
+            window[:, first_row - top : last_row - top, first - left : last - left] = inside
+    return windows
 
 
 @dataclass(frozen=True)
@@ -354,30 +331,31 @@ class Crop:
         start = position * self.stride + torch.tensor(self.low)
         return (start // self.stride * self.stride).clamp(0, self.picture - self.size)
 
-
-def _check_maps(maps: int | str | Mapping[str, Sequence[int]], layers: Sequence[str]) -> None:
-    if isinstance(maps, Mapping):
-        without = [name for name in layers if name not in maps]
-        if without:
-            raise LayerError(
-                f"maps says nothing of {', '.join(without)}; it has {', '.join(maps) or 'nothing'}"
-            )
-    elif maps != "all" and (isinstance(maps, bool) or not isinstance(maps, int) or maps < 1):
-        raise ZfkitError(f"maps must be a number of feature maps from 1 on, or 'all', not {maps!r}")
+    def cut(self, pixels: Tensor, image: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Crops (B, 3, S, S) around units of pictures (N, 3, H, W), and the units' positions (B, 2) in them."""
+        corner = self.corners(position)
+        return cut_windows(pixels, image, corner, (self.size, self.size)), position - corner // self.stride
 
 
 def sample_maps(
-    top: TopK, layers: Sequence[str] | None = None, maps: int | Literal["all"] = 24, seed: int = 0
+    top: TopK,
+    layers: Sequence[str] | None = None,
+    maps: int | Literal["all"] = 24,
+    random_seed: int = 0,
 ) -> dict[str, list[int]]:
-    """Channels by layer: so many of each, drawn at random from those that were ever active; ascending."""
-    _check_maps(maps, [])
-    generator = torch.Generator().manual_seed(seed)
-    chosen = {}
-    for layer in layers if layers is not None else top.layers:
-        live = torch.nonzero(top[layer].max > 0)[:, 0]
+    """Channels by layer, ascending: "all", or so many of each, drawn at random from those that were ever active.
+
+    Raises LayerError for layers that were not mined.
+    """
+    if maps != "all":
+        whole_number(maps, "maps, unless 'all',")
+    generator = torch.Generator().manual_seed(random_seed)
+    channels = {}
+    for layer in layer_names(layers, list(top.layers), list(top.layers)):
         if maps == "all":
-            chosen[layer] = list(range(len(top[layer].max)))
+            channels[layer] = list(range(len(top[layer].max)))
         else:
+            live = torch.nonzero(top[layer].max > 0)[:, 0]
             order = torch.randperm(len(live), generator=generator)
-            chosen[layer] = sorted(live[order[:maps]].tolist())
-    return chosen
+            channels[layer] = sorted(live[order[:maps]].tolist())
+    return channels
