@@ -23,26 +23,28 @@ meaningless order.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import math
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from ..batching import OnStep, Portions, steps
+from ..checks import layer_names, one_of, whole_number
 from ..deconv.project import Deconvnet, Tape, forward
 from ..deconv.receptive_field import field_in, units_inside
 from ..deconv.rules import RULES, Norm, Options, Rule
-from ..deconv.windows import paste
-from ..errors import ImageError, LayerError, ZfkitError, unknown
-from ..figures.pictures import signed_to_rgb
+from ..errors import ImageError, LayerError, ZfkitError
+from ..images.colour import signed_to_rgb
 from ..images.imageset import ImageSet
 from ..nets.graph import pair
 from ..nets.model import VisionModel
 from ..topk.mine import mine
-from ..topk.patches import FORWARD_PIXELS, REVERSE_BYTES, Crop
-from ..topk.table import TopK
+from ..topk.patches import FORWARD_PIXELS, Crop, Units, cut_windows, project_units
+from ..topk.table import LayerTop, TopK
 from ..training.data import generator
 
 if TYPE_CHECKING:
@@ -97,7 +99,7 @@ def weight_layers(model: VisionModel, layer: str) -> tuple[str, ...]:
 
 
 def randomise(
-    model: VisionModel, layers: str | Sequence[str], *, draw: Draw = "normal", seed: int = 0
+    model: VisionModel, layers: str | Sequence[str], *, draw: Draw = "normal", random_seed: int = 0
 ) -> VisionModel:
     """A copy of the network with the weights of these layers redrawn; the model itself is left alone.
 
@@ -106,41 +108,34 @@ def randomise(
         draw: "normal", N(0, s^2) with the layer's own RMS s, and biases 0; or "permutation" of its weights and
             of its biases. A batch normalisation right behind the layer is reset (mean 0, variance 1, factor 1,
             offset 0), or its maps are permuted.
-        seed: of the draw. What a layer gets depends on seed and layer only, not on what else is redrawn.
+        random_seed: of the draw. What a layer gets depends on it and the layer only, not on what else is redrawn.
 
     Raises LayerError for a layer that is unknown or has no weights to redraw.
 
     >>> untrained = randomise(model, weight_layers(model, "conv5"))
     """
-    if draw not in get_args(Draw):
-        raise ZfkitError(unknown("draw", draw, get_args(Draw)))
-    _whole(seed=(seed, 0))
-    names = [layers] if isinstance(layers, str) else list(layers)
-    modules = {name: model.network.find(name).module for name in names}
-    for name, module in modules.items():
-        if not isinstance(module, nn.Conv2d | nn.Linear):
-            able = [n for n, s in model.network.steps.items() if isinstance(s.module, nn.Conv2d | nn.Linear)]
-            raise LayerError(f"{name!r} has no weights to redraw; layers that have: {', '.join(able)}")
-    paths = {id(module): path for path, module in model.net.named_modules()}
-    behind: dict[str, list[str]] = {
-        name: [
-            paths[id(s.module)]
-            for s in model.network.steps.values()
-            if isinstance(s.module, nn.BatchNorm2d) and s.inputs[0] == name
-        ]
-        for name in names
-    }
+    one_of(draw, "draw", get_args(Draw))
+    whole_number(random_seed, "random_seed", 0)
+    network = model.network
+    able = [n for n, s in network.steps.items() if isinstance(s.module, nn.Conv2d | nn.Linear)]
+    names = layer_names(layers, able, [])
     net = copy.deepcopy(model.net)
-    with torch.no_grad():
-        for name, module in modules.items():
-            numbers = generator(seed, model.layers.index(name))
-            _redraw(net.get_submodule(paths[id(module)]), draw, numbers)
-            for path in behind[name]:
-                _reset_norm(net.get_submodule(path), draw, numbers)
-    told = names[0] if len(names) == 1 else f"{len(names)} layers"
-    return replace(model, net=net, name=f"{model.name}, {told} redrawn", _traced={}, _hashed={})
+    paths = {id(module): path for path, module in model.net.named_modules()}
+
+    def copied(name: str) -> nn.Module:
+        return net.get_submodule(paths[id(network.steps[name].module)])
+
+    for name in names:
+        numbers = generator(random_seed, model.layers.index(name))
+        _redraw(copied(name), draw, numbers)
+        for step in network.steps.values():
+            if isinstance(step.module, nn.BatchNorm2d) and step.inputs[0] == name:
+                _redraw_norm(copied(step.name), draw, numbers)
+    redrawn = names[0] if len(names) == 1 else f"{len(names)} layers"
+    return replace(model, net=net, name=f"{model.name}, {redrawn} redrawn", _traced={}, _hashed={})
 
 
+@torch.no_grad()
 def _redraw(module: nn.Module, draw: Draw, numbers: torch.Generator) -> None:
     for parameter in module.parameters():
         if draw == "permutation":
@@ -153,12 +148,13 @@ def _redraw(module: nn.Module, draw: Draw, numbers: torch.Generator) -> None:
             parameter.copy_(noise * parameter.square().mean().sqrt())
 
 
-def _reset_norm(norm: nn.Module, draw: Draw, numbers: torch.Generator) -> None:
+@torch.no_grad()
+def _redraw_norm(norm: nn.Module, draw: Draw, numbers: torch.Generator) -> None:
     assert isinstance(norm, nn.BatchNorm2d)
     if draw == "normal":
         norm.reset_parameters()
         return
-    order = torch.randperm(norm.num_features, generator=numbers)
+    order = torch.randperm(norm.num_features, generator=numbers)  # one for all: a map keeps its four numbers
     for of_maps in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
         if of_maps is not None:
             of_maps.copy_(of_maps[order.to(of_maps.device)])
@@ -182,24 +178,24 @@ def no_switches(
 
     Raises LayerError for adaptive max-pooling, whose windows have no fixed form.
     """
+    record = RULES[nn.MaxPool2d].record
+    assert record is not None
     kept = dict(tape.kept)
     for name, module in _max_pools(model, tape).items():
         if not isinstance(module, nn.MaxPool2d):
             raise LayerError(f"{name!r} is {type(module).__name__}, whose windows have no fixed middle")
-        source = tape.shapes[model.network.steps[name].inputs[0]]
-        N, shape = len(tape.kept[name]), tape.shapes[name]
-        chosen = [_in_windows(module, axis, source[1 + axis], (N, *shape), how, numbers) for axis in (0, 1)]
-        place = chosen[0] * source[2] + chosen[1]  # as max-pooling counts: along the rows of its input
-        record = RULES[nn.MaxPool2d].record
-        assert record is not None
-        kept[name] = record(module, place.new_empty(1, 1, *source[1:]), place, Options()).to(tape.kept[name])
+        shape = (len(tape.kept[name]), *tape.shapes[name])  # (N, C, h, w)
+        sides = tape.shapes[model.network.steps[name].inputs[0]][1:]
+        rows, columns = (_in_windows(module, axis, sides[axis], shape, how, numbers) for axis in (0, 1))
+        places = rows * sides[1] + columns  # as max-pooling counts: along the rows of its input
+        switches = record(module, places.new_empty(1, 1, *sides), places, Options())
+        kept[name] = switches.to(tape.kept[name])
     return replace(tape, kept=kept)
 
 
 def _max_pools(model: VisionModel, tape: Tape) -> dict[str, nn.Module]:
-    steps = model.network.steps
-    found = {name: steps[name].module for name in tape.kept}
-    return {n: m for n, m in found.items() if isinstance(m, nn.MaxPool2d | nn.AdaptiveMaxPool2d)}
+    modules = {name: model.network.steps[name].module for name in tape.kept}
+    return {n: m for n, m in modules.items() if isinstance(m, nn.MaxPool2d | nn.AdaptiveMaxPool2d)}
 
 
 def _in_windows(
@@ -225,17 +221,13 @@ def _in_windows(
 # ------------------------------------------------------------------------------------------------- measures
 
 
-def ranks(values: Tensor) -> Tensor:
-    """Ranks from 1 of a flat tensor, ties get their mean rank -> (n,) float64."""
-    _, place, count = values.unique(return_inverse=True, return_counts=True)
-    return (count.cumsum(0) - (count - 1) / 2).double()[place]
-
-
 def rank_correlation(a: Tensor, b: Tensor) -> float:
     """Spearman's: the correlation of ranks, over all values. NaN where one of them is constant."""
-    x, y = (ranks(t.flatten()) for t in (a, b))
-    x, y = x - x.mean(), y - y.mean()
-    return float((x @ y) / (x.norm() * y.norm()))
+    from scipy.stats import ConstantInputWarning, spearmanr
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantInputWarning)
+        return float(spearmanr(a.flatten().cpu(), b.flatten().cpu()).statistic)
 
 
 def similarity(a: Tensor, b: Tensor) -> dict[str, float]:
@@ -247,15 +239,15 @@ def similarity(a: Tensor, b: Tensor) -> dict[str, float]:
     from skimage.metrics import structural_similarity
 
     if not (a.any() and b.any()):
-        return dict.fromkeys(MEASURES, float("nan"))
-    shown = [signed_to_rgb(t[None])[0].numpy() for t in (a, b)]
+        return dict.fromkeys(MEASURES, math.nan)
     window = min(7, *a.shape[1:])
-    ssim = 1.0
+    window -= 1 - window % 2  # it has a middle
+    ssim = math.nan
     if window >= 3:
-        ssim = float(structural_similarity(*shown, win_size=window - 1 + window % 2, channel_axis=0))
+        pictures = [signed_to_rgb(t[None])[0].numpy() for t in (a, b)]
+        ssim = float(structural_similarity(*pictures, win_size=window, channel_axis=0))
     return {
-        "spearman": rank_correlation(a, b), "absolute": rank_correlation(a.abs(), b.abs()),
-        "ssim": ssim if window >= 3 else float("nan"),
+        "spearman": rank_correlation(a, b), "absolute": rank_correlation(a.abs(), b.abs()), "ssim": ssim,
     }  # fmt: skip
 
 
@@ -312,8 +304,8 @@ class SanityChecks:
         """
         import pandas as pd
 
-        if layer is not None and layer not in self.layers:
-            raise LayerError(f"layer {layer!r} was not looked at; there are {', '.join(self.layers)}")
+        if layer is not None:
+            one_of(layer, "layer among those looked at", self.layers, LayerError)
         part = self.pictures if layer is None else self.pictures[self.pictures.layer == layer]
         keys, measures = ["layer", "rule", "condition", "weights"], [*MEASURES, "photo"]
         units = part.groupby([*keys, "unit"], sort=False)[measures].mean()
@@ -340,10 +332,9 @@ class SanityChecks:
 
     def untrained(self, layer: str) -> str:
         """The layer at which a cascade has redrawn every weight that a unit of `layer` depends on."""
-        part = self.pictures[(self.pictures.layer == layer) & (self.pictures.condition == "down to")]
-        if not len(part):
-            raise LayerError(f"layer {layer!r} was not looked at; there are {', '.join(self.layers)}")
-        return str(part.weights.iloc[-1])
+        one_of(layer, "layer among those looked at", self.layers, LayerError)
+        cascade = self.pictures[(self.pictures.layer == layer) & (self.pictures.condition == "down to")]
+        return str(cascade.weights.iloc[-1])
 
 
 def sanity_checks(
@@ -358,8 +349,9 @@ def sanity_checks(
     draw: Draw = "normal",
     draws: int = 2,
     keep: int = 4,
-    seed: int = 0,
+    random_seed: int = 0,
     progress: bool = True,
+    on_step: OnStep | None = None,
 ) -> SanityChecks:
     """Project units again with one thing changed (`CONDITIONS`), and compare (`MEASURES`).
 
@@ -371,42 +363,37 @@ def sanity_checks(
         images: at least 2, larger than the layers' receptive fields; of `model.input_size` for fully connected layers.
         layers: convolutions or fully connected layers; None for every convolution.
         top: what `mine` found with these layers and `inside=True`; else it is mined here.
-        units: of each layer, of different maps, drawn at random by `seed` from those ever active; at least 2.
+        units: of each layer, of different maps, drawn at random by `random_seed` from those ever active; at least 2.
         rules, lrn: as for `project`.
         draw: how weights are redrawn, see `randomise`. draws: how often, each time for all units.
         keep: of so many units the projections themselves are kept, for figures.
-        seed: of the units, what they are compared with, and the weights.
+        random_seed: of the units, what they are compared with, and the weights.
+        on_step: called after each of the changes with (done, total); it may raise `Cancelled`.
 
     Raises LayerError for layers without weights or channels to compare, or larger receptive fields than the pictures;
     ImageError for fewer than 2 pictures.
 
-    >>> found = zfkit.sanity_checks(model, photos, ["conv3", "conv5"])
-    >>> found.table("conv5").loc[("conv5", "deconvnet")]
+    >>> checks = zfkit.sanity_checks(model, photos, ["conv3", "conv5"])
+    >>> checks.table("conv5").loc[("conv5", "deconvnet")]
     """
     import pandas as pd
 
-    _whole(units=(units, 2), draws=(draws, 1), keep=(keep, 0), seed=(seed, 0))
-    if draw not in get_args(Draw):
-        raise ZfkitError(unknown("draw", draw, get_args(Draw)))
+    for what, count, least in (("units", units, 2), ("draws", draws, 1), ("keep", keep, 0)):
+        whole_number(count, what, least)
+    whole_number(random_seed, "random_seed", 0)
+    one_of(draw, "draw", get_args(Draw))
     if isinstance(rules, str) or not rules:
-        raise ZfkitError(
-            f"rules must be some of {', '.join(get_args(Rule))}, as ('deconvnet',), not {rules!r}"
-        )
+        raise ZfkitError(f"rules must be a list of {', '.join(get_args(Rule))}, not {rules!r}")
     options = {rule: Options(rule, lrn=lrn) for rule in rules}
-    names = [layers] if isinstance(layers, str) else list(model.conv_layers if layers is None else layers)
-    if not names:
-        raise LayerError(f"no layer was named; {model.name} has {', '.join(model.conv_layers)}")
+    network = model.network
+    able = [n for n in model.layers if isinstance(network.steps[n].module, nn.Conv2d | nn.Linear)]
+    names = layer_names(layers, able, model.conv_layers)
     if len(images) < 2:
         raise ImageError(
-            f"{images.source!r} has {len(images)} picture; to compare with another, give at least 2"
+            f"{images.source!r} has {len(images)} picture; to compare with another, give 2 or more"
         )
     for name in names:
-        module = model.network.find(name).module
-        if not isinstance(module, nn.Conv2d | nn.Linear):
-            raise LayerError(
-                f"{name!r} has no weights of its own: take a convolution or a fully connected layer"
-            )
-        if isinstance(module, nn.Conv2d):
+        if name in model.conv_layers:
             units_inside(model, name, images.size)  # or say that pictures are too small
     if top is None:
         top = mine(model, images, names, inside=True, progress=progress)
@@ -419,28 +406,28 @@ def sanity_checks(
     rows: list[pd.DataFrame] = []
     examples: dict[tuple[str, str, str, str], Tensor] = {}
     photos = {}
-    steps = sum(len(rules) * (6 + draws * (2 * len(weight_layers(model, n)) - 1)) for n in names)
-    with tqdm(total=steps, desc=f"sanity checks of {model.name}", disable=not progress, leave=False) as bar:
+    total = sum(len(rules) * (6 + draws * (2 * len(weight_layers(model, n)) - 1)) for n in names)
+    with steps(total, f"sanity checks of {model.name}", "change", progress, on_step) as done:
         for name in names:
-            case = _Case.draw(model, images, top, name, units, seed)
-            photos[name] = case.photo[:keep]
-            trained = {rule: case.project(model, o) for rule, o in options.items()}
-            for rule, condition, weights, number, pixels in _changed(
-                case, options, trained, draw, draws, seed
-            ):
-                bar.update()
+            case = _Case.draw(model, images, top[name], name, units, random_seed)
+            trained = {rule: case.own.project(model, o) for rule, o in options.items()}
+            photo = case.own.photo(model)
+            photos[name] = photo[:keep]
+            changed = _changed(model, case, options, trained, draw, draws, random_seed)
+            for rule, condition, weights, number, pixels in changed:
                 if number == 0:
                     examples[name, rule, condition, weights] = pixels[:keep].clone()
-                compared = [
+                measures = [
                     similarity(a, b) | {"photo": photo_likeness(b, p)}
-                    for a, b, p in zip(trained[rule], pixels, case.photo, strict=True)
+                    for a, b, p in zip(trained[rule], pixels, photo, strict=True)
                 ]
                 where = {
-                    "layer": name, "unit": range(len(pixels)), "channel": case.channel.tolist(),
-                    "image": case.image.tolist(), "rule": rule, "condition": condition, "weights": weights,
-                    "draw": number,
+                    "layer": name, "unit": range(len(pixels)), "channel": case.own.units.channel.tolist(),
+                    "image": case.own.units.image.tolist(), "rule": rule, "condition": condition,
+                    "weights": weights, "draw": number,
                 }  # fmt: skip
-                rows.append(pd.concat([pd.DataFrame(where), pd.DataFrame(compared)], axis=1))
+                rows.append(pd.concat([pd.DataFrame(where), pd.DataFrame(measures)], axis=1))
+                done()
     frame = pd.concat(rows, ignore_index=True)
     return SanityChecks(
         model.name, images.source, draw, draws, tuple(names), tuple(rules), frame, examples, photos
@@ -451,175 +438,152 @@ Changed = tuple[Rule, str, str, int, Tensor]  # rule, condition, layer of the we
 
 
 def _changed(
-    case: _Case, options: dict[Rule, Options], trained: dict[Rule, Tensor], draw: Draw, draws: int, seed: int
-) -> Iterator[Changed]:
+    model: VisionModel, case: _Case, options: dict[Rule, Options], trained: dict[Rule, Tensor], draw: Draw,
+    draws: int, random_seed: int,
+) -> Iterator[Changed]:  # fmt: skip
     """All projections of a layer's units, in the order of `CONDITIONS`."""
-    model, numbers = case.model, generator(seed)
+    own, numbers = case.own, generator(random_seed)
+    pools = nn.MaxPool2d | nn.AdaptiveMaxPool2d
+    pooled = any(isinstance(step.module, pools) for step in model.network.upto([own.layer]))
     for rule, o in options.items():
         yield rule, "trained", "", 0, trained[rule]
-        yield rule, "other channel", "", 0, case.project(model, o, channel=case.other_channel)
-        yield rule, "other picture", "", 0, case.project(model, o, at=case.elsewhere)
-        if case.pooled:
-            # Each of these functions is defined here and used at once.
-            def swapped(tape: Tape, part: Tensor, o: Options = o) -> Tape:
-                return other_switches(model, tape, case.tape(model, o, case.unrelated, part))
-
-            yield rule, "other switches", "", 0, case.project(model, o, alter=swapped)
+        yield rule, "other channel", "", 0, case.other_channel.project(model, o)
+        yield rule, "other picture", "", 0, case.other_picture.project(model, o)
+        if pooled:
+            yield rule, "other switches", "", 0, own.project(model, o, case.unrelated_picture)
             for how in get_args(Switches):
-
-                def fixed(tape: Tape, part: Tensor, how: Switches = how) -> Tape:
-                    return no_switches(model, tape, how, numbers)
-
-                yield rule, f"{how} switches", "", 0, case.project(model, o, alter=fixed)
-    below = weight_layers(model, case.layer)
+                yield rule, f"{how} switches", "", 0, own.project(model, o, how, numbers)
+    below = weight_layers(model, own.layer)
     for number in range(draws):
-        for i in reversed(range(len(below))):
-            cascade = randomise(model, below[i:], draw=draw, seed=seed + number)
-            for rule, o in options.items():
-                yield rule, "down to", below[i], number, case.project(cascade, o)
-        for i in reversed(range(len(below))):
-            one = randomise(model, below[i], draw=draw, seed=seed + number)
-            for rule, o in options.items():
-                yield rule, "only", below[i], number, case.project(one, o)
+        for condition in ("down to", "only"):
+            for i in reversed(range(len(below))):
+                names = below[i:] if condition == "down to" else below[i]
+                redrawn = randomise(model, names, draw=draw, random_seed=random_seed + number)
+                for rule, o in options.items():
+                    yield rule, condition, below[i], number, own.project(redrawn, o)
     for rule, o in options.items():
-        yield rule, "unrelated", "", 0, case.project(model, o, channel=case.other_channel, at=case.other_unit)
+        yield rule, "unrelated", "", 0, case.unrelated.project(model, o)
         flat = trained[rule].flatten(2)
         order = torch.randperm(flat.shape[2], generator=numbers)
         yield rule, "shuffled", "", 0, flat[:, :, order].view_as(trained[rule])
 
 
 @dataclass(frozen=True)
-class _Look:
-    """What units see, and where they are in it."""
+class _Shown:
+    """U units of a layer, each on a picture of its own."""
 
+    layer: str
+    units: Units
     pixels: Tensor  # (U, 3, s, s) uint8: crops that hold the receptive fields, or whole pictures
-    position: Tensor | None  # (U, 2) in the maps of these crops
+    position: Tensor  # (U, 2) in the maps of these crops
+
+    @classmethod
+    def on(cls, model: VisionModel, images: ImageSet, layer: str, units: Units) -> _Shown:
+        pixels, position = images.take(units.image), units.position
+        crop = Crop.plan(model, layer, images.size)
+        if crop is not None and layer in model.conv_layers:
+            pixels, position = crop.cut(pixels, units.slot, position)
+        return cls(layer, units, pixels, position)
+
+    def photo(self, model: VisionModel) -> Tensor:
+        """What they see, uint8 (U, 3, h, w)."""
+        rows, columns = field_in(model, self.pixels.shape[-1], self.layer)
+        origin = self.position * torch.tensor([rows.stride, columns.stride])
+        origin += torch.tensor([rows.low, columns.low])
+        return cut_windows(self.pixels, self.units.slot, origin, (rows.size, columns.size))
+
+    def tape(self, model: VisionModel, deconvnet: Deconvnet, part: slice) -> Tape:
+        """The forward pass that projections of some of them start from."""
+        return forward(model, deconvnet, model.preprocess(self.pixels[part]))
+
+    def project(
+        self, model: VisionModel, options: Options, switches: _Shown | Switches | None = None,
+        numbers: torch.Generator | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Projections by this network, cut to the receptive fields -> (U, C, h, w) on the CPU.
+
+        With the max-pooling switches of other units' pictures, or ones that no picture has chosen.
+        """
+        deconvnet = Deconvnet(model.network, [self.layer], options)
+        projections: list[Tensor] = []
+        size = max(1, FORWARD_PIXELS // self.pixels.shape[-1] ** 2)
+        portions = Portions(f"projecting {self.layer} of {model.name}", size, "units")
+        for part in portions.of(len(self.units)):
+            with portions.attempt():
+                tape = self.tape(model, deconvnet, part)
+                if isinstance(switches, _Shown):
+                    tape = other_switches(model, tape, switches.tape(model, deconvnet, part))
+                elif switches is not None:
+                    tape = no_switches(model, tape, switches, numbers)
+                units, pixels = self.units.pick(self.units.slot[part]), self.pixels[part]
+                index = torch.arange(len(units))
+                projected = project_units(
+                    model, deconvnet, tape, self.layer, units, index, self.position[part], pixels
+                )
+                projections += [p.projection for p in list(projected)]
+        return torch.cat(projections)
 
 
 @dataclass(frozen=True)
 class _Case:
-    """U units of a layer, each of its own map, with what they are compared with."""
+    """Units of a layer, each of its own map where it is strongest, with what they are compared with."""
 
-    model: VisionModel
-    layer: str
-    channel: Tensor  # (U,)
-    other_channel: Tensor  # (U,)
-    image: Tensor  # (U,) where the unit is strongest
-    photo: Tensor  # (U, 3, h, w) uint8, its receptive field there
-    here: _Look
-    elsewhere: _Look  # another of the channel's strongest pictures, at its own place
-    unrelated: _Look  # a picture from anywhere, at the same place
-    other_unit: _Look  # the strongest of the other channel, on a picture of its own
-    pooled: bool  # is there max-pooling on the way?
+    own: _Shown
+    other_channel: _Shown  # at the same place of the same picture
+    other_picture: _Shown  # another of the channel's strongest, at its own place
+    unrelated_picture: _Shown  # a picture from anywhere, at the same place
+    unrelated: _Shown  # the other channel on one of its strongest pictures, another than the unit's
 
     @classmethod
     def draw(
-        cls, model: VisionModel, images: ImageSet, top: TopK, layer: str, units: int, seed: int
+        cls, model: VisionModel, images: ImageSet, top: LayerTop, layer: str, units: int, random_seed: int
     ) -> _Case:
-        found, numbers = top[layer], generator(seed)
-        there = found.image >= 0
-        able = ((found.max > 0) & (there.sum(1) >= 2)).nonzero()[:, 0].tolist()
+        numbers = generator(random_seed)
+        there = top.image >= 0
+        able = ((top.max > 0) & (there.sum(1) >= 2)).nonzero()[:, 0]
         if len(able) < 2:
             raise LayerError(
                 f"{len(able)} of {len(there)} maps of {layer!r} are active on two of the pictures; at least two are "
                 "needed to compare: take more pictures, or another layer"
             )
-        group = torch.arange(len(images)) if images.windows is None else images.windows.photograph
+        photograph = torch.arange(len(images)) if images.windows is None else images.windows.photograph
 
-        def pick(candidates: Tensor, *avoid: Tensor) -> Tensor:
-            """One of them, of another photograph than these if there is one."""
-            for better in range(len(avoid), 0, -1):
-                strict = candidates[~torch.isin(group[candidates], group[torch.stack(avoid[:better])])]
-                if len(strict):
-                    return strict[torch.randint(len(strict), (), generator=numbers)]
-            plain = candidates[candidates != avoid[0]]
-            return plain[torch.randint(len(plain), (), generator=numbers)]
+        def one_of(candidates: Tensor) -> Tensor:
+            return candidates[torch.randint(len(candidates), (), generator=numbers)]
 
-        order = torch.randperm(len(able), generator=numbers)[:units]
-        channel = torch.tensor(able)[order]
-        image = found.image[channel, 0]
-        other_channel, again, foreign, unrelated = (torch.empty_like(channel) for _ in range(4))
-        for u, (c, i) in enumerate(zip(channel.tolist(), image, strict=True)):
-            rest = torch.tensor([a for a in able if a != c])
-            other = other_channel[u] = rest[torch.randint(len(rest), (), generator=numbers)]
-            for of, rank in ((c, again), (int(other), foreign)):  # the rank of another picture of theirs
-                own = found.image[of][there[of]]
-                rank[u] = int((own == pick(own, i)).nonzero()[0])
-            unrelated[u] = pick(torch.arange(len(images)), i, found.image[c, again[u]])
-        crop = Crop.plan(model, layer, images.size)
-        has_rows = isinstance(model.network.find(layer).module, nn.Conv2d)
+        def another(candidates: Tensor, *avoid: Tensor) -> Tensor:
+            """One of these pictures, of another photograph than those to avoid if there is one."""
+            for count in range(len(avoid), 0, -1):
+                used = photograph[torch.stack(avoid[:count])]
+                others = candidates[~torch.isin(photograph[candidates], used)]
+                if len(others):
+                    return one_of(others)
+            return one_of(candidates[candidates != avoid[0]])
 
-        def place(c: Tensor, k: Tensor) -> Tensor:
-            return torch.stack([found.row[c, k], found.col[c, k]], 1)
+        def another_rank(channel: Tensor, picture: Tensor) -> int:
+            """The rank, among a map's strongest, of a picture other than this one."""
+            own = top.image[channel][there[channel]]
+            return int((own == another(own, picture)).nonzero()[0])
 
-        def look(pictures: Tensor, at: Tensor) -> _Look:
-            pixels = images.take(pictures)
-            if not has_rows:
-                return _Look(pixels, None)
-            if crop is None:
-                return _Look(pixels, at)
-            corner = crop.corners(at)
-            s = crop.size
-            cut = [p[:, t : t + s, x : x + s] for p, (t, x) in zip(pixels, corner.tolist(), strict=True)]
-            return _Look(torch.stack(cut), at - corner // crop.stride)
-
-        at = place(channel, torch.zeros_like(channel))
-        here = look(image, at)
-        case = cls(
-            model, layer, channel, other_channel, image, here.pixels, here,
-            look(found.image[channel, again], place(channel, again)), look(unrelated, at),
-            look(found.image[other_channel, foreign], place(other_channel, foreign)),
-            any(isinstance(s.module, nn.MaxPool2d | nn.AdaptiveMaxPool2d) for s in model.network.upto([layer])),
-        )  # fmt: skip
-        origin, size = case._window(here)
-        return replace(case, photo=paste(here.pixels, -origin, size) if has_rows else here.pixels)
-
-    def _window(self, at: _Look) -> tuple[Tensor, tuple[int, int]]:
-        """Where the receptive fields lie in the crops, (U, 2) and their size."""
-        side = at.pixels.shape[-1]
-        rows, columns = field_in(self.model, side, self.layer)
-        if at.position is None:
-            return torch.zeros(len(at.pixels), 2, dtype=torch.long), (side, side)
-        strides = torch.tensor([rows.stride, columns.stride])
-        return at.position * strides + torch.tensor([rows.low, columns.low]), (rows.size, columns.size)
-
-    def tape(self, model: VisionModel, options: Options, at: _Look, part: Tensor) -> Tape:
-        """The forward pass that projections of some of the units start from."""
-        deconvnet = Deconvnet(model.network, [self.layer], options)
-        return forward(model, deconvnet, model.preprocess(at.pixels[part]))
-
-    def project(
-        self,
-        model: VisionModel,
-        options: Options,
-        *,
-        channel: Tensor | None = None,
-        at: _Look | None = None,
-        alter: Callable[[Tape, Tensor], Tape] | None = None,
-    ) -> Tensor:
-        """Projections of the units by this network, cut to their receptive fields -> (U, C, h, w) on the CPU."""
-        at = at or self.here
-        channel = self.channel if channel is None else channel
-        deconvnet = Deconvnet(model.network, [self.layer], options)
-        origin, size = self._window(at)
-        pixels = []
-        for part in torch.arange(len(channel)).split(max(1, FORWARD_PIXELS // at.pixels.shape[-1] ** 2)):
-            tape = self.tape(model, options, at, part)
-            if alter is not None:
-                tape = alter(tape, part)
-            few = max(1, REVERSE_BYTES // deconvnet.unit_bytes(self.layer, tape))
-            for units in torch.arange(len(part)).split(few):
-                which = part[units]
-                R, window = deconvnet.reverse(
-                    tape, self.layer, units.to(model.device), channel[which].to(model.device),
-                    None if at.position is None else at.position[which],
-                )  # fmt: skip
-                pixels.append(paste(R.cpu(), window.origin.cpu() - origin[which], size))
-        return torch.cat(pixels)
-
-
-def _whole(**numbers: tuple[object, int]) -> None:
-    """Raise ZfkitError for what is no whole number from the least on."""
-    for name, (value, least) in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ZfkitError(f"{name} must be a whole number from {least} on, not {value!r}")
+        channel = able[torch.randperm(len(able), generator=numbers)[:units]]
+        image = top.image[channel, 0]
+        other, rank, rank_of_other, unrelated = (torch.empty_like(channel) for _ in range(4))
+        for u, (c, i) in enumerate(zip(channel, image, strict=True)):
+            other[u] = one_of(able[able != c])
+            rank[u], rank_of_other[u] = another_rank(c, i), another_rank(other[u], i)
+            unrelated[u] = another(torch.arange(len(images)), i, top.image[c, rank[u]])
+        slot = torch.arange(len(channel))
+        row_col = torch.stack([top.row, top.col], -1)  # (C, k, 2)
+        place = row_col[channel, 0]
+        return cls(
+            *(
+                _Shown.on(model, images, layer, Units(slot, *units))
+                for units in (
+                    (image, channel, place),
+                    (image, other, place),
+                    (top.image[channel, rank], channel, row_col[channel, rank]),
+                    (unrelated, channel, place),
+                    (top.image[other, rank_of_other], other, row_col[other, rank_of_other]),
+                )
+            )
+        )

@@ -1,18 +1,15 @@
-"""..."""
+"""Results as matplotlib figures in one style: every function takes what an analysis returned, and only draws.
+
+Read `style` (colours, axes) and `pictures` (tensors to pictures, pictures to sheets) first. The others are named after
+the room or the experiments whose results they draw: `frequency`, `training`, `health`, `evolution`, `randomisation`,
+`experiments` (occlusion, invariance, correspondence, selectivity), `variants` (first layers, ablation, transfer,
+averages).
+"""
 
 from __future__ import annotations
 
-from .evolution import (
-    CHANGED,
-    SHEET_GAP,
-    convergence_figure,
-    evolution_figure,
-    evolution_rgb,
-    evolution_sheet,
-)
+from .evolution import convergence_figure, evolution_figure, evolution_rgb, evolution_sheet
 from .experiments import (
-    CLASS_NAMES,
-    PART_COLOURS,
     correspondence_figure,
     invariance_figure,
     occlusion_figure,
@@ -21,25 +18,18 @@ from .experiments import (
     selectivity_figure,
 )
 from .frequency import (
-    FOLDED,
     aliasing_figure,
     filter_sheet,
     gratings_figure,
     lattice_figure,
+    profiles_figure,
     radial_spectra,
     shift_figure,
     spectrum_maps,
 )
-from .health import SEVERITY_COLOURS, report_figure, steps_figure, strips_figure
-from .pictures import GAP, PERCENTILE, TILE, montage, number, pair_of_montages, signed_to_rgb, wrap_words
-from .randomisation import (
-    RULE_COLOURS,
-    SANITY_ROWS,
-    photo_likeness_figure,
-    sanity_figure,
-    sanity_layers_figure,
-    sanity_sheet,
-)
+from .health import report_figure, steps_figure, strips_figure
+from .pictures import montage, number, pair_of_montages, signed_to_rgb, tile_sheet, to_picture, wrap_words
+from .randomisation import photo_likeness_figure, sanity_figure, sanity_layers_figure, sanity_sheet
 from .style import (
     BLACK,
     BLUE,
@@ -57,12 +47,4 @@ from .style import (
     show_picture,
 )
 from .training import training_figure
-from .variants import (
-    FEATURE_STYLES,
-    ablation_figure,
-    effects_figure,
-    ensemble_figure,
-    first_layer_figure,
-    profiles_figure,
-    transfer_figure,
-)
+from .variants import ablation_figure, effects_figure, ensemble_figure, first_layer_figure, transfer_figure

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .pictures import PERCENTILE, montage, signed_to_rgb
-from .style import BLUE, ORANGE, RED, SKY, STYLE, new_figure, show_picture
+from .pictures import full_scale, montage, signed_to_rgb
+from .style import BLUE, ORANGE, RED, SKY, SOFT, STYLE, new_figure, panel_title, show_picture
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..health import Finding, Report
+
+SEVERITY_COLOURS = {"fault": RED, "warning": ORANGE, "note": SKY}
+WIDTH, ABOVE, LINE = (
+    9.0,
+    2.75,
+    0.165,
+)  # of the report's page, the part above its findings, a line of text; in inches
 
 
 def report_figure(report: Report, most: int = 8) -> Figure:
@@ -28,94 +35,76 @@ def report_figure(report: Report, most: int = 8) -> Figure:
     """
     import matplotlib.pyplot as plt
 
-    shown = report.findings[:most]
-    foot = [f"Not looked at: {remark}" for remark in report.remarks]
-    if len(report.findings) > len(shown):
-        foot.insert(0, f"And {len(report.findings) - len(shown)} more: print(report) has them all.")
-    foot = [line for told in foot for line in textwrap.wrap(told, 130)]
-    texts = [_report_lines(f) for f in shown]
-    line = 0.165  # inches
+    findings = report.findings[:most]
+    notes = [f"Not looked at: {remark}" for remark in report.remarks]
+    if len(report.findings) > len(findings):
+        notes.insert(0, f"And {len(report.findings) - len(findings)} more: print(report) has them all.")
+    foot = [line for note in notes for line in textwrap.wrap(note, 130)]
+    texts = [_finding_lines(f) for f in findings]
     heights = [
-        0.42 + max(line * len(t), 0.55 * (f.pictures is not None)) for t, f in zip(texts, shown, strict=True)
+        0.42 + max(LINE * len(text), 0.55 * (f.pictures is not None))
+        for text, f in zip(texts, findings, strict=True)
     ]
-    width, above = 9.0, 2.75
-    height = above + sum(heights) + line * len(foot) + 0.1
+    height = ABOVE + sum(heights) + LINE * len(foot) + 0.1
     with plt.rc_context(STYLE):
-        figure = plt.figure(figsize=(width, height))
+        figure = plt.figure(figsize=(WIDTH, height))
 
-        def axes_at(
-            left: float, top: float, wide: float, high: float
-        ) -> Any:  # inches, top from the page's top
-            return figure.add_axes((left / width, 1 - (top + high) / height, wide / width, high / height))
+        def axes_at(left: float, top: float, wide: float, high: float) -> Any:
+            """In inches, from the page's top left corner."""
+            return figure.add_axes((left / WIDTH, 1 - (top + high) / height, wide / WIDTH, high / height))
 
-        title = textwrap.fill(report.title, 100)
-        figure.text(0.1 / width, 1 - 0.08 / height, title, fontsize=10, fontweight="bold", va="top")
-        _report_layers([axes_at(0.55 + 2.2 * i, 0.65, 1.6, 1.25) for i in range(4)], report)
-        top = above
-        for finding, told, high in zip(shown, texts, heights, strict=True):
-            axes = axes_at(0.15, top, 5.2, high - 0.2)
-            axes.set_axis_off()
-            axes.plot(
-                [0, 0],
-                [0, 1],
-                color=SEVERITY_COLOURS[finding.severity],
-                linewidth=6,
-                transform=axes.transAxes,
-            )
-            place = f"{finding.layer}: {finding.fault}" if finding.layer else finding.fault
-            head = f"{place} ({finding.severity}; {finding.number:.2g}, alarm at {finding.threshold:.2g})"
-            axes.text(0.02, 1, head, fontsize=9, fontweight="bold", va="top", transform=axes.transAxes)
-            below = 1 - 0.2 / (high - 0.2)
-            axes.text(
-                0.02, below, "\n".join(told), fontsize=8, va="top", transform=axes.transAxes, linespacing=1.25
-            )
+        heading = textwrap.fill(report.title, 100)
+        figure.text(0.1 / WIDTH, 1 - 0.08 / height, heading, fontsize=10, fontweight="bold", va="top")
+        _draw_layers([axes_at(0.55 + 2.2 * i, 0.65, 1.6, 1.25) for i in range(4)], report)
+        top = ABOVE
+        for finding, lines, high in zip(findings, texts, heights, strict=True):
+            _draw_finding(axes_at(0.15, top, 5.2, high - 0.2), finding, lines, high - 0.2)
             if finding.pictures is not None:
-                _report_pictures(axes_at(5.4, top, 3.5, 0.62), finding)
+                _draw_maps(axes_at(5.4, top, 3.5, 0.62), finding, finding.pictures[:8])
             top += high
-        figure.text(0.15 / width, 1 - top / height, "\n".join(foot), fontsize=8, va="top", color="#555555")
+        figure.text(0.15 / WIDTH, 1 - top / height, "\n".join(foot), fontsize=8, va="top", color=SOFT)
     return figure
 
 
-SEVERITY_COLOURS = {"fault": RED, "warning": ORANGE, "note": SKY}
+def _finding_lines(finding: Finding) -> list[str]:
+    texts = [finding.told]
+    if finding.severity != "note":
+        texts += [f"Remedy: {finding.remedy}.", f"Paper: {finding.paper}."]
+    return [line for text in texts for line in textwrap.wrap(text, 84)]
 
 
-def _report_lines(finding: Finding) -> list[str]:
-    lines = textwrap.wrap(finding.told, 84)
-    if finding.severity == "note":
-        return lines
-    return (
-        lines
-        + textwrap.wrap(f"Remedy: {finding.remedy}.", 84)
-        + textwrap.wrap(f"Paper: {finding.paper}.", 84)
-    )
+def _draw_finding(axes: Any, finding: Finding, lines: Sequence[str], high: float) -> None:
+    """A bar in the severity's colour, and the words beside it; `high` is the panel's height in inches."""
+    axes.set_axis_off()
+    axes.plot([0, 0], [0, 1], color=SEVERITY_COLOURS[finding.severity], linewidth=6, transform=axes.transAxes)
+    what = f"{finding.layer}: {finding.fault}" if finding.layer else finding.fault
+    head = f"{what} ({finding.severity}; {finding.number:.2g}, alarm at {finding.threshold:.2g})"
+    where = {"va": "top", "transform": axes.transAxes}
+    axes.text(0.02, 1, head, fontsize=9, fontweight="bold", **where)
+    axes.text(0.02, 1 - 0.2 / high, "\n".join(lines), fontsize=8, linespacing=1.25, **where)
 
 
-def _report_pictures(axes: Any, finding: Finding) -> None:
+def _draw_maps(axes: Any, finding: Finding, pictures: Tensor) -> None:
     """Up to eight maps in a row, each with its number."""
-    assert finding.pictures is not None
-    pictures = finding.pictures[:8]
-    side = pictures.shape[-1]
-    step = side + 3
-    strip = pictures.new_full((3, side, 8 * step - 3), 255)
-    for i, picture in enumerate(pictures):
-        strip[:, :, i * step : i * step + side] = picture
-    show_picture(axes, strip.permute(1, 2, 0).numpy())
+    side, gap = pictures.shape[-1], 3
+    show_picture(axes, montage(pictures, 8, side, gap=gap))
     axes.set_anchor("NW")
     numbers = [str(c) for c in finding.channels] or ["as given", "reordered"] * 4
-    for i in range(len(pictures)):
-        axes.text(i * step + side / 2, side + 4, numbers[i], fontsize=7, ha="center", va="top")
+    for i, name in zip(range(len(pictures)), numbers, strict=False):
+        axes.text(i * (side + gap) + side / 2, side + 4, name, fontsize=7, ha="center", va="top")
 
 
-def _report_layers(panels: Sequence[Any], report: Report) -> None:
+def _draw_layers(panels: Sequence[Any], report: Report) -> None:
     """Four panels over the layers: idle maps, strongest filter, spread of the signal, learning signal."""
     layers, limits = report.layers, report.thresholds
     x = list(range(len(layers)))
+    idle = panels[0]
     dead, rare = (100 * layers[name] / layers.maps for name in ("dead", "rare"))
-    panels[0].bar(x, dead, color=RED, label="never active")
-    panels[0].bar(x, rare, bottom=dead, color=SKY, label="rarely")
-    panels[0].set(title="idle maps", ylabel="%", ylim=(0, max(5, 1.5 * float((dead + rare).max()))))
-    panels[0].set_yticks([tick for tick in panels[0].get_yticks() if tick <= 100])  # above, the legend
-    panels[0].legend(fontsize=7, loc="upper left")
+    idle.bar(x, dead, color=RED, label="never active")
+    idle.bar(x, rare, bottom=dead, color=SKY, label="rarely")
+    idle.set(title="idle maps", ylabel="%", ylim=(0, max(5, 1.5 * float((dead + rare).max()))))
+    idle.set_yticks([tick for tick in idle.get_yticks() if tick <= 100])  # above, the legend
+    idle.legend(fontsize=7, loc="upper left")
     for axes, column, limit, name, unit in (
         (panels[1], "dominance", limits.dominance, "strongest filter", "RMS / median RMS"),
         (panels[2], "signal", None, "spread over pictures", "activation"),
@@ -146,25 +135,23 @@ def steps_figure(table: pd.DataFrame, limits: Mapping[str, float] | None = None)
         limits: by column, where an alarm begins: a dashed line.
     """
     limits = limits or {}
-    figure, panels = new_figure(
-        1, len(table.columns), size=(9, 1.1 + 0.36 * len(table)), sharey=True, squeeze=False
-    )
+    rows, columns = table.shape
+    figure, panels = new_figure(1, columns, size=(9, 1.1 + 0.36 * rows), sharey=True, squeeze=False)
     for axes, column in zip(panels[0], table.columns, strict=True):
         values = table[column].astype(float)
         high = max(float(values.max()), limits.get(column, 0.0), 1e-12)
-        colours = [SKY] * (len(table) - 1) + [BLUE]
-        axes.barh(range(len(table)), values, color=colours, height=0.7)
+        axes.barh(range(rows), values, color=[SKY] * (rows - 1) + [BLUE], height=0.7)
         for y, value in enumerate(values):
-            told = "not measured" if value != value else f"{value:.3g}"
-            place = (0 if value != value else value) + 0.03 * high
+            missing = value != value
+            text, x = ("not measured", 0) if missing else (f"{value:.3g}", value)
             over = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # the dashed line may run there
-            axes.text(place, y, told, va="center", fontsize=8, bbox=over)
+            axes.text(x + 0.03 * high, y, text, va="center", fontsize=8, bbox=over)
         if column in limits:
             axes.axvline(limits[column], color=RED, linestyle="--", linewidth=1.2)
         axes.set_xlim(0, 1.3 * high)
         axes.set_title(textwrap.fill(str(column), 20), fontsize=9)
         axes.tick_params(axis="x", labelsize=8)
-    panels[0][0].set_yticks(range(len(table)), [str(name) for name in table.index], fontsize=9)
+    panels[0][0].set_yticks(range(rows), [str(name) for name in table.index], fontsize=9)
     panels[0][0].invert_yaxis()
     return figure
 
@@ -176,14 +163,14 @@ def strips_figure(rows: Mapping[str, Tensor], title: str = "", *, scale: float |
         rows: by name; uint8 pictures are shown as they are. Sizes may differ.
         scale: what is drawn white or black; default: the 99.5th percentile of all |values|, the largest strip's.
     """
-    signed = [t for t in rows.values() if t.dtype != torch.uint8]
-    if scale is None and signed:
-        scale = max(float(np.percentile(t.abs().cpu().numpy(), PERCENTILE)) for t in signed)
+    if scale is None:
+        signed = [t for t in rows.values() if t.dtype != torch.uint8]
+        scale = max((float(full_scale(t, axes=4)) for t in signed), default=0.0)
     figure, panels = new_figure(len(rows), 1, size=(9, 0.5 + 0.95 * len(rows)), squeeze=False)
     for axes, (name, pictures) in zip(panels[:, 0], rows.items(), strict=True):
-        shown = pictures if pictures.dtype == torch.uint8 else signed_to_rgb(pictures, max(scale or 0, 1e-30))
-        axes.imshow(np.asarray(montage(shown.cpu(), columns=len(shown), tile=64)))
-        axes.set_title(name, loc="left", fontsize=9)
+        rgb = pictures if pictures.dtype == torch.uint8 else signed_to_rgb(pictures, scale)
+        axes.imshow(montage(rgb, columns=len(rgb), tile=64))
+        panel_title(axes, name, 9)
         axes.set_axis_off()
     figure.suptitle(title, fontsize=11)
     return figure

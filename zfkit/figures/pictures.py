@@ -1,92 +1,78 @@
-"""Arrays to pictures: signed projections to colours, tiles to sheets."""
+"""Tensors to pictures (`PIL.Image`), pictures to sheets, and words and numbers as they stand on them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageFont
-from torch import Tensor
 
-from ..topk.patches import Patches
+from ..images.colour import PERCENTILE, full_scale, signed_to_rgb
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..topk.patches import Patches
 
-def _hwc(picture: Tensor) -> Any:
-    """uint8 (3, H, W) as matplotlib takes it, (H, W, 3)."""
-    return picture.permute(1, 2, 0).cpu().numpy()
-
-
-def _tiles(pictures: Tensor) -> Any:
-    """Up to four pictures (n, 3, H, W) in a square, row by row, white where there is none; (h, w, 3)."""
-    n, _, H, W = pictures.shape
-    if n == 1:
-        return _hwc(pictures[0])
-    gap = max(1, H // 32)
-    sheet = pictures.new_full((3, 2 * H + gap, 2 * W + gap), 255)
-    for i, picture in enumerate(pictures[:4]):
-        top, left = (i // 2) * (H + gap), (i % 2) * (W + gap)
-        sheet[:, top : top + H, left : left + W] = picture
-    return _hwc(sheet)
-
+__all__ = [
+    "GAP", "PERCENTILE", "TILE", "full_scale", "montage", "number", "pair_of_montages", "signed_to_rgb", "tile_sheet",
+    "to_picture", "wrap_words",
+]  # fmt: skip
 
 TILE = 84  # side of one patch in the pictures, in px
-
-
 GAP = 2  # between the patches of one feature map, in px
 
 
-PERCENTILE = 99.5  # of a projection's |values|, shown at full contrast
+def to_picture(pixels: Tensor) -> Image.Image:
+    """uint8 (3, H, W) as a `PIL.Image`."""
+    return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy()))
 
 
-def signed_to_rgb(projections: Tensor, scale: float | Tensor | None = None) -> Tensor:
-    """Signed projections (..., C, H, W) as uint8 RGB (..., 3, H, W) around mid-grey.
+def tile_sheet(
+    tiles: Sequence[Image.Image | None],
+    columns: int,
+    size: tuple[int, int],
+    gap: int = GAP,
+    background: str | tuple[int, int, int] = "white",
+) -> Image.Image:
+    """Pictures of one size (width, height), left to right and top to bottom; None leaves its place empty."""
+    wide, high = size[0] + gap, size[1] + gap
+    rows = max(-(-len(tiles) // columns), 1)
+    sheet = Image.new("RGB", (columns * wide - gap, rows * high - gap), background)
+    for i, tile in enumerate(tiles):
+        if tile is not None:
+            sheet.paste(tile, (i % columns * wide, i // columns * high))
+    return sheet
 
-    0 is grey 128, +scale and beyond 255, -scale and beyond 1: one symmetric scale for all of a picture's
-    channels and pixels. By default each picture has its own, the 99.5th percentile of its |values|; pass one
-    number to compare pictures with each other.
-    """
-    if scale is None:
-        magnitude = projections.abs().flatten(-3)
-        scale = torch.quantile(magnitude, PERCENTILE / 100, dim=-1)
-        # A patch that is nearly empty has its few values above the percentile.
-        scale = torch.where(scale > 0, scale, magnitude.amax(-1))[..., None, None, None]
-    scale = torch.as_tensor(scale, dtype=projections.dtype, device=projections.device)
-    shown = 128 + 127 * (projections / scale.clamp(min=torch.finfo(projections.dtype).tiny)).clamp(-1, 1)
-    rgb = shown.round().to(torch.uint8)
-    return rgb if rgb.shape[-3] == 3 else rgb.expand(*rgb.shape[:-3], 3, *rgb.shape[-2:])
 
-
-def montage(pictures: Tensor, columns: int = 3, tile: int = TILE, background: str = "white") -> Image.Image:
-    """uint8 pictures (k, 3, H, W), left to right and top to bottom, as one `PIL.Image`.
+def montage(pictures: Tensor, columns: int = 3, tile: int = TILE, *, gap: int = GAP) -> Image.Image:
+    """uint8 pictures (k, 3, H, W), left to right and top to bottom, as one `PIL.Image` on white.
 
     Small ones are enlarged to at most `tile` px by whole factors, so that their pixels can be seen; larger
     ones are brought to `tile` px.
     """
-    k, _, height, width = pictures.shape
-    factor = tile // max(height, width)
-    size = (width * factor, height * factor) if factor >= 2 else _fit((width, height), tile)
-    rows = -(-k // columns)
-    whole = Image.new("RGB", (columns * (size[0] + GAP) - GAP, rows * (size[1] + GAP) - GAP), background)
-    for i, picture in enumerate(pictures):
-        one = Image.fromarray(np.ascontiguousarray(picture.permute(1, 2, 0).cpu().numpy()))
-        one = one.resize(size, Image.Resampling.NEAREST if factor >= 2 else Image.Resampling.LANCZOS)
-        whole.paste(one, (i % columns * (size[0] + GAP), i // columns * (size[1] + GAP)))
-    return whole
+    height, width = pictures.shape[-2:]
+    longest = max(height, width)
+    enlarge = tile // longest >= 2
+    side = tile // longest * longest if enlarge else tile
+    size = (max(1, round(width * side / longest)), max(1, round(height * side / longest)))
+    how = Image.Resampling.NEAREST if enlarge else Image.Resampling.LANCZOS
+    return tile_sheet([to_picture(p).resize(size, how) for p in pictures], columns, size, gap)
 
 
-def _fit(size: tuple[int, int], longest: int) -> tuple[int, int]:
-    return max(1, round(size[0] * longest / max(size))), max(1, round(size[1] * longest / max(size)))
+def square_columns(count: int) -> int:
+    """Columns of a grid of so many pictures that is as square as can be: 3 for 9, 4 for 10."""
+    return math.ceil(math.sqrt(count))
 
 
 def pair_of_montages(patches: Patches, i: int, tile: int = TILE) -> tuple[Image.Image, Image.Image]:
     """Projections and photo patches of the i-th feature map, each a grid of k."""
-    columns = int(np.ceil(np.sqrt(patches.value.shape[1])))
-    projections = signed_to_rgb(patches.projection[i])
-    return montage(projections, columns, tile), montage(patches.photo[i], columns, tile)
+    columns = square_columns(patches.value.shape[1])
+    return montage(signed_to_rgb(patches.projection[i]), columns, tile), montage(
+        patches.photo[i], columns, tile
+    )
 
 
 def number(value: float | Tensor) -> str:

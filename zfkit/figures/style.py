@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from PIL import ImageColor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
+T = TypeVar("T")
 
-# Okabe & Ito's colours, in the order in which series take them.
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK = (
+# Okabe & Ito's colours, which colour-blind readers tell apart, in the order in which series take them.
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK = PALETTE = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000",
 )  # fmt: skip
-
-
-PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK)
-
-
 GREY = "#8C8C8C"  # controls: random filters, shuffled labels, untrained networks
-
-
+PALE = "#F3F3F3"  # a band of the axis that is only marked
+SOFT = "#555555"  # words in a figure that are not its data
+FOLDED = RED  # what arrives at a wrong frequency, in every figure
 MODEL_COLOURS = {"zfnet64": BLUE, "alexnet64": ORANGE}  # the bundled pair keeps its colours in every figure
-
 
 # What matplotlib reads while it makes axes; titles and legends are set where they are drawn.
 STYLE: dict[str, Any] = {
@@ -37,8 +35,6 @@ STYLE: dict[str, Any] = {
     "grid.linewidth": 0.8,
     "axes.axisbelow": True,
 }
-
-FOLDED = RED  # what arrives at a wrong frequency, in every figure
 
 
 def new_figure(
@@ -55,26 +51,57 @@ def new_figure(
         return plt.subplots(rows, columns, figsize=size, layout="constrained", **options)
 
 
+def one_or_several(results: T | Sequence[T]) -> list[T]:
+    """Results as a list, where a figure takes one or several."""
+    return list(results) if isinstance(results, Sequence) else [results]
+
+
+def panel_title(axes: Any, text: str, size: float = 10) -> None:
+    """A panel's title, at its left."""
+    axes.set_title(text, loc="left", fontsize=size)
+
+
 def show_picture(axes: Any, picture: Any, title: str = "") -> None:
-    """A picture, uint8 (H, W, 3) or (H, W), without ticks."""
-    axes.imshow(picture, cmap=None if picture.ndim == 3 else "gray")
+    """A picture, a `PIL.Image` or uint8 (H, W, 3) or (H, W), without ticks."""
+    axes.imshow(picture, cmap="gray")  # which colour pictures ignore
     axes.set_title(title)
     axes.set_axis_off()
 
 
-def _mix(kept: Tensor, folded: Tensor) -> Tensor:
-    """White where nothing answers, towards dark grey for what is kept, towards vermilion for what is folded."""
-    dark, red = (torch.tensor([int(c[k : k + 2], 16) / 255 for k in (1, 3, 5)]) for c in ("#1A1A1A", FOLDED))
-    return (1 - kept[..., None] * (1 - dark) - folded[..., None] * (1 - red)).clamp(0, 1).float()
+def model_colours(names: Sequence[str]) -> list[str]:
+    """A colour for each network: the bundled pair its own, others those that are left."""
+    left = [c for c in PALETTE if c not in MODEL_COLOURS.values()]
+    unique = list(dict.fromkeys(n for n in names if n not in MODEL_COLOURS))
+    own = MODEL_COLOURS | {name: left[i % len(left)] for i, name in enumerate(unique)}
+    return [own[name] for name in names]
 
 
-def _shades(count: int) -> list[Any]:
+def shades(count: int) -> list[Any]:
     """Colours from the first layer to the last, light to dark, that colour-blind readers can put in order."""
     import matplotlib as mpl
 
     return [mpl.colormaps["viridis"](0.9 * (1 - i / max(count - 1, 1))) for i in range(count)]
 
 
-def _legend_below(figure: Figure, axes: Any) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=9, ncols=len(labels), loc="outside lower center", frameon=False)
+def kept_and_folded(kept: Tensor, folded: Tensor) -> Tensor:
+    """(H, W, 3) from 0 to 1: white where nothing answers, towards dark grey for what is kept, vermilion for folded."""
+    dark, red = (torch.tensor(ImageColor.getrgb(c)) / 255 for c in ("#1A1A1A", FOLDED))
+    return (1 - kept[..., None] * (1 - dark) - folded[..., None] * (1 - red)).clamp(0, 1).float()
+
+
+def legend_below(figure: Figure, *panels: Any, handles: Sequence[Any] = (), **options: Any) -> None:
+    """One legend under the whole figure: these handles, or what the panels have, in one row."""
+    entries = [axes.get_legend_handles_labels() for axes in panels]
+    handles = [*handles, *(handle for own, _ in entries for handle in own)]
+    labels = [handle.get_label() for handle in handles]
+    options = {"fontsize": 8, "ncols": len(handles)} | options
+    figure.legend(handles, labels, loc="outside lower center", frameon=False, **options)
+
+
+def plain_log(axis: Any) -> None:
+    """Numbers on a logarithmic axis as they are written, 0.1 and 3."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())

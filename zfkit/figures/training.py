@@ -18,15 +18,16 @@ def training_figure(histories: pd.DataFrame | Mapping[str, pd.DataFrame]) -> Fig
     Dotted lines mark where the learning rate fell.
     """
     several = histories if isinstance(histories, Mapping) else {"": histories}
-    figure, (loss, accuracy, largest) = new_figure(1, 3, size=(9, 2.8))
+    figure, panels = new_figure(1, 3, size=(9, 2.8))
+    loss, accuracy, largest = panels
     for (name, history), colour in zip(several.items(), PALETTE * len(several), strict=False):
         label = f"{name}: " if name else ""
         loss.plot(history.epoch, history.loss, color=colour, label=f"{label}training")
         loss.plot(history.epoch, history.val_loss, "--", color=colour, label=f"{label}validation")
         accuracy.plot(history.epoch, history.top1, color=colour, label=name or "top-1")
         largest.plot(history.epoch, history.dominance, color=colour, label=name or None)
-        for epoch in history.epoch[history.lr.diff() < 0]:
-            for axes in (loss, accuracy, largest):
+        for axes in panels:
+            for epoch in history.epoch[history.lr.diff() < 0]:
                 axes.axvline(epoch - 0.5, color=GREY, linestyle=":", linewidth=1)
     loss.set(title="cross-entropy", xlabel="epoch", ylabel="nats", ylim=(0, None))
     accuracy.set(title="validation top-1", xlabel="epoch", ylabel="%", ylim=(0, 102))
@@ -34,7 +35,7 @@ def training_figure(histories: pd.DataFrame | Mapping[str, pd.DataFrame]) -> Fig
     largest.set(
         title="dominance in conv1", xlabel="epoch", ylabel="largest / median RMS", ylim=(0, 1.1 * high)
     )
-    for axes in (loss, accuracy, largest):
+    for axes in panels:
         axes.xaxis.get_major_locator().set_params(integer=True)
     loss.legend(fontsize=8)
     if len(several) > 1:

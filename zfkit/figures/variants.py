@@ -5,13 +5,9 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from ..frequency.spectra import HIGH, LOW, FilterSpectra
-from .frequency import _plain_log
-from .style import BLACK, BLUE, GREY, ORANGE, PALETTE, RED, SKY, new_figure
+from .style import BLACK, BLUE, GREY, ORANGE, PALETTE, RED, SKY, legend_below, new_figure, one_or_several
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +16,13 @@ if TYPE_CHECKING:
     from ..experiments.ablation import Ablation
     from ..experiments.ensemble import Ensemble
     from ..experiments.transfer import Transfer
+
+FEATURE_STYLES = {
+    "trained": (BLUE, "o-"),
+    "random weights": (GREY, "s-"),
+    "from scratch": (ORANGE, "D-"),
+    "pixels": (BLACK, "^:"),
+}
 
 
 def first_layer_figure(table: pd.DataFrame, mark: tuple[int, Mapping[str, float]] | None = None) -> Figure:
@@ -32,42 +35,48 @@ def first_layer_figure(table: pd.DataFrame, mark: tuple[int, Mapping[str, float]
     """
     from ..experiments.first_layer import MEASURES
 
-    flat = {m: float(table[m].iloc[0]) for m in MEASURES if table[m].nunique() == 1}
-    shown = {m: told for m, told in MEASURES.items() if m not in flat}
-    rows = -(-len(shown) // 3)
+    same = {m: float(table[m].iloc[0]) for m in MEASURES if table[m].nunique() == 1}
+    measures = [m for m in MEASURES if m not in same]
+    rows = -(-len(measures) // 3)
     figure, panels = new_figure(rows, 3, size=(9, 2.35 * rows + 0.6), squeeze=False)
     strides = sorted(table.stride.unique(), reverse=True)
-    kernels = sorted(table.kernel.unique(), reverse=True)
-    for axes, (measure, told) in zip(panels.flat, shown.items(), strict=False):
-        for (kernel, blur), part in table.groupby(["kernel", "blur"]):
-            place = kernels.index(kernel)
-            colour, shift = (ORANGE, BLUE)[place % 2], 0.06 * (2 * place - 1) + (0.03 if blur else -0.03)
-            face = "white" if blur else colour
-            x = part.stride.map(strides.index) + shift
-            (dots,) = axes.plot(
-                x, part[measure], "o", color=colour, markerfacecolor=face, markersize=4.5, alpha=0.9
-            )
-            mean = part.groupby("stride")[measure].mean().reindex(strides)
-            where = [i + shift for i in range(len(strides))]
-            (line,) = axes.plot(where, mean, "--" if blur else "-", color=colour, linewidth=1.5)
-            # In the legend a blur is a hollow dot: a single cell has no line.
-            (dots if blur else line).set_label(f"{kernel}x{kernel}{', blur' if blur else ''}")
+    for axes, measure in zip(panels.flat, measures, strict=False):
+        _draw_strides(axes, table, measure, strides)
         if mark is not None and mark[0] in strides:
-            place = strides.index(mark[0])
-            axes.plot(place, mark[1][measure], "D", color=BLACK, markersize=5, label="this run")
+            axes.plot(
+                strides.index(mark[0]), mark[1][measure], "D", color=BLACK, markersize=5, label="this run"
+            )
         axes.set_xticks(range(len(strides)), [f"stride {s}" for s in strides])
         axes.set_xlim(-0.35, len(strides) - 0.65)
-        axes.set_title("\n".join(textwrap.wrap(told, 32)), fontsize=9, loc="left")
+        axes.set_title("\n".join(textwrap.wrap(MEASURES[measure], 32)), fontsize=9, loc="left")
         axes.tick_params(labelsize=8)
-    for axes in panels.flat[len(shown) :]:
+    for axes in panels.flat[len(measures) :]:
         axes.set_axis_off()
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    alike = ", ".join(f"{MEASURES[m]} = {value:g}" for m, value in flat.items())
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9, frameon=False,
-        title=f"the same in all runs: {alike}" if alike else None, title_fontsize=9,
-    )  # fmt: skip
+    alike = ", ".join(f"{MEASURES[m]} = {value:g}" for m, value in same.items())
+    heading = f"the same in all runs: {alike}" if alike else None
+    legend_below(figure, panels[0, 0], fontsize=9, title=heading, title_fontsize=9)
     return figure
+
+
+def _draw_strides(axes: Any, table: pd.DataFrame, measure: str, strides: list[int]) -> None:
+    """One measure against stride, lines of different kernels and blurs a little beside each other."""
+    kernels = sorted(table.kernel.unique(), reverse=True)
+    for (kernel, blur), part in table.groupby(["kernel", "blur"]):
+        i = kernels.index(kernel)
+        colour, shift = (ORANGE, BLUE)[i % 2], 0.06 * (2 * i - 1) + (0.03 if blur else -0.03)
+        x = part.stride.map(strides.index) + shift
+        style = {
+            "color": colour,
+            "markerfacecolor": "white" if blur else colour,
+            "markersize": 4.5,
+            "alpha": 0.9,
+        }
+        (dots,) = axes.plot(x, part[measure], "o", **style)
+        mean = part.groupby("stride")[measure].mean().reindex(strides)
+        where = [k + shift for k in range(len(strides))]
+        (line,) = axes.plot(where, mean, "--" if blur else "-", color=colour, linewidth=1.5)
+        # In the legend a blur is a hollow dot: a single cell has no line.
+        (dots if blur else line).set_label(f"{kernel}x{kernel}{', blur' if blur else ''}")
 
 
 def effects_figure(effects: Mapping[str, pd.DataFrame]) -> Figure:
@@ -85,29 +94,32 @@ def effects_figure(effects: Mapping[str, pd.DataFrame]) -> Figure:
         for head, table in effects.items()
         for name in dict.fromkeys(e for _, e in table.index)
     ]
+    ends = {m: [c.loc[m, ["low", "high"]].abs().max() for _, c in columns if m in c.index] for m in measures}
     size = (9, 0.9 + 0.42 * len(measures))
     figure, panels = new_figure(1, len(columns), size=size, sharey=True, squeeze=False)
     for axes, (title, part) in zip(panels[0], columns, strict=True):
         axes.axvline(0, color=BLACK, linewidth=0.8)
         for y, measure in enumerate(measures):
-            if measure not in part.index:
-                continue
-            ends = [c.loc[measure, ["low", "high"]].abs().max() for _, c in columns if measure in c.index]
-            row, scale = part.loc[measure], max(ends) or 1.0
-            colour = BLUE if row.moves else GREY
-            axes.plot([row.low / scale, row.high / scale], [y, y], color=colour, linewidth=2)
-            face = colour if row.moves else "white"
-            axes.plot(row.effect / scale, y, "o", color=colour, markerfacecolor=face, markersize=6)
-            told = f"{row.effect:+.2f}" if row.effect else "0"
-            where = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "fontsize": 7.5}
-            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.85}
-            axes.annotate(told, (row.effect / scale, y), color=colour, bbox=box, **where)
+            if measure in part.index:
+                _draw_effect(axes, y, part.loc[measure], max(ends[measure]) or 1.0)
         axes.set_title(title, fontsize=9)
         axes.set_xlim(-1.2, 1.2)
         axes.set_xticks([])
     panels[0, 0].set_yticks(range(len(measures)), [MEASURES.get(m, m) for m in measures], fontsize=8)
     panels[0, 0].set_ylim(len(measures) - 0.4, -0.8)
     return figure
+
+
+def _draw_effect(axes: Any, y: int, effect: pd.Series, scale: float) -> None:
+    """One effect's interval, its middle, and its number above."""
+    colour = BLUE if effect.moves else GREY
+    axes.plot([effect.low / scale, effect.high / scale], [y, y], color=colour, linewidth=2)
+    face = colour if effect.moves else "white"
+    axes.plot(effect.effect / scale, y, "o", color=colour, markerfacecolor=face, markersize=6)
+    where = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "fontsize": 7.5}
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.85}
+    text = f"{effect.effect:+.2f}" if effect.effect else "0"
+    axes.annotate(text, (effect.effect / scale, y), color=colour, bbox=box, **where)
 
 
 def _effect(name: str, table: pd.DataFrame) -> str:
@@ -118,70 +130,36 @@ def _effect(name: str, table: pd.DataFrame) -> str:
     return f"{name}: {levels[0]} to {levels[1]}"
 
 
-def profiles_figure(groups: Mapping[str, Sequence[FilterSpectra]], title: str = "") -> Figure:
-    """Pooled radial spectra of groups of first layers: the mean over a group, and its range as a band.
-
-    The middle band is shaded. 1 is the density of filters of random numbers; the first group in grey is a control
-    if its name begins with "untrained".
-    """
-    figure, axes = new_figure(size=(8, 3.8))
-    colours = iter(PALETTE)
-    axes.axvspan(LOW, HIGH, color="#F3F3F3", zorder=0)
-    for name, spectra in groups.items():
-        colour = GREY if name.startswith("untrained") else next(colours)
-        x, y = spectra[0].radii, torch.stack([s.profile() for s in spectra])
-        axes.fill_between(x, y.amin(0), y.amax(0), color=colour, alpha=0.2, linewidth=0)
-        axes.plot(x, y.mean(0), color=colour, label=name)
-    axes.axhline(1, color=GREY, linewidth=1, linestyle=":")
-    axes.set(yscale="log", xlim=(0, 0.5), xlabel="cycles per pixel", ylabel="power density, 1 = white")
-    _plain_log(axes.yaxis)
-    axes.set_title(title, loc="left", fontsize=10)
-    axes.legend(fontsize=8)
-    return figure
-
-
 def ablation_figure(ablation: Ablation) -> Figure:
     """Error of each variant, a dot for each seed, beside the paper's for the same change (Table 3)."""
     from ..experiments.ablation import PAPER
 
-    table, runs = ablation.table(), ablation.runs
+    table, runs, budget = ablation.table(), ablation.runs, ablation.budget
     names = list(table.index)[::-1]
-    figure, (here, paper) = new_figure(1, 2, size=(9, 1.1 + 0.32 * len(names)), sharey=True)
     rows = range(len(names))
+    figure, panels = new_figure(1, 2, size=(9, 1.1 + 0.32 * len(names)), sharey=True)
+    here, paper = panels
     here.barh(rows, table.error[names], color=SKY, height=0.6, label="validation, mean")
-    here.plot(
-        table.train_error[names], rows, "|", color=BLACK, markersize=12, markeredgewidth=2, label="training"
-    )
+    bar = {"color": BLACK, "markersize": 12, "markeredgewidth": 2, "label": "training"}
+    here.plot(table.train_error[names], rows, "|", **bar)
     for row, name in enumerate(names):
         errors = 100 - runs[runs.variant == name].top1
-        here.plot(
-            errors, [row] * len(errors), "o", color=BLUE, markersize=4, label="each seed" if not row else None
-        )
+        label = "each seed" if row == 0 else None
+        here.plot(errors, [row] * len(errors), "o", color=BLUE, markersize=4, label=label)
     if "full" in names:
         here.axvline(table.error["full"], color=GREY, linestyle="--", linewidth=1)
     here.set_yticks(list(rows), names)
-    budget = ablation.budget
-    here.set(xlabel="top-1 error, %", xlim=(0, None), title=f"here: {budget['base']} on {budget['images']}")
+    here.set(xlabel="top-1 error, %", title=f"here: {budget['base']} on {budget['images']}")
     for column, (network, colour, mark) in enumerate((("AlexNet", ORANGE, "s"), ("ZFNet", BLUE, "o"))):
-        told = [PAPER.get(name, (None, None))[column] for name in names]
-        paper.plot([math.nan if e is None else e for e in told], rows, mark, color=colour, label=network)
+        errors = [PAPER.get(name, (None, None))[column] for name in names]
+        paper.plot([math.nan if e is None else e for e in errors], rows, mark, color=colour, label=network)
         paper.axvline(PAPER["full"][column] or math.nan, color=colour, linestyle="--", linewidth=1)
-    paper.set(xlabel="top-5 error, %", xlim=(0, None), title="the paper: ImageNet")
-    for axes in (here, paper):
+    paper.set(xlabel="top-5 error, %", title="the paper: ImageNet")
+    for axes in panels:
+        axes.set_xlim(0, None)
         axes.title.set_fontsize(10)
-    handles, labels = (
-        here.get_legend_handles_labels()[i] + paper.get_legend_handles_labels()[i] for i in (0, 1)
-    )
-    figure.legend(handles, labels, fontsize=8, ncols=len(labels), loc="outside lower center", frameon=False)
+    legend_below(figure, *panels)
     return figure
-
-
-FEATURE_STYLES = {
-    "trained": (BLUE, "o-"),
-    "random weights": (GREY, "s-"),
-    "from scratch": (ORANGE, "D-"),
-    "pixels": (BLACK, "^:"),
-}
 
 
 def transfer_figure(transfer: Transfer, layer: str | None = None) -> Figure:
@@ -195,53 +173,52 @@ def transfer_figure(transfer: Transfer, layer: str | None = None) -> Figure:
     trained = scores[scores.features == "trained"]
     layers = list(trained.layer.unique())
     best = trained.groupby("layer", sort=False).accuracy.mean().idxmax() if layer is None else layer
-    figure, (by_layer, by_count) = new_figure(1, 2, size=(9, 3.6), sharey=True)
+    figure, panels = new_figure(1, 2, size=(9, 3.6), sharey=True)
+    by_layer, by_count = panels
     for kind, (colour, mark) in FEATURE_STYLES.items():
         part = scores[scores.features == kind]
         if not len(part):
             continue
-        style = {"color": colour, "capsize": 2, "markersize": 5, "elinewidth": 1}
+        style = {"color": colour, "capsize": 2, "markersize": 5, "elinewidth": 1, "fmt": mark, "label": kind}
         at_most = part[part.per_class == most].groupby("layer").accuracy
         if kind in ("trained", "random weights"):
-            means, spread = at_most.mean()[layers], at_most.std()[layers]
-            by_layer.errorbar(range(len(layers)), means, spread, fmt=mark, label=kind, **style)
+            by_layer.errorbar(range(len(layers)), at_most.mean()[layers], at_most.std()[layers], **style)
             part = part[part.layer == best]
-        else:
+        else:  # features of no layer
             line = ":" if kind == "pixels" else "--"
             by_layer.axhline(at_most.mean().iloc[0], color=colour, linestyle=line, label=kind)
         counts = part.groupby("per_class").accuracy
-        by_count.errorbar(counts.mean().index, counts.mean(), counts.std(), fmt=mark, label=kind, **style)
-    for axes in (by_layer, by_count):
+        by_count.errorbar(counts.mean().index, counts.mean(), counts.std(), **style)
+    for axes in panels:
         axes.axhline(transfer.chance, color=RED, linestyle="--", linewidth=1, label="guessing")
         axes.set(ylim=(0, 100))
         axes.title.set_fontsize(10)
     by_layer.set_xticks(range(len(layers)), layers, rotation=45)
     by_layer.set(ylabel="mean accuracy over classes, %", title=f"{most} pictures per class")
-    tried = sorted(scores.per_class.unique())
-    if len(tried) > 1 and tried[-1] > 4 * tried[0]:
+    counts = sorted(scores.per_class.unique())
+    if len(counts) > 1 and counts[-1] > 4 * counts[0]:
         by_count.set_xscale("log")
-    by_count.set_xticks(tried, [str(n) for n in tried])
+    by_count.set_xticks(counts, [str(n) for n in counts])
     by_count.minorticks_off()
     by_count.set(xlabel="training pictures per class", title=f"features of {best}")
-    handles, labels = by_layer.get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=8, ncols=len(labels), loc="outside lower center", frameon=False)
+    legend_below(figure, by_layer)
     figure.suptitle(f"{transfer.model}, linear {transfer.classifier} on {transfer.train}", fontsize=11)
     return figure
 
 
-def ensemble_figure(found: Sequence[Ensemble]) -> Figure:
+def ensemble_figure(ensembles: Ensemble | Sequence[Ensemble]) -> Figure:
     """Top-1 error and loss against how many networks are averaged, a dot for each combination (Table 2).
 
     Args:
-        found: for one crop and for ten, say.
+        ensembles: for one crop and for ten, say.
     """
     figure, panels = new_figure(1, 2, size=(9, 3.2))
-    marks = ("o-", "s--", "^:")
-    for one, colour, mark in zip(found, PALETTE, marks * len(found), strict=False):
+    several = one_or_several(ensembles)
+    for one, colour, mark in zip(several, PALETTE, ("o-", "s--", "^:") * len(several), strict=False):
         table, means = one.table(), one.by_size()
+        label = f"{one.crops} crop{'s' if one.crops > 1 else ''}"
         for axes, column in zip(panels, ("top1_error", "loss"), strict=True):
             axes.plot(table.networks, table[column], ".", color=colour, alpha=0.35)
-            label = f"{one.crops} crop{'s' if one.crops > 1 else ''}"
             axes.plot(means.index, means[column], mark, color=colour, label=label)
     for axes, unit, title in zip(panels, ("%", "nats"), ("top-1 error", "cross-entropy"), strict=True):
         axes.xaxis.get_major_locator().set_params(integer=True)
