@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..checks import whole_number
 from ..errors import ImageError, ModelError
 from .graph import LEAVES, Network, trace
 from .weights import Provenance
@@ -51,7 +52,11 @@ class VisionModel:
                 "expected uint8 RGB pictures (N, 3, H, W) with values 0-255, got "
                 f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
             )
-        x = images.to(self.device).to(self.dtype)
+        return self.normalise(images)
+
+    def normalise(self, rgb: Tensor) -> Tensor:
+        """`preprocess` for pictures of any dtype, not rounded to whole levels: (N, 3, H, W), 0-255."""
+        x = rgb.to(self.device).to(self.dtype)
         if len(self.mean) == 1:
             x = (x * x.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
         return (x - x.new_tensor(self.mean).view(-1, 1, 1)) * x.new_tensor(self.scale).view(-1, 1, 1)
@@ -138,8 +143,7 @@ def wrap_model(
     """
     if not isinstance(net, nn.Module):
         raise ModelError(f"expected a torch.nn.Module, got {type(net).__name__}")
-    if not isinstance(input_size, int) or input_size < 1:
-        raise ModelError(f"input_size must be a positive whole number of pixels, not {input_size!r}")
+    whole_number(input_size, "input_size, in pixels,", error=ModelError)
     first = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
     if first is None:
         raise ModelError(f"{type(net).__name__} has no Conv2d layer, so it has no feature maps to look at")
@@ -148,44 +152,36 @@ def wrap_model(
         raise ModelError(
             f"{type(net).__name__} takes {channels} channels; zfkit shows networks that take 1 or 3"
         )
-    iterable = hasattr(classes, "__iter__") and not isinstance(classes, dict)
-    if classes is not None and not (iterable and all(isinstance(c, str) for c in classes)):
+    listed = classes is None or (isinstance(classes, Iterable) and not isinstance(classes, dict))
+    names = tuple(classes) if classes is not None and listed else ()
+    if not listed or not all(isinstance(c, str) for c in names):
         raise ModelError(
             f"classes must be a list of names, one for each output, or None, not {classes!r:.80}"
         )
-    numbers = []
-    for what, value in (("mean", mean), ("scale", scale)):
-        try:
-            told = torch.as_tensor(value, dtype=torch.float64)  # also numpy's arrays
-        except (TypeError, ValueError, RuntimeError):
-            told = torch.tensor(math.nan)
-        values = tuple(told.flatten().tolist()) * (channels if told.dim() == 0 else 1)
-        if len(values) != channels or not all(math.isfinite(v) for v in values):
-            raise ModelError(
-                f"{what} must be one finite number or {channels}, one per channel, not {value!r}"
-            )
-        numbers.append(values)
-    if 0 in numbers[1]:
+    means, scales = _per_channel("mean", mean, channels), _per_channel("scale", scale, channels)
+    if 0 in scales:
         raise ModelError("scale must not be 0: every picture would look the same to the network")
-    model = VisionModel(
-        net.eval(),
-        numbers[0],
-        numbers[1],
-        input_size,
-        tuple(() if classes is None else classes),
-        name,
-        provenance or {},
-    )
+    model = VisionModel(net.eval(), means, scales, input_size, names, name, provenance or {})
     try:
         with torch.inference_mode():
-            shape = net(
-                torch.zeros(1, channels, input_size, input_size, device=model.device, dtype=model.dtype)
-            ).shape
+            blank = torch.zeros(1, channels, input_size, input_size, device=model.device, dtype=model.dtype)
+            outputs = net(blank).shape[-1]
     except Exception as error:
         raise ModelError(
             f"{type(net).__name__} does not run on an input (1, {channels}, {input_size}, {input_size}): {error}"
         ) from error
-    if classes and len(classes) != shape[-1]:
-        raise ModelError(f"{len(classes)} class names for a network with {shape[-1]} outputs")
+    if names and len(names) != outputs:
+        raise ModelError(f"{len(names)} class names for a network with {outputs} outputs")
     _ = model.network  # trace now, so that a network zfkit cannot follow is refused here
     return model
+
+
+def _per_channel(what: str, value: Any, channels: int) -> tuple[float, ...]:
+    """One finite number per channel, out of as many or of one for all; lists and arrays alike."""
+    try:
+        numbers = torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        numbers = torch.tensor(math.nan)
+    if (numbers.dim() and numbers.numel() != channels) or not numbers.isfinite().all():
+        raise ModelError(f"{what} must be one finite number or {channels}, one per channel, not {value!r}")
+    return tuple(numbers.flatten().expand(channels).tolist())

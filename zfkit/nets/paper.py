@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ModelError, unknown
+from ..checks import one_of, whole_number
+from ..errors import ModelError
 from .graph import LEAVES, pair
 
 
@@ -30,7 +31,7 @@ class Architecture:
         without: layers of the paper left out, as in its Table 3: any of "conv3", "conv4", "fc6", "fc7", with
             their ReLU and dropout. The next layer takes what is there.
 
-    Whether such a network can be built is checked by `build`.
+    `build` checks whether there is such a network.
     """
 
     family: str  # "zfnet" or "alexnet"
@@ -55,16 +56,12 @@ ARCHITECTURES = {
         "alexnet", 64, conv1=(11, 4, 2), conv2=(5, 1, 2), pool2=(3, 1, 1), hidden=1024, classes=200
     ),
 }
-
-
 # The same at a quarter of the width, for what is trained while one watches.
-NARROW_WIDTHS, NARROW_HIDDEN = (24, 48, 64, 64, 48), 128
-
-
 ARCHITECTURES |= {
-    f"{name}-narrow": replace(ARCHITECTURES[name], widths=NARROW_WIDTHS, hidden=NARROW_HIDDEN)
+    f"{name}-narrow": replace(ARCHITECTURES[name], widths=(24, 48, 64, 64, 48), hidden=128)
     for name in ("zfnet64", "alexnet64")
 }
+REMOVABLE = ("conv3", "conv4", "fc6", "fc7")  # Table 3 of the paper
 
 
 class BlurPool(nn.Module):
@@ -216,32 +213,26 @@ def _pool(n: int, kernel: int, stride: int, padding: int = 0, *, blur: int = 0) 
     }
 
 
-REMOVABLE = ("conv3", "conv4", "fc6", "fc7")  # Table 3 of the paper
-
-
 def _check(a: Architecture) -> None:
     """Raise ModelError, in a sentence, for numbers that make no network."""
-    if a.family not in ("zfnet", "alexnet"):
-        raise ModelError(unknown("family", a.family, ["zfnet", "alexnet"]))
+    one_of(a.family, "family", ("zfnet", "alexnet"), ModelError)
     if a.blur not in (0, 3, 5) or isinstance(a.blur, bool):
         raise ModelError(f"blur must be 0 (none), 3 (1-2-1) or 5 (1-4-6-4-1) taps, not {a.blur!r}")
     if isinstance(a.without, str):
         raise ModelError(f"without must be a tuple of layers, such as ({a.without!r},), not {a.without!r}")
     for layer in a.without:
-        if layer not in REMOVABLE:
-            raise ModelError(unknown("layer that can be left out", layer, REMOVABLE))
+        one_of(layer, "layer that can be left out", REMOVABLE, ModelError)
     if not isinstance(a.widths, tuple | list) or len(a.widths) != 5:
         raise ModelError(f"widths must be five numbers, of conv1 to conv5, not {a.widths!r}")
-    for what, value in [("input_size", a.input_size), ("hidden", a.hidden), ("classes", a.classes), *(
-        (f"width of conv{n}", w) for n, w in enumerate(a.widths, 1)
-    )]:  # fmt: skip
-        if not isinstance(value, int) or value < 1:
-            raise ModelError(f"{what} must be a positive whole number, not {value!r}")
-    for layer in ("conv1", "conv2", "pool2"):
-        numbers = getattr(a, layer)
+    for n, width in enumerate(a.widths, 1):
+        whole_number(width, f"width of conv{n}", error=ModelError)
+    for name in ("input_size", "hidden", "classes"):
+        whole_number(getattr(a, name), name, error=ModelError)
+    for name in ("conv1", "conv2", "pool2"):
+        numbers = getattr(a, name)
         three = isinstance(numbers, tuple | list) and [type(v) for v in numbers] == [int] * 3
         if not three or numbers[0] < 1 or numbers[1] < 1 or numbers[2] < 0:
-            raise ModelError(f"{layer} must be (kernel, stride, padding) in whole numbers, not {numbers!r}")
+            raise ModelError(f"{name} must be (kernel, stride, padding) in whole numbers, not {numbers!r}")
     kernel, stride, padding = a.pool2
     if padding > kernel // 2:
         raise ModelError(f"pool2 can be padded by half its kernel, {kernel // 2}, at most, not {padding}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from ..files import write_whole
 
 Provenance = dict[str, Any]  # architecture, data, recipe, accuracy, ...: whatever JSON holds
 
-
 KEY = "zfkit"  # where in the file's metadata the provenance lies
 
 
@@ -25,23 +24,7 @@ def read_provenance(path: str | Path) -> Provenance:
 
     Raises ModelError for a missing, damaged or pickled file, or one without provenance.
     """
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(path)
-    _check_is_safetensors(path)
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path.name} is damaged ({error}); download or copy it again") from None
-    try:
-        provenance: Provenance = json.loads(metadata[KEY])
-    except (KeyError, ValueError):
-        raise ModelError(
-            f"{path.name} does not say which network it belongs to: it was not written by zfkit. Load its "
-            "tensors into your own network and call zfkit.wrap_model(net, ...)"
-        ) from None
-    return provenance
+    return _read(Path(path), names=())[1]
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], Provenance]:
@@ -50,18 +33,8 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], Provenance]:
     Raises ModelError for a missing, damaged or pickled file, one without provenance, or one that holds
     values that are not finite.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     path = Path(path)
-    provenance = read_provenance(path)
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path.name} is damaged ({error}); download or copy it again") from None
-    tensors = {
-        name: t.to(torch.float32, copy=True) for name, t in tensors.items()
-    }  # not mapped from the file
+    tensors, provenance = _read(path)
     broken = [name for name, t in tensors.items() if not torch.isfinite(t).all()]
     if broken:
         raise ModelError(f"{path.name}: {', '.join(broken)} hold NaN or infinite values; train it again")
@@ -90,6 +63,32 @@ def save_weights(
         )
     write_whole(path, lambda part: save_file(kept, part, {KEY: json.dumps(provenance)}))
     return path
+
+
+def _read(path: Path, names: Iterable[str] | None = None) -> tuple[dict[str, Tensor], Provenance]:
+    """The tensors of these names, None for all, in float32, and the provenance."""
+    from safetensors import SafetensorError, safe_open
+
+    _check_is_safetensors(path)
+    try:
+        with safe_open(path, "pt") as file:
+            provenance = _provenance(path, file.metadata() or {})
+            chosen = file.keys() if names is None else names
+            # Copies, as the file's own are mapped from the disk.
+            return {name: file.get_tensor(name).to(torch.float32, copy=True) for name in chosen}, provenance
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path.name} is damaged ({error}); download or copy it again") from None
+
+
+def _provenance(path: Path, metadata: Mapping[str, str]) -> Provenance:
+    try:
+        provenance: Provenance = json.loads(metadata[KEY])
+        return provenance
+    except (KeyError, ValueError):
+        raise ModelError(
+            f"{path.name} does not say which network it belongs to: it was not written by zfkit. Load its "
+            "tensors into your own network and call zfkit.wrap_model(net, ...)"
+        ) from None
 
 
 def _check_is_safetensors(path: Path) -> None:
