@@ -9,26 +9,24 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from planted import PLANTS, TRAININGS, plant, train_badly
+from tiny import image_set, random_pixels
 from torch import nn
 
 import zfkit
-from zfkit.experiments.faults import PLANTS, find_faults, plant, train_badly
 from zfkit.health import FAULTS, Thresholds, diagnose, units_of
-from zfkit.health.measure import _Moments, _Pairs, cosines, measure
+from zfkit.health.layers import Moments, Pairs, cosines
+from zfkit.health.measure import measure
 from zfkit.images.imageset import ImageSet
 from zfkit.nets.paper import ARCHITECTURES, build
 
 
-def pictures(count=24, size=16, classes=(), labels=None, seed=0):
-    """Random pictures in colour, in memory."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-    label = (lambda i: -1) if labels is None else (lambda i: int(labels[i]))
-    names = [f"picture {i}" for i in range(count)]
-    images = ImageSet(lambda i: (Image.fromarray(pixels[i]), label(i)), names, size=size, classes=classes)
-    return images.in_memory(progress=False)
+def pictures(count=24, size=16, classes=(), labels=None, random_seed=0):
+    """Random pictures in colour."""
+    return image_set(random_pixels(count, size, random_seed), labels, classes)
 
 
 def network(seed=0, width=6, classes=4):
@@ -55,7 +53,6 @@ def measured(model, images, limit=None):
 # ------------------------------------------------------------------------------- numbers against literal ones
 
 
-@settings(deadline=None, max_examples=25)
 @given(
     st.integers(2, 9), st.lists(st.integers(1, 4), min_size=1, max_size=3), st.integers(1, 4),
     st.sampled_from([0, 1e4]), st.integers(0, 99),
@@ -65,18 +62,17 @@ def test_spread_over_pictures_is_the_standard_deviation_unit_by_unit(count, shap
         torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         + offset
     )
-    moments = _Moments()
+    moments = Moments()
     for part in x.split(batch):
         moments.add(part)
     assert moments.signal == pytest.approx(float(x.numpy().std(0).__pow__(2).mean() ** 0.5), rel=1e-6)
     assert moments.rms == pytest.approx(float(np.sqrt((x.numpy() ** 2).mean())), rel=1e-9)
 
 
-@settings(deadline=None, max_examples=20)
 @given(st.integers(2, 5), st.integers(2, 6), st.integers(1, 5), st.integers(0, 99))
 def test_correlation_is_numpys(count, maps, places, seed):
     x = torch.randn(count, maps, places, generator=torch.Generator().manual_seed(seed)) + 3
-    pairs = _Pairs()
+    pairs = Pairs()
     for part in x.split(2):
         pairs.add(part)
     truth = np.corrcoef(x.transpose(0, 1).flatten(1).double().numpy())
@@ -118,7 +114,8 @@ def test_activity_signal_and_learning_of_a_small_network_are_what_torch_gives():
         assert layer.signal == pytest.approx(
             float(z.detach().numpy().std(0).__pow__(2).mean() ** 0.5), rel=1e-6
         )
-        peaks = maps.amax(2)[layer.best, torch.arange(maps.shape[1])]
+        row = [m.places.index(i) for i in layer.best.tolist()]
+        peaks = maps.amax(2)[row, torch.arange(maps.shape[1])]
         np.testing.assert_allclose(peaks.detach().numpy(), layer.peak.numpy(), rtol=1e-5)
     assert not m.layers["8"].rectified and m.layers["8"].last and m.layers["0"].first
     np.testing.assert_allclose(m.logits.numpy(), y.detach().numpy(), atol=1e-9)
@@ -207,11 +204,12 @@ def test_where_the_input_is_lost_is_the_layer_named():
     assert report.find("one class for most")[0].number == 1.0
 
 
-def test_paper_initialisation_learns_from_the_papers_inputs_and_not_from_divided_ones(photos):
+@pytest.mark.slow
+def test_paper_initialisation_learns_from_the_papers_inputs_and_not_from_divided_ones(photos64):
     for scale, stuck in ((1.0, False), (1 / 58, True)):
         torch.manual_seed(0)
         model = wrapped(build(ARCHITECTURES["zfnet64"]), scale=scale, input_size=64)
-        report = diagnose(model, photos, limit=16, progress=False)
+        report = diagnose(model, photos64, limit=16, progress=False)
         assert bool(report.find("no learning signal")) is stuck
         assert report.find("input has no effect")  # neither has learned anything yet
         assert report.find("filters look like noise")
@@ -311,24 +309,14 @@ def test_batch_norm_between_layer_and_relu_is_looked_through():
 # --------------------------------------------------------------------------------------- planted, and healthy
 
 
-@pytest.fixture(scope="module")
-def photos():
-    return zfkit.load_images("photos", size=64, progress=False)
-
-
-@pytest.fixture(scope="module")
-def zfnet():
-    return zfkit.load_model("zfnet64")
-
-
-def test_zfnet64_raises_no_alarm(zfnet, photos):
-    report = diagnose(zfnet, photos, limit=96, progress=False)
+def test_zfnet64_raises_no_alarm(zfnet64, photos64):
+    report = diagnose(zfnet64, photos64, limit=32, progress=False)
     assert report.healthy and not report.alarms, str(report)
     assert "no alarm" in str(report)
 
 
-def test_alexnet64_has_what_the_paper_saw(photos):
-    report = diagnose(zfkit.load_model("alexnet64"), photos, limit=96, progress=False)
+def test_alexnet64_has_what_the_paper_saw(alexnet64, photos64):
+    report = diagnose(alexnet64, photos64, limit=32, progress=False)
     assert {(f.fault, f.layer) for f in report.alarms} == {
         ("middle band missing", "conv1"),
         ("aliasing", "conv1"),
@@ -338,17 +326,24 @@ def test_alexnet64_has_what_the_paper_saw(photos):
         assert finding.pictures.shape[1:] == (3, 64, 64)
 
 
-@pytest.mark.parametrize("name", [n for n, p in PLANTS.items() if not p.trains and n != "swapped RGB"])
-def test_what_is_planted_in_zfnet64_is_found_and_nothing_else(name, zfnet, photos):
-    before = {n: p.clone() for n, p in zfnet.net.named_parameters()}
-    planted = plant(zfnet, name, seed=1)
-    report = diagnose(planted.model, photos, limit=48, progress=False)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=() if n == "stride 4" else pytest.mark.slow)
+        for n in PLANTS
+        if n != "swapped RGB"
+    ],
+)
+def test_what_is_planted_in_zfnet64_is_found_and_nothing_else(name, zfnet64, photos64):
+    """Swapped colours show on pictures like those of the training only, which these are not."""
+    planted = plant(zfnet64, name, seed=1)
+    report = diagnose(planted.model, photos64, limit=48, progress=False)
     assert planted.found_in(report), str(report)
     assert planted.false_alarms(report) == []
-    assert all(torch.equal(before[n], p) for n, p in zfnet.net.named_parameters()), "the original was changed"
 
 
-@pytest.mark.parametrize("name", [n for n, p in PLANTS.items() if p.trains])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAININGS)
 def test_what_a_bad_training_leaves_is_found(name):
     textures = zfkit.load_images("textures", size=64, limit=128, progress=False)
     architecture = replace(ARCHITECTURES["zfnet64"], widths=(24, 48, 64, 64, 48), hidden=128)
@@ -356,27 +351,6 @@ def test_what_a_bad_training_leaves_is_found(name):
     report = diagnose(planted.model, textures, limit=64, progress=False)
     assert planted.found_in(report), str(report)
     assert planted.false_alarms(report) == []
-
-
-def test_table_counts_hits_and_false_alarms():
-    """A network that no check can find anything in, because every threshold is out of reach."""
-    never = {"dead": 2, "rare": 2, "weak": 0, "dominance": 1e9, "cosine": 2, "correlation": 2, "extreme": 2,
-             "mid_coverage": 0, "aliasing": 2, "exploding": 1e9, "dependence": 0, "logits": 0, "learning": 0,
-             "one_class": 2, "colour": 1e9}  # fmt: skip
-    images = pictures(12)
-    with torch.no_grad():
-        found = find_faults(
-            [(wrapped(network(width=12)), images)],
-            ["one filter x20"],
-            seeds=[0, 1],
-            thresholds=Thresholds(**never),
-        )
-    assert found.fault.tolist() == ["none", "one filter x20"]
-    assert (
-        found.planted.tolist() == [0, 2]
-        and found.found.tolist() == [0, 0]
-        and found.false_alarms.tolist() == [0, 0]
-    )
 
 
 # ----------------------------------------------------------------------------------------- report and bad input
@@ -434,30 +408,32 @@ def test_figure_has_a_panel_of_pictures_for_each_finding_with_maps():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"limit": 0}, "limit must be a whole number of pictures from 1 on, or None for all, not 0"),
-        ({"limit": True}, "limit must be"),
-        ({"batch_size": 0}, "batch_size must be a whole number from 1 on, not 0"),
+        ({"limit": 0}, "limit.* must be a whole number.* not 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number"),
         ({"thresholds": {"dead": 1}}, "thresholds must be Thresholds"),
     ],
 )
 def test_bad_arguments(options, message):
     with pytest.raises(zfkit.ZfkitError, match=message):
         diagnose(wrapped(network()), pictures(), progress=False, **options)
-    with pytest.raises(zfkit.ZfkitError, match="threshold dead must be a number from 0 on, not 'high'"):
+
+
+def test_thresholds_are_numbers():
+    with pytest.raises(zfkit.ZfkitError, match=r"threshold dead must be .*'high'"):
         Thresholds(dead="high")
 
 
-def test_pictures_larger_than_the_networks_leave_out_what_cannot_run(zfnet):
-    report = diagnose(zfnet, pictures(4, 96), progress=False)
+def test_pictures_larger_than_the_networks_leave_out_what_cannot_run(zfnet64):
+    report = diagnose(zfnet64, pictures(4, 96), progress=False)
     assert "fc8" not in report.layers.index and "conv5" in report.layers.index
     assert any("fc6" in r and "take pictures of 64 px" in r for r in report.remarks)
 
 
-def test_pictures_too_small_for_any_layer_are_refused(zfnet):
+def test_pictures_too_small_for_any_layer_are_refused(zfnet64):
     with pytest.raises(
         zfkit.errors.LayerError, match=r"cannot run to conv1 on images of 4 x 4 px; it was made for 64 px"
     ):
-        diagnose(zfnet, pictures(4, 4), progress=False)
+        diagnose(zfnet64, pictures(4, 4), progress=False)
 
 
 def test_one_picture_and_unlabelled_pictures_are_enough_to_begin_with():
@@ -483,16 +459,3 @@ def test_networks_in_grey_and_without_fully_connected_layers():
     net = nn.Sequential(nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.Conv2d(6, 4, 3))
     report = diagnose(wrapped(net), pictures(), progress=False)
     assert list(report.layers.index) == ["0", "2"] and not report.find("colour order")
-
-
-def test_faults_that_do_not_exist_or_do_not_fit():
-    with pytest.raises(
-        zfkit.ZfkitError, match=r"there is no fault to plant 'zeroed'\. Did you mean 'zeroed filters'"
-    ):
-        plant(wrapped(network()), "zeroed")
-    with pytest.raises(zfkit.ZfkitError, match="comes out of a training"):
-        plant(wrapped(network()), "lr too high")
-    with pytest.raises(zfkit.errors.ModelError, match="paper's networks only"):
-        plant(wrapped(network()), "stride 4")
-    with pytest.raises(zfkit.errors.TrainingError, match="no labels to train with"):
-        train_badly("zfnet64", pictures(4, 64), "lr too high")

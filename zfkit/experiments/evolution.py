@@ -328,7 +328,7 @@ def evolution(
             except ModelError as error:
                 missing.append(f"epoch {epoch} is left out: {error}")
                 warnings.warn(missing[-1], stacklevel=2)
-                done()
+                done(1)
                 continue
             if last is not None:
                 expect_same_network(epoch, now.net.state_dict(), last.shapes, f"that of epoch {max(looks)}")
@@ -341,7 +341,7 @@ def evolution(
                 shapes = {key: t.to("meta") for key, t in now.net.state_dict().items()}
                 last = _Last(shapes, activations, weights, _maps_shown(top, channels, maps, random_seed))
             looks[epoch] = _look(now, images, top, activations, weights, last, options)
-            done()
+            done(1)
     if not looks:
         raise ModelError(
             f"none of the snapshots of {found_name!r} can be read: {missing[-1]}. For files that zfkit did not "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -11,44 +12,55 @@ from torch import Tensor
 from ..frequency.aliasing import subsampling_layers
 from ..frequency.control import random_control
 from ..frequency.spectra import filter_spectra
-from .measure import LARGEST, Layer, Measurements, cosines
+from .layers import LARGEST, Layer, cosines
+from .measure import Measurements
 from .report import Finding, Severity, Thresholds
 
 
 def _finding(
-    fault: str, severity: Severity, layer: str, number: float, threshold: str, t: Thresholds, told: str,
+    fault: str, severity: Severity, layer: str, number: float, threshold: str, t: Thresholds, message: str,
     channels: Tensor | Sequence[int] = (),
 ) -> Finding:  # fmt: skip
+    """A finding beyond the threshold of this name."""
     maps = tuple(int(c) for c in channels)
     return Finding(
-        fault, severity, layer, float(number), getattr(t, threshold), told, maps, Thresholds.source(threshold)
+        fault,
+        severity,
+        layer,
+        float(number),
+        getattr(t, threshold),
+        message,
+        maps,
+        Thresholds.source(threshold),
     )
 
 
-def _maps_told(channels: Tensor | Sequence[int], most: int = 6) -> str:
-    numbers = [int(c) for c in channels]
-    shown = ", ".join(map(str, numbers[:most])) + (", ..." if len(numbers) > most else "")
-    return f"{'map' if len(numbers) == 1 else 'maps'} {shown}"
+def _name(channels: Tensor, one: str, several: str, most: int = 6) -> str:
+    """ "(map 3) is", "(maps 1, 2) are": the first few of these maps, and the verb."""
+    numbers = ", ".join(str(int(c)) for c in channels[:most]) + ", ..." * (len(channels) > most)
+    return f"(map {numbers}) {one}" if len(channels) == 1 else f"(maps {numbers}) {several}"
 
 
 def _check_finite(m: Measurements, t: Thresholds) -> Iterator[Finding]:
     broken = [layer for layer in m.layers.values() if not layer.finite]
-    if broken:
-        first = broken[0]
-        bad = (~torch.isfinite(first.weight.flatten(1)).all(1)).nonzero()[:, 0]
-        what = (
-            f"{len(bad)} filters hold NaN or infinity"
-            if len(bad)
-            else "its activations become NaN or infinity"
-        )
-        after = f"; so do {len(broken) - 1} layers after it" if len(broken) > 1 else ""
-        yield Finding(
-            "not finite", "fault", first.name, float(len(bad)), 0.0, f"{what}{after}.", tuple(bad.tolist()),
-            "no training goes on from there",
-        )  # fmt: skip
+    if not broken:
+        return
+    first = broken[0]
+    filters = (~torch.isfinite(first.weight.flatten(1)).all(1)).nonzero()[:, 0]
+    what = (
+        f"{len(filters)} filters hold NaN or infinity"
+        if len(filters)
+        else "its activations become NaN or infinity"
+    )
+    after = f"; so do {len(broken) - 1} layers after it" if len(broken) > 1 else ""
+    yield Finding(
+        "not finite", "fault", first.name, float(len(filters)), 0.0, f"{what}{after}.", tuple(filters.tolist()),
+        "no training goes on from there",
+    )  # fmt: skip
 
 
 def _check_dead(m: Measurements, t: Thresholds) -> Iterator[Finding]:
+    # 3 / n: of a map that is on in 0 of n pictures, the upper end of a 95 % interval (the rule of three)
     certain = (
         f"on none of {m.count} pictures (so, with 95% confidence, on under {min(1, 3 / m.count):.1%} of all)"
     )
@@ -56,55 +68,48 @@ def _check_dead(m: Measurements, t: Thresholds) -> Iterator[Finding]:
         if not layer.finite:
             continue
         dead, C = layer.dead.nonzero()[:, 0], len(layer.active)
+        share = len(dead) / C
         if len(dead):
-            share = len(dead) / C
             severity: Severity = "fault" if share >= 0.5 else "warning" if share > t.dead else "note"
             how = "active" if layer.rectified else "anything but constant"
-            told = f"{len(dead)} of {C} ({_maps_told(dead)}) {'is' if len(dead) == 1 else 'are'} {how} {certain}."
-            yield _finding("dead maps", severity, layer.name, share, "dead", t, told, dead)
+            message = f"{len(dead)} of {C} {_name(dead, 'is', 'are')} {how} {certain}."
+            yield _finding("dead maps", severity, layer.name, share, "dead", t, message, dead)
         rare = ((layer.active < t.rare_pictures) & ~layer.dead).nonzero()[:, 0]
         if len(rare) and layer.rectified:
             rare = rare[layer.active[rare].argsort()]
-            told = (
-                f"{len(rare)} of {C} ({_maps_told(rare)}) {'is' if len(rare) == 1 else 'are'} active on fewer than "
-                f"{t.rare_pictures:.1%} of {m.count} pictures."
+            message = (
+                f"{len(rare)} of {C} {_name(rare, 'is', 'are')} active on fewer than {t.rare_pictures:.1%} of "
+                f"{m.count} pictures."
             )
             severity = "warning" if len(rare) / C > t.rare else "note"
-            yield _finding("rarely active", severity, layer.name, len(rare) / C, "rare", t, told, rare)
+            yield _finding("rarely active", severity, layer.name, len(rare) / C, "rare", t, message, rare)
 
 
 def _check_strength(m: Measurements, t: Thresholds) -> Iterator[Finding]:
     for layer in m.layers.values():
         if not torch.isfinite(layer.weight).all():
             continue
-        size, largest = layer.filter_max, float(layer.filter_max.max())
-        weak = _weak(layer, t).nonzero()[:, 0]
+        size, rms, idle = layer.filter_max, layer.filter_rms, _weak(layer, t)
+        weak = idle.nonzero()[:, 0]
         if len(weak):
             weak = weak[size[weak].argsort(stable=True)]
-            number = float(size[weak[0]]) / largest if largest else 0.0
-            told = (
-                f"{len(weak)} of {len(size)} ({_maps_told(weak)}) "
-                f"{'has' if len(weak) == 1 else 'have'} under {t.weak:.0%} of the strongest."
-            )
-            yield _finding("weak filters", "warning", layer.name, number, "weak", t, told, weak)
-        rms = layer.filter_rms
-        typical = float(rms[~_weak(layer, t)].median()) if len(weak) < len(rms) else 0.0
-        if not typical:
-            continue
+            number = float(size[weak[0]]) / float(size.max()) if size.any() else 0.0
+            message = f"{len(weak)} of {len(size)} {_name(weak, 'has', 'have')} under {t.weak:.0%} of the strongest."
+            yield _finding("weak filters", "warning", layer.name, number, "weak", t, message, weak)
+        typical = float(rms[~idle].median()) if not idle.all() else 0.0
         beyond = (rms > t.dominance * typical).nonzero()[:, 0]
-        if len(beyond):
+        if typical and len(beyond):
             beyond = beyond[rms[beyond].argsort(descending=True)]
-            told = (
-                f"{_maps_told(beyond).capitalize()} {'has' if len(beyond) == 1 else 'have'} an RMS of up to "
-                f"{float(rms.max()):.3g}; the median is {typical:.3g}."
-            )
+            which = _name(beyond, "has", "have")[1:].replace(")", "", 1).capitalize()
+            message = f"{which} an RMS of up to {float(rms.max()):.3g}; the median is {typical:.3g}."
             number = float(rms.max()) / typical
             yield _finding(
-                "one filter dominates", "warning", layer.name, number, "dominance", t, told, beyond
+                "one filter dominates", "warning", layer.name, number, "dominance", t, message, beyond
             )
 
 
 def _weak(layer: Layer, t: Thresholds) -> Tensor:
+    """(C,) bool: filters that do next to nothing, beside the layer's strongest."""
     size = layer.filter_max
     return (size < t.weak * size.max()) | (size == 0)
 
@@ -114,40 +119,35 @@ def _check_duplicates(m: Measurements, t: Thresholds) -> Iterator[Finding]:
         C = len(layer.weight)
         if not torch.isfinite(layer.weight).all() or C < 2 or C > LARGEST:
             continue
+        weak = _weak(layer, t)
         cosine = torch.zeros(C, C) if layer.grouped else cosines(layer.weight)
-        idle = _weak(layer, t)
-        if layer.finite:
-            idle = idle | layer.dead
-        cosine[_weak(layer, t)] = cosine[:, _weak(layer, t)] = 0
-        alike = cosine > t.cosine
-        response = torch.zeros(C, C)
-        if layer.correlation is not None:
-            response = layer.correlation.clone()
-            response[idle] = response[:, idle] = 0
-        together = response > t.correlation
-        i, j = torch.triu(alike | together, 1).nonzero(as_tuple=True)
+        cosine[weak] = cosine[:, weak] = 0
+        response = torch.zeros(C, C) if layer.correlation is None else layer.correlation.clone()
+        idle = weak | layer.dead if layer.finite else weak
+        response[idle] = response[:, idle] = 0
+        alike = torch.triu(cosine > t.cosine, 1)
+        i, j = (alike | torch.triu(response > t.correlation, 1)).nonzero(as_tuple=True)
         if not len(i):
             continue
         copies = len(j.unique())  # each has an earlier twin, and could be left out
-        if copies / (C - 1) >= t.alike and torch.triu(alike, 1).any(0).sum() / (C - 1) >= t.alike:
-            told = f"{copies} of {C} filters are copies of others (cosine above {t.cosine})."
-            yield _finding(
-                "filters all alike", "fault", layer.name, copies / (C - 1), "alike", t, told, j.unique()
-            )
+        share = copies / (C - 1)
+        if share >= t.alike and alike.any(0).sum() / (C - 1) >= t.alike:
+            message = f"{copies} of {C} filters are copies of others (cosine above {t.cosine})."
+            yield _finding("filters all alike", "fault", layer.name, share, "alike", t, message, j.unique())
             continue
-        by_weight = bool(alike[i, j].any())
+        by_weight = bool(alike.any())
         strength = (cosine if by_weight else response)[i, j]
         order = strength.argsort(descending=True)
-        pairs = [(int(i[k]), int(j[k])) for k in order]
-        shown = ", ".join(f"{a} and {b}" for a, b in pairs[:4]) + (", ..." if len(pairs) > 4 else "")
+        pairs = torch.stack([i, j], 1)[order].tolist()
+        first = ", ".join(f"{a} and {b}" for a, b in pairs[:4]) + (", ..." if len(pairs) > 4 else "")
         what = "filters" if by_weight else "maps' activations"
-        told = f"{copies} of {C} are copies of others ({what} {shown})."
-        channels = list(dict.fromkeys(c for both in pairs for c in both))
+        message = f"{copies} of {C} are copies of others ({what} {first})."
+        channels = list(dict.fromkeys(itertools.chain(*pairs)))
         threshold = "cosine" if by_weight else "correlation"
+        severity: Severity = "warning" if by_weight or copies / C > t.dead else "note"
         yield _finding(
-            "duplicates", "warning" if by_weight or copies / C > t.dead else "note", layer.name,
-            float(strength.max()), threshold, t, told, channels,
-        )  # fmt: skip
+            "duplicates", severity, layer.name, float(strength.max()), threshold, t, message, channels
+        )
 
 
 SMALLEST_KERNEL = 5  # px: below, filters are too small to hold one band, and leak into all
@@ -168,25 +168,29 @@ def _check_spectrum(m: Measurements, t: Thresholds) -> Iterator[Finding]:
     channels = (extreme > t.band_share).nonzero()[:, 0]
     share = len(channels) / len(extreme)
     if share > t.extreme:
-        told = (
+        message = (
             f"{len(channels)} of {len(extreme)} filters have over {t.band_share:.0%} of their energy below 1/12 "
             f"({int((low > t.band_share).sum())}) or above 1/3 cycles/px ({int((high > t.band_share).sum())})."
         )
         worst = channels[extreme[channels].argsort(descending=True)]
-        yield _finding("extreme frequencies", "warning", layer.name, share, "extreme", t, told, worst)
+        yield _finding("extreme frequencies", "warning", layer.name, share, "extreme", t, message, worst)
     covered = summary["mid_coverage"]
     if covered < t.mid_coverage and summary["mid"] < t.mid_share:
         worst = extreme.argsort(descending=True)[: max(1, len(channels))]
-        told = (
+        message = (
             f"Some filter is tuned to {covered:.0%} of the band from 1/12 to 1/3 cycles/px. Energy lies "
             f"{summary['low']:.0%} below, {summary['mid']:.0%} in it and {summary['high']:.0%} above."
         )
-        yield _finding("middle band missing", "warning", layer.name, covered, "mid_coverage", t, told, worst)
+        yield _finding(
+            "middle band missing", "warning", layer.name, covered, "mid_coverage", t, message, worst
+        )
     noise = random_control(spectra, draws=20).interval("selectivity")[1]
     if summary["selectivity"] <= noise:
-        told = f"Orientation selectivity is {summary['selectivity']:.3f}; random filters reach {noise:.3f}."
+        message = (
+            f"Orientation selectivity is {summary['selectivity']:.3f}; random filters reach {noise:.3f}."
+        )
         yield Finding(
-            "filters look like noise", "note", layer.name, summary["selectivity"], float(noise), told,
+            "filters look like noise", "note", layer.name, summary["selectivity"], float(noise), message,
             source="97.5% of random layers of this size have less",
         )  # fmt: skip
 
@@ -201,7 +205,7 @@ def _check_aliasing(m: Measurements, t: Thresholds) -> Iterator[Finding]:
         stride = max(subsampling_layers(m.model)[layer.name])
         worst = layer.folded.argsort(descending=True)
         worst = worst[layer.folded[worst] > 0.5]
-        told = (
+        message = (
             f"Stride {stride} folds {layer.folded_energy:.0%} of the energy on these pictures, and could fold "
             f"{filters:.0%} of what the filters pass; {len(worst)} of {len(layer.folded)} maps have more of it above "
             "the stride's limit than below."
@@ -209,8 +213,8 @@ def _check_aliasing(m: Measurements, t: Thresholds) -> Iterator[Finding]:
         white = 1 - 1 / math.prod(subsampling_layers(m.model)[layer.name])
         severity: Severity = "warning"
         if filters > 0.97 * white:  # they have not learned to prefer any frequency, or, 1x1, cannot
-            severity, told = "note", told + f" White filters would pass {white:.0%}."
-        yield _finding("aliasing", severity, layer.name, layer.folded_energy, "aliasing", t, told, worst)
+            severity, message = "note", message + f" White filters would pass {white:.0%}."
+        yield _finding("aliasing", severity, layer.name, layer.folded_energy, "aliasing", t, message, worst)
 
 
 def _check_scale(m: Measurements, t: Thresholds) -> Iterator[Finding]:
@@ -221,17 +225,19 @@ def _check_scale(m: Measurements, t: Thresholds) -> Iterator[Finding]:
     ]
     if large:
         layer, times = large[0]
-        told = f"Pictures move its output by {layer.signal:.3g} (RMS), {times:.3g} times as far as the input"
-        told += f"; {len(large) - 1} layers after it, too." if len(large) > 1 else "."
+        message = (
+            f"Pictures move its output by {layer.signal:.3g} (RMS), {times:.3g} times as far as the input"
+        )
+        message += f"; {len(large) - 1} layers after it, too." if len(large) > 1 else "."
         if layer.last:
-            told = (
+            message = (
                 f"Pictures move its output by {layer.signal:.3g} nats: every class is certain or impossible."
             )
-        yield _finding("exploding activations", "fault", layer.name, times, "exploding", t, told)
+        yield _finding("exploding activations", "fault", layer.name, times, "exploding", t, message)
     for layer in m.layers.values():
         if layer.saturated > t.saturated:
-            told = f"{layer.saturated:.0%} of its activations are within 1% of an end of their range."
-            yield _finding("saturated", "warning", layer.name, layer.saturated, "saturated", t, told)
+            message = f"{layer.saturated:.0%} of its activations are within 1% of an end of their range."
+            yield _finding("saturated", "warning", layer.name, layer.saturated, "saturated", t, message)
 
 
 def _check_signal(m: Measurements, t: Thresholds) -> Iterator[Finding]:
@@ -241,13 +247,14 @@ def _check_signal(m: Measurements, t: Thresholds) -> Iterator[Finding]:
     last = list(m.layers.values())[-1]
     if stuck:
         first = stuck[0]
-        told = f"Its output varies by {first.dependence:.2%} of its size from picture to picture"
-        told += f"; so it is in {len(stuck) - 1} layers after it." if len(stuck) > 1 else "."
-        yield _finding("input has no effect", "fault", first.name, first.dependence, "dependence", t, told)
+        message = f"Its output varies by {first.dependence:.2%} of its size from picture to picture"
+        message += f"; so it is in {len(stuck) - 1} layers after it." if len(stuck) > 1 else "."
+        yield _finding("input has no effect", "fault", first.name, first.dependence, "dependence", t, message)
     elif last.last and last.finite and last.signal < t.logits:
         path = ", ".join(f"{layer.name} {layer.signal:.1g}" for layer in m.layers.values())
-        told = f"Pictures move the classes by {last.signal:.1g} nats. On the way (input {m.input_signal:.1g}): {path}."
-        yield _finding("input has no effect", "fault", last.name, last.signal, "logits", t, told)
+        message = f"Pictures move the classes by {last.signal:.1g} nats. On the way (input {m.input_signal:.1g}): "
+        message += f"{path}."
+        yield _finding("input has no effect", "fault", last.name, last.signal, "logits", t, message)
 
 
 def _check_learning(m: Measurements, t: Thresholds) -> Iterator[Finding]:
@@ -257,11 +264,11 @@ def _check_learning(m: Measurements, t: Thresholds) -> Iterator[Finding]:
     change = m.learning[layer]
     if change < t.learning:
         weights = float(m.layers[layer].weight.square().mean().sqrt())
-        told = (
+        message = (
             f"One step changes {layer} by {change:.1g} of its size. The input's spread is {m.input_signal:.2g}, the "
             f"weights' RMS {weights:.2g}."
         )
-        yield _finding("no learning signal", "fault", layer, change, "learning", t, told)
+        yield _finding("no learning signal", "fault", layer, change, "learning", t, message)
 
 
 def _check_predictions(m: Measurements, t: Thresholds) -> Iterator[Finding]:
@@ -276,9 +283,9 @@ def _check_predictions(m: Measurements, t: Thresholds) -> Iterator[Finding]:
     if excess > t.one_class and N > 1:
         name = repr(m.model.classes[most]) if m.model.classes else f"number {most}"
         right = "is right for" if m.labels is not None else "would be fair for"
-        told = f"{share:.0%} of {N} pictures get class {name}, which {right} {expected:.1%}."
+        message = f"{share:.0%} of {N} pictures get class {name}, which {right} {expected:.1%}."
         severity: Severity = "fault" if excess > 0.95 else "warning"
-        yield _finding("one class for most", severity, "", excess, "one_class", t, told, ())
+        yield _finding("one class for most", severity, "", excess, "one_class", t, message, ())
 
 
 def _check_blank(m: Measurements, t: Thresholds) -> Iterator[Finding]:
@@ -291,16 +298,16 @@ def _check_blank(m: Measurements, t: Thresholds) -> Iterator[Finding]:
         return
     if m.blank and (p := max(m.blank.values())) > t.blank:
         colour = max(m.blank, key=m.blank.__getitem__)
-        told = f"A picture that is all {colour} gets a class with probability {p:.2f}."
-        yield _finding("sure of blank pictures", "note", "", p, "blank", t, told)
+        message = f"A picture that is all {colour} gets a class with probability {p:.2f}."
+        yield _finding("sure of blank pictures", "note", "", p, "blank", t, message)
 
 
 def _check_colour(m: Measurements, t: Thresholds) -> Iterator[Finding]:
     if m.colour and (preference := max(m.colour.values())) > t.colour:
         order = max(m.colour, key=m.colour.__getitem__)
         what = "the right classes stand out more" if m.labels is not None else "its classes stand out more"
-        told = f"With colours as {order} instead of RGB, {what}, by {preference:.1f} standard errors."
-        yield _finding("colour order", "fault", "", preference, "colour", t, told)
+        message = f"With colours as {order} instead of RGB, {what}, by {preference:.1f} standard errors."
+        yield _finding("colour order", "fault", "", preference, "colour", t, message)
 
 
 CHECKS = (
