@@ -20,8 +20,8 @@ from common import machine, spread, table
 
 import zfkit
 from zfkit.nets.paper import ARCHITECTURES
+from zfkit.training import Trainer, TrainingPlan, make_fabric
 from zfkit.training.data import Resident
-from zfkit.training.fit import Trainer, _fabric, _Plan
 
 
 def measure(name: str, batches: int, rounds: int, device: str | None, compile: bool) -> list[Any]:
@@ -30,8 +30,8 @@ def measure(name: str, batches: int, rounds: int, device: str | None, compile: b
     count = recipe.batch_size * batches
     train = zfkit.load_images("textures", split="train", limit=count, progress=False)
     val = zfkit.load_images("textures", limit=16, progress=False)
-    fabric = _fabric(device, None)
-    plan = _Plan.make(replace(ARCHITECTURES[name], classes=16), train, val, recipe, None)
+    fabric = make_fabric(device, None)
+    plan = TrainingPlan.make(replace(ARCHITECTURES[name], classes=16), train, val, recipe, None)
     trainer = Trainer(plan, fabric, compile)
     feed = Resident(train, plan.geometry, plan.mean, fabric.device)
     bare = fabric.setup_module(zfkit.nets.build(plan.architecture).train())

@@ -45,7 +45,7 @@ def main() -> int:
 
     train = zfkit.load_images(f"parquet:{args.data}/{args.shards}", size=64, limit=args.limit).in_memory()
     val = zfkit.load_images(f"parquet:{args.data}/valid-*.parquet", size=64, limit=args.val_limit)
-    recipe = zfkit.Recipe(epochs=args.epochs, seed=args.seed)
+    recipe = zfkit.Recipe(epochs=args.epochs, random_seed=args.seed)
     data = f"Tiny ImageNet, {len(train.classes)} classes, {len(train):,} training images of 64 px"
     print(f"torch {torch.__version__}, {platform.machine()}, {data}")
     reached, top1 = True, {}

@@ -58,7 +58,7 @@ def main() -> None:
         for seed in options.seeds:
             folder = Path(options.out) / f"{kind}{seed}"
             run = zfkit.fit(
-                ARCHITECTURE, train, val if options.paper else few, replace(recipe, seed=seed), folder
+                ARCHITECTURE, train, val if options.paper else few, replace(recipe, random_seed=seed), folder
             )
             if not options.paper:
                 bundle(run, val, BUNDLED / f"seed{seed}")

@@ -249,7 +249,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         help="the paper's, or He initialisation with inputs / std",
     )
     for setting in dataclasses.fields(Recipe):
-        flag, default = f"--{setting.name.replace('_', '-')}", setting.default
+        flag, default = f"--{setting.name.removeprefix('random_').replace('_', '-')}", setting.default
         why = f"{setting.metadata['why']} (default: {default})".replace("%", "%%")
         if setting.name == "snapshots":
             recipe.add_argument(
@@ -259,7 +259,9 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
             recipe.add_argument(flag, default=argparse.SUPPRESS, help=why)
         else:
             kind = int if isinstance(default, int) or setting.name == "shift" else _number
-            recipe.add_argument(flag, type=kind, metavar="N", default=argparse.SUPPRESS, help=why)
+            recipe.add_argument(
+                flag, dest=setting.name, type=kind, metavar="N", default=argparse.SUPPRESS, help=why
+            )
     machine = parser.add_argument_group("the machine")
     machine.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     machine.add_argument("--precision", help="32-true, bf16-mixed ... (default: bf16 where a GPU has it)")
@@ -298,7 +300,7 @@ def _atlas(args: argparse.Namespace) -> int:
         maps=args.maps,
         k=args.k,
         options=Options(args.rule),
-        seed=args.seed,
+        random_seed=args.seed,
     )
     _tell(args, TopK.load(atlas.table))
     return 0

@@ -150,7 +150,7 @@ def test_it_trains_what_fit_trains(tmp_path):
         "batch_size": 8, "dropout": 0.5,
     }  # fmt: skip
     for row in found.runs.itertuples():
-        own = replace(RECIPE, seed=row.seed, snapshots=())
+        own = replace(RECIPE, random_seed=row.seed, snapshots=())
         model = zfkit.fit(ablations(TINY)[row.variant], train, val, own, progress=False).model()
         told, seen = zfkit.evaluate(model, val), zfkit.evaluate(model, train)
         assert (row.top1, row.top5, row.train_top1) == (told.top1, told.top5, seen.top1)
@@ -166,7 +166,7 @@ def test_it_trains_what_fit_trains(tmp_path):
 def test_recipes_are_known_by_name():
     train, val = colours(6, 0), colours(6, 1)
     for recipe, name in (
-        (replace(zfkit.training.RECIPES["paper"], epochs=1, seed=9), "paper"),
+        (replace(zfkit.training.RECIPES["paper"], epochs=1, random_seed=9), "paper"),
         (zfkit.Recipe(epochs=1, init="he", inputs="std", dropout=0.2, batch_size=3), "he"),
         (zfkit.Recipe(epochs=1, lr=0.02), "custom"),
     ):

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 import zfkit
-import zfkit.frequency.aliasing as aliasing
 from zfkit import ZfkitError
 from zfkit.widgets import GratingExplorer
 from zfkit.widgets.gratings import GratingState, GratingView
@@ -33,13 +32,13 @@ def test_samples_are_what_the_network_answers(view, layer, frequency, orientatio
     state = GratingState("tiny", layer, 1, frequency, orientation, phase=40)
     maps, model = view.maps(state), view.models["tiny"]
     first = -(zfkit.receptive_field(model, layer).offset // 4)
-    fx, fy = (float(v) for v in aliasing.wave(frequency, orientation))
+    fx, fy = (float(v) for v in zfkit.frequency.wave(frequency, orientation))
     start = (
         math.radians(40) - 2 * math.pi * 4 * (fx + fy) * 2
     )  # so that unit first + 2 is at the picture's phase
     picture = zfkit.frequency.gratings(frequency, orientation, start, size=110, dtype=torch.float64)
     with torch.no_grad():
-        answers = model.net[: int(layer) + 1](aliasing._as_input(model, picture))[0, 1]
+        answers = model.net[: int(layer) + 1](model.normalise(picture))[0, 1]
     answers = answers[first + 2 :, first + 2 :][:16, :16] - float(view.response(state).mean)
     found = maps["before"][::4, ::4]
     # behind a ReLU, the harmonics from the sixteenth on are left out

@@ -244,7 +244,7 @@ def ablate(
     runs = [(name, seed) for seed in seeds for name in chosen]
     for name, seed in tqdm(runs, desc="ablation", unit="run", disable=not progress, leave=False):
         folder = None if out is None else Path(out).expanduser() / f"{name}-{seed}"
-        own = replace(recipe, seed=seed, snapshots=())
+        own = replace(recipe, random_seed=seed, snapshots=())
         run = fit(known[name], train, val, own, folder, device=device, progress=progress and len(runs) == 1)
         model = run.model()
         held_out, seen = evaluate(model, val), evaluate(model, train)
@@ -260,7 +260,7 @@ def ablate(
 
 def _recipe_name(recipe: Recipe) -> str:
     """Its name in `zfkit.training.RECIPES`, whatever else the budget or a run tells of it; "custom" if it differs further."""
-    told = ("epochs", "batch_size", "dropout", "seed", "snapshots")
+    told = ("epochs", "batch_size", "dropout", "random_seed", "snapshots")
     for name, known in RECIPES.items():
         if replace(recipe, **{field: getattr(known, field) for field in told}) == known:
             return name

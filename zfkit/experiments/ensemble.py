@@ -18,8 +18,7 @@ from tqdm.auto import tqdm
 from ..errors import ImageError, ModelError, ZfkitError, unknown
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel
-from ..training.data import Geometry, centre_crop, ten_crops
-from ..training.fit import crops_of
+from ..training.data import Geometry, centre_crop, crops_of, ten_crops
 from .occlusion import probabilities
 
 if TYPE_CHECKING:

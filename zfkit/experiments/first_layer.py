@@ -405,5 +405,5 @@ def load_first_layer_runs(folder: str | Path | None = None) -> FirstLayerRuns:
         raise ZfkitError(f"no run of the sweep in {str(folder)!r} has finished")
     kept = [c for c in table if c not in ("run", "status", "error", "notebook", "folder", "keep")]
     told = {name: told.get(name) for name in ("data", "recipe", "crops", "device", "precision", "versions")}
-    told["recipe"] = {k: v for k, v in (told["recipe"] or {}).items() if k != "seed"}
+    told["recipe"] = {k: v for k, v in (told["recipe"] or {}).items() if k not in ("seed", "random_seed")}
     return FirstLayerRuns(table[kept], tuple(weights), told)

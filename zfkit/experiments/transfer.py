@@ -41,7 +41,7 @@ from ..nets.model import VisionModel
 from ..nets.paper import AlexNet, Architecture, ZFNet
 from ..training.fit import fit
 from ..training.recipe import Recipe
-from .randomisation import randomise, weight_layers
+from .replacements import randomise, weight_layers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -209,7 +209,7 @@ def transfer(
     ordered = sorted(names, key=lambda name: place[name])
     sources: list[tuple[str, VisionModel | None, list[str]]] = [(TRAINED, model, ordered)]
     if RANDOM in controls:
-        drawn = randomise(model, weight_layers(model, ordered[-1]), seed=seed)
+        drawn = randomise(model, weight_layers(model, ordered[-1]), random_seed=seed)
         sources.append((RANDOM, drawn, ordered))
     if PIXELS in controls:
         sources.append((PIXELS, None, [PIXELS]))
@@ -586,7 +586,7 @@ def _from_scratch(
 ) -> dict[str, float]:
     """Train on these pictures alone, score on the test's."""
     few = _subset(task, np.sort(trained_on))
-    run = fit(architecture, few, few, replace(recipe, seed=seed, snapshots=()), progress=False)
+    run = fit(architecture, few, few, replace(recipe, random_seed=seed, snapshots=()), progress=False)
     trained = run.model()
     told = []
     with torch.inference_mode():

@@ -19,51 +19,37 @@ from the x axis (to the right) towards the y axis (down): 0 for upright stripes,
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from ..batching import Portions, steps
 from ..deconv.receptive_field import POINTWISE, filters
 from ..errors import LayerError, ZfkitError
 from ..images.imageset import ImageSet
+from ..nets.activations import pictures_at
 from ..nets.graph import Step, pair
 from ..nets.model import VisionModel
 from ..nets.paper import BlurPool
+from .intervals import bootstrap_sums, interval
+from .plane import hann
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-Numbers = float | Sequence[float] | Tensor
-
-
-def _float64(value: Any) -> Tensor:
-    return torch.as_tensor(value, dtype=torch.float64)
-
-
-def _as_input(model: VisionModel, pictures: Tensor) -> Tensor:
-    """`model.preprocess` for pictures that are not rounded: float (N, 3, H, W), 0-255."""
-    x = pictures.to(model.device, model.dtype)
-    if len(model.mean) == 1:
-        x = (x * x.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
-    return (x - x.new_tensor(model.mean).view(-1, 1, 1)) * x.new_tensor(model.scale).view(-1, 1, 1)
-
 
 _SUBSAMPLING = nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d | BlurPool
 
 
 def subsampling_layers(model: VisionModel) -> dict[str, tuple[int, int]]:
     """Layers that read their input at every s-th place only, with s along rows and columns."""
-    found = {}
-    for name in model.layers:
-        module = model.network.steps[name].module
-        if isinstance(module, _SUBSAMPLING) and pair(module.stride) != (1, 1):
-            found[name] = pair(module.stride)
-    return found
+    modules = {name: model.network.steps[name].module for name in model.layers}
+    return {
+        name: pair(module.stride)
+        for name, module in modules.items()
+        if isinstance(module, _SUBSAMPLING) and pair(module.stride) != (1, 1)
+    }
 
 
 @dataclass(frozen=True)
@@ -132,10 +118,11 @@ class Aliasing:
         """Share of the whole layer's energy, 0 to 1: strong filters count more."""
         return float(self.folded.sum() / (self.kept.sum() + self.folded.sum()))
 
-    def interval(self, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    def interval(self, level: float = 0.95, random_seed: int = 0) -> tuple[float, float]:
         """Interval of `layer_share`: bootstrap over pictures, 2000 draws."""
-        sums = _resampled(self.by_picture, seed)  # (draws, 2)
-        return _quantiles(sums[:, 1] / sums.sum(1), level)
+        sums = bootstrap_sums(self.by_picture, random_seed)  # (draws, 2)
+        low, high = interval(sums[:, 1] / sums.sum(1), level).tolist()
+        return low, high
 
     def table(self) -> pd.DataFrame:
         """One row per filter: channel, kept and folded energy, share."""
@@ -173,42 +160,34 @@ def measure_aliasing(
     """
     source = _Subsampler.of(model, layer)
     sh, sw = source.stride
-    kept: Tensor | float = 0.0
-    folded: Tensor | float = 0.0
-    places, by_picture = 0.0, []
-    count = len(images)
-    if not count:
+    if not len(images):
         raise ZfkitError("there are no pictures to measure with")
-    with tqdm(total=count, desc=f"aliasing at {layer}", unit="img", disable=not progress, leave=False) as bar:
-        start, step = 0, 1
-        while start < count:
-            index = range(start, min(start + step, count))
-            pictures = (
-                images.take(index) if isinstance(images, ImageSet) else images[index.start : index.stop]
-            )
-            r = source.dense(model, model.preprocess(pictures))
-            h, w = r.shape[2:]
-            if h < 8 * sh or w < 8 * sw:
-                raise ZfkitError(
-                    f"pictures of {pictures.shape[3]} x {pictures.shape[2]} px leave {w} x {h} places at {layer!r} "
-                    f"before it subsamples; take larger ones, for at least {8 * sw} x {8 * sh}"
-                )
-            window = _hann(h, r)[:, None] * _hann(w, r)
-            r = (r - (r * window).sum((2, 3), keepdim=True) / window.sum()) * window
-            low, high = _split(r, (sh, sw))
-            energies = [(part[:, :, ::sh, ::sw].double() ** 2).sum((2, 3)) for part in (low, high)]  # (n, C)
-            places += len(r) * float((window[::sh, ::sw].double() ** 2).sum())
-            kept, folded = kept + energies[0].sum(0).cpu(), folded + energies[1].sum(0).cpu()
-            by_picture.append(torch.stack([e.sum(1).cpu() for e in energies], 1))
-            bar.update(len(r))
-            start += len(r)
-            step = max(1, min(64, 2**23 // r[0].numel()))
-    assert isinstance(kept, Tensor) and isinstance(folded, Tensor)
-    return Aliasing(model.name, layer, source.stride, kept / places, folded / places, torch.cat(by_picture))
-
-
-def _hann(n: int, like: Tensor) -> Tensor:
-    return torch.hann_window(n + 2, periodic=False, dtype=like.dtype, device=like.device)[1:-1]
+    pictures = pictures_at(images, [0])
+    dense = source.dense(model, model.preprocess(pictures))
+    h, w = dense.shape[2:]
+    if h < 8 * sh or w < 8 * sw:
+        raise ZfkitError(
+            f"pictures of {pictures.shape[3]} x {pictures.shape[2]} px leave {w} x {h} places at {layer!r} "
+            f"before it subsamples; take larger ones, for at least {8 * sw} x {8 * sh}"
+        )
+    window = hann(h, w, like=dense)
+    what = f"aliasing at {layer}"
+    portions = Portions(what, max(1, min(64, 2**23 // dense.numel())))
+    total, by_picture = torch.zeros(dense.shape[1], 2, dtype=torch.float64), []
+    with steps(len(images), what, progress=progress) as done:
+        for part in portions.of(len(images)):
+            with portions.attempt():
+                pictures = pictures_at(images, range(len(images))[part])
+                r = source.dense(model, model.preprocess(pictures))
+                r = (r - (r * window).sum((2, 3), keepdim=True) / window.sum()) * window
+                halves = [half[:, :, ::sh, ::sw].double() for half in _split(r, source.stride)]
+                energy = torch.stack([half.square().sum((2, 3)) for half in halves], 2).cpu()  # (n, C, 2)
+                total += energy.sum(0)
+                by_picture.append(energy.sum(1))
+                done(len(r))
+    # Means of squares, of all pictures: the window counts each place by its own square.
+    kept, folded = total.T / (len(images) * float((window[::sh, ::sw].double() ** 2).sum()))
+    return Aliasing(model.name, layer, source.stride, kept, folded, torch.cat(by_picture))
 
 
 def _split(r: Tensor, stride: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -219,18 +198,3 @@ def _split(r: Tensor, stride: tuple[int, int]) -> tuple[Tensor, Tensor]:
     keep = (rows[:, None] & columns).to(r.device)
     low = torch.fft.irfft2(torch.fft.rfft2(r) * keep, s=(h, w))
     return low, r - low
-
-
-def _resampled(values: Tensor, seed: int, draws: int = 2000) -> Tensor:
-    """Sums of (N, ...) over N rows drawn with replacement -> (draws, ...)."""
-    counts = torch.zeros(draws, len(values), dtype=torch.float64)
-    drawn = torch.randint(len(values), counts.shape, generator=torch.Generator().manual_seed(seed))
-    counts.scatter_add_(1, drawn, torch.ones_like(counts))
-    return torch.tensordot(counts, values.double(), 1)
-
-
-def _quantiles(values: Tensor, level: float) -> tuple[float, float]:
-    if not 0 < level < 1:
-        raise ZfkitError(f"level must lie between 0 and 1, not {level}")
-    low, high = torch.quantile(values, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=values.dtype))
-    return float(low), float(high)

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..errors import ZfkitError, unknown
+from ..checks import between, one_of, whole_number
+from ..errors import ZfkitError
 from ..nets.model import VisionModel
-from .spectra import LINEAR, MEASURES, SIZE, FilterSpectra, _spectrum, filter_spectra
+from .intervals import interval
+from .plane import SIZE, plane, power_of_autocorrelation
+from .spectra import LINEAR, MEASURES, FilterSpectra, filter_spectra, take_part
 
 if TYPE_CHECKING:
     import pandas as pd
-
 
 ControlKind = Literal["normal", "shuffled"]
 
@@ -27,7 +29,7 @@ class RandomControl:
     Attributes:
         spectra: of the layer.
         kind: of the random filters, "normal" or "shuffled".
-        seed: they were drawn with.
+        random_seed: they were drawn with.
         level: of the intervals, 0.95 for 95 %.
         drawn: for each of `MEASURES`, (draws,): what each random layer gives.
         profiles: (draws, size // 2 + 1), each random layer's radial profile.
@@ -36,31 +38,25 @@ class RandomControl:
 
     spectra: FilterSpectra
     kind: ControlKind
-    seed: int
+    random_seed: int
     level: float
     drawn: dict[str, Tensor]
     profiles: Tensor
     expected: dict[str, float]
 
     def __repr__(self) -> str:
-        drawn = f"{len(self.profiles)} layers of {self.kind} filters, seed {self.seed}"
+        drawn = f"{len(self.profiles)} layers of {self.kind} filters, random_seed {self.random_seed}"
         return f"RandomControl({self.spectra.title}: {drawn})"
 
     def interval(self, measure: str) -> tuple[float, float]:
         """Between these two lie `level` of the random layers."""
-        if measure not in self.drawn:
-            raise ZfkitError(unknown("measure", measure, self.drawn))
-        low, high = torch.quantile(self.drawn[measure], self._tails).tolist()
+        low, high = interval(self.drawn[one_of(measure, "measure", self.drawn)], self.level).tolist()
         return low, high
 
     def profile_interval(self) -> tuple[Tensor, Tensor]:
         """For each ring of `FilterSpectra.profile`, the two values between which `level` of the layers lie."""
-        low, high = torch.quantile(self.profiles, self._tails, 0)
+        low, high = interval(self.profiles, self.level)
         return low, high
-
-    @property
-    def _tails(self) -> Tensor:
-        return torch.tensor([(1 - self.level) / 2, (1 + self.level) / 2], dtype=torch.float64)
 
     def table(self) -> pd.DataFrame:
         """Data frame by measure: value of the layer, expected of random filters, low and high of the interval.
@@ -85,7 +81,7 @@ def random_control(
     *,
     kind: ControlKind = "normal",
     draws: int = 100,
-    seed: int = 0,
+    random_seed: int = 0,
     level: float = 0.95,
 ) -> RandomControl:
     """What as many filters of the same size would give if they had learned nothing.
@@ -98,39 +94,46 @@ def random_control(
             channels: that keeps the weights, their sum (so the power at frequency 0) and the colours, and loses
             the arrangement.
         draws: random layers, each with as many filters as the layer has.
-        seed: of the draws.
+        random_seed: of the draws.
         level: share of the draws within the intervals.
 
     >>> zfkit.frequency.random_control(zfkit.filter_spectra("zfnet64")).table().round(2)
     """
-    if kind not in get_args(ControlKind):
-        raise ZfkitError(unknown("kind of control", kind, get_args(ControlKind)))
-    if not isinstance(draws, int) or draws < 2:
-        raise ZfkitError(f"draws must be a whole number from 2 on, not {draws!r}: an interval needs several")
-    if not 0 < level < 1:
-        raise ZfkitError(f"level must lie between 0 and 1, as 0.95, not {level!r}")
-    generator = torch.Generator().manual_seed(seed)
+    one_of(kind, "kind of control", get_args(ControlKind))
+    whole_number(draws, "draws", low=2)  # an interval needs several
+    between(level, "level")
+    generator = torch.Generator().manual_seed(random_seed)
     weight = spectra.weight
-    found, profiles = [], []
+    summaries, profiles = [], []
     for _ in range(draws):
         if kind == "normal":
             random = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
         else:
             order = torch.rand(weight.shape[0], 1, weight[0, 0].numel(), generator=generator).argsort(-1)
             random = weight.flatten(2).gather(2, order.expand(-1, weight.shape[1], -1)).view_as(weight)
-        layer = spectra._of(random)
-        found.append(layer.summary())
+        layer = replace(spectra, weight=take_part(random, spectra.part))
+        summaries.append(layer.summary())
         profiles.append(layer.profile())
-    drawn = {name: torch.tensor([f[name] for f in found], dtype=torch.float64) for name in MEASURES}
-    mean = _expected_control(spectra, kind).summary()
-    expected = {name: mean[name] for name in LINEAR}
+    drawn = {name: torch.tensor([s[name] for s in summaries], dtype=torch.float64) for name in MEASURES}
+    return RandomControl(
+        spectra, kind, random_seed, level, drawn, torch.stack(profiles), _expected(spectra, kind)
+    )
+
+
+def _expected(spectra: FilterSpectra, kind: ControlKind) -> dict[str, float]:
+    """Closed forms of the random layers' mean, of the measures that are linear in the spectra."""
+    power = mean_power(spectra, kind)
+    means = plane(spectra.size, spectra.stride).means(power / power.sum((1, 2), keepdim=True))
+    means["centroid"] = means["rho"]
+    expected = {name: float(means[name].nanmean()) for name in LINEAR if name != "luminance"}
+    luminance = spectra.summary()["luminance"]  # which shuffled filters keep
     if kind == "normal" and spectra.sees == "colour":
-        expected["luminance"] = {"all": 1 / 3, "luminance": 1.0, "opponent": 0.0}[spectra.part]
-    return RandomControl(spectra, kind, seed, level, drawn, torch.stack(profiles), expected)
+        luminance = {"all": 1 / 3, "luminance": 1.0, "opponent": 0.0}[spectra.part]
+    return expected | {"luminance": luminance}
 
 
-def _expected_control(spectra: FilterSpectra, kind: ControlKind) -> FilterSpectra:
-    """Spectra that are the mean of the random filters' (each divided by its sum)."""
+def mean_power(spectra: FilterSpectra, kind: ControlKind) -> Tensor:
+    """(C, size, size), the mean of the random filters' power spectra; of normal ones up to a factor."""
     weight = spectra.weight
     C, _, kh, kw = weight.shape
     r = weight.new_zeros(C, 2 * kh - 1, 2 * kw - 1)
@@ -141,7 +144,7 @@ def _expected_control(spectra: FilterSpectra, kind: ControlKind) -> FilterSpectr
         overlap = [k - torch.arange(1 - k, k).abs() for k in (kh, kw)]  # taps that have a tap d further on
         r = pairs[:, None, None] * torch.outer(*overlap)
     r[:, kh - 1, kw - 1] = weight.square().sum((1, 2, 3)) if kind == "shuffled" else 1.0
-    return replace(spectra, power=_spectrum(r, spectra.dilation, len(spectra.frequencies)))
+    return power_of_autocorrelation(r, spectra.dilation, spectra.size)
 
 
 def compare_spectra(
@@ -150,7 +153,7 @@ def compare_spectra(
     *,
     kind: ControlKind = "normal",
     draws: int = 100,
-    seed: int = 0,
+    random_seed: int = 0,
     size: int = SIZE,
     weights: str | None = "DEFAULT",
 ) -> pd.DataFrame:
@@ -159,7 +162,7 @@ def compare_spectra(
     Args:
         models: networks, names for `load_model`, or spectra.
         layer, size, weights: as for `filter_spectra`; the first convolution of each by default.
-        kind, draws, seed: as for `random_control`.
+        kind, draws, random_seed: as for `random_control`.
 
     >>> zfkit.frequency.compare_spectra(["alexnet64", "zfnet64"])["value"].unstack("model").round(2)
     """
@@ -176,5 +179,7 @@ def compare_spectra(
             spectra = filter_spectra(spectra, layer, size=size, weights=weights)
         if spectra.title in tables:
             raise ZfkitError(f"two of the models are called {spectra.title!r}; give them different names")
-        tables[spectra.title] = random_control(spectra, kind=kind, draws=draws, seed=seed).table()
+        tables[spectra.title] = random_control(
+            spectra, kind=kind, draws=draws, random_seed=random_seed
+        ).table()
     return pd.concat(tables, names=["model"])

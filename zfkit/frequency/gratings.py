@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..batching import Portions
+from ..checks import channel_list, number, whole_number
 from ..deconv.receptive_field import Interval, receptive_field
 from ..errors import LayerError, ZfkitError
 from ..nets.graph import pair
 from ..nets.model import VisionModel
-from .aliasing import Numbers, _as_input, _float64
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Numbers = float | Sequence[float] | Tensor
 
 
 def wave(frequency: Numbers, orientation: Numbers) -> tuple[Tensor, Tensor]:
@@ -56,16 +59,13 @@ def gratings(
     >>> model.preprocess(gratings(0.25, [0, 45, 90], size=64)).shape
     torch.Size([3, 3, 64, 64])
     """
-    if not 0 <= contrast <= 1:
-        raise ZfkitError(f"contrast goes from 0 to 1, not {contrast}")
+    number(contrast, "contrast", 0, 1)
     swing = _float64(colour)
     if swing.shape != (3,) or swing.abs().max() > 1:
         raise ZfkitError(
             f"colour must be three numbers from -1 to 1, for red, green and blue, not {colour!r}"
         )
-    height, width = pair(size)
-    if height < 1 or width < 1:
-        raise ZfkitError(f"size must be positive, in pixels, not {size!r}")
+    height, width = (whole_number(side, "size, in pixels,") for side in pair(size))
     fx, fy = wave(frequency, orientation)
     fx, fy, start = (t.flatten()[:, None, None] for t in torch.broadcast_tensors(fx, fy, _float64(phase)))
     y, x = torch.arange(height, dtype=torch.float64)[:, None], torch.arange(width, dtype=torch.float64)
@@ -161,6 +161,20 @@ class GratingResponse:
         weight = self.frequency[:, None, None]
         return (self.power * self.is_folded * weight).sum((1, 2, 3)) / (self.power * weight).sum((1, 2, 3))
 
+    def arrivals(self, picked: Tensor | slice = slice(None), bins: int = 12) -> tuple[Tensor, Tensor, Tensor]:
+        """Energy by the frequency at which the map shows it, for white light: rings weigh as their size.
+
+        The mean over the `picked` filters. Returns edges (bins + 1,) in c/px, and the energy between them at the
+        gratings' own frequencies and at wrong ones, (bins,) each.
+        """
+        energy = self.power[picked].mean(0) * self.frequency[:, None, None]  # (F, O, H)
+        fx, fy = self._harmonics()
+        seen = torch.hypot(fold(fx, self.spacing[1]), fold(fy, self.spacing[0]))
+        edges = torch.linspace(0, 0.5 * 2**0.5 / min(self.spacing), bins + 1, dtype=seen.dtype)
+        bin_of = torch.bucketize(seen, edges[1:-1])
+        own, wrong = (torch.bincount(bin_of[m], energy[m], bins) for m in (~self.is_folded, self.is_folded))
+        return edges, own, wrong
+
     def table(self) -> pd.DataFrame:
         """One row per filter: the grating it answers to most (c/px, degrees), how much, and its folded share."""
         import pandas as pd
@@ -214,8 +228,7 @@ def grating_response(
             f"units of {layer!r} see the whole picture, or have no even grid: there is no place at which they could "
             f"follow a grating. Take a convolutional layer: {', '.join(model.conv_layers)}"
         )
-    if not isinstance(phases, int) or phases < 4:
-        raise ZfkitError(f"phases must be a whole number of at least 4, not {phases!r}")
+    whole_number(phases, "phases", low=4)
     f = _float64([i / 48 for i in range(1, 25)] if frequencies is None else frequencies).flatten()
     o = _float64([15.0 * i for i in range(12)] if orientations is None else orientations).flatten()
     if not len(f) or not len(o) or not torch.isfinite(f).all() or f.min() < 0 or not torch.isfinite(o).all():
@@ -226,19 +239,17 @@ def grating_response(
     (row, height), (col, width) = (_first_inside(i) for i in (window.rows, window.columns))
     phase = torch.arange(phases, dtype=torch.float64) * (2 * math.pi / phases)
     grid = [t.flatten() for t in torch.meshgrid(f, o, phase, indexing="ij")]
+    portions = Portions(f"gratings through {model.name}", max(1, 2**21 // (height * width)), "gratings")
     answers = []
-    for part in torch.arange(len(grid[0])).split(max(1, 2**21 // (height * width))):
-        pictures = gratings(
-            *(t[part] for t in grid),
-            size=(height, width),
-            contrast=contrast,
-            colour=colour,
-            dtype=torch.float64,
-        )
-        *_, (_, _, maps) = model.network.walk(_as_input(model, pictures), [layer])
-        answers.append(maps[:, :, row, col].double().cpu())
+    for part in portions.of(len(grid[0])):
+        with portions.attempt():
+            pictures = gratings(
+                *(t[part] for t in grid), size=(height, width), contrast=contrast, colour=colour, dtype=torch.float64
+            )  # fmt: skip
+            *_, (_, _, maps) = model.network.walk(model.normalise(pictures), [layer])
+            answers.append(maps[:, :, row, col].double().cpu())
     g = torch.cat(answers).view(len(f), len(o), phases, -1)  # over phase, for every map
-    chosen = _chosen(channels, g.shape[-1], layer)
+    chosen = channel_list(channels, g.shape[-1], layer)
     c = torch.fft.rfft(g[..., chosen], dim=2).movedim(3, 0) / phases  # (C, F, O, phases // 2 + 1)
     c[..., 1 : (phases + 1) // 2] *= 2  # with their counterparts of negative frequency
     return GratingResponse(model.name, layer, chosen, spacing, f, o, c[..., : (phases + 1) // 2])
@@ -250,12 +261,5 @@ def _first_inside(i: Interval) -> tuple[int, int]:
     return unit, unit * i.stride + i.high + 1
 
 
-def _chosen(channels: Sequence[int] | Tensor | None, count: int, layer: str) -> Tensor:
-    if channels is None:
-        return torch.arange(count)
-    chosen = torch.as_tensor(channels)
-    if chosen.dim() != 1 or chosen.is_floating_point() or not ((chosen >= 0) & (chosen < count)).all():
-        raise LayerError(
-            f"channels must be a list of feature maps, 0 to {count - 1} of {layer!r}, not {channels!r}"
-        )
-    return chosen.long()
+def _float64(value: Numbers) -> Tensor:
+    return torch.as_tensor(value, dtype=torch.float64)

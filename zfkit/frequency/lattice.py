@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ..errors import ZfkitError, unknown
+from ..checks import one_of
+from ..errors import ZfkitError
 from ..topk.patches import Patches
-from .spectra import Of, _frequencies, _steps
+from .intervals import interval
+from .plane import frequency_bins, hann
+from .spectra import stride_pair
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Of = Literal["energy", "pixels"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,23 +68,18 @@ class Lattice:
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Between these two lies `level` of the ratios at shifted frequencies."""
-        tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-        low, high = torch.quantile(self.control, tails).tolist()
+        low, high = interval(self.control, level).tolist()
         return low, high
 
     def table(self) -> pd.DataFrame:
         """Data frame, a row for each of the lattice's frequencies: u, v, power, neighbours, ratio; strongest first."""
         import pandas as pd
 
-        columns = {
-            "u": self.points[:, 0],
-            "v": self.points[:, 1],
-            "power": self.peak,
-            "neighbours": self.neighbours,
-            "ratio": self.peak / self.neighbours,
-        }
-        found = pd.DataFrame({k: v.numpy() for k, v in columns.items()})
-        return found.sort_values("power", ascending=False, ignore_index=True)
+        u, v = self.points.T
+        columns = {"u": u, "v": v, "power": self.peak, "neighbours": self.neighbours}
+        table = pd.DataFrame({k: v.numpy() for k, v in columns.items()})
+        table["ratio"] = table.power / table.neighbours
+        return table.sort_values("power", ascending=False, ignore_index=True)
 
 
 def lattice(
@@ -113,43 +113,22 @@ def lattice(
     >>> patches = zfkit.project_top(model, photos, top, "conv2")
     >>> zfkit.frequency.lattice(patches, stride=4).ratio
     """
-    if of not in get_args(Of):
-        raise ZfkitError(unknown("kind of spectrum", of, get_args(Of)))
+    one_of(of, "kind of spectrum", get_args(Of))
     if isinstance(pictures, Patches):
         name, pictures = name or pictures.layer, pictures.projection
-    if not isinstance(pictures, Tensor) or pictures.dim() < 2 or not pictures.numel():
-        got = tuple(pictures.shape) if isinstance(pictures, Tensor) else type(pictures).__name__
-        raise ZfkitError(f"expected Patches, or pixels (..., C, H, W) or (H, W) as a tensor, got {got}")
-    periods = _steps("stride", stride)
+    periods = stride_pair(stride)
     if 1 in periods:
         raise ZfkitError(
             "a stride of 1 leaves no lattice: every pixel is treated alike; take one of 2 or more"
         )
-    x = pictures.detach().to("cpu", torch.float64)
-    x = x.reshape(-1, x.shape[-3] if x.dim() > 2 else 1, *x.shape[-2:])  # (N, C, H, W)
+    x = _of_equal_contrast(pictures, 4 * max(periods))
     height, width = x.shape[2:]
-    if min(height, width) < 4 * max(periods):
-        raise ZfkitError(
-            f"pictures of {height}x{width} px are too small to tell a lattice of period {max(periods)} px from what "
-            f"lies next to it; take pictures of at least {4 * max(periods)} px"
-        )
-    if not torch.isfinite(x).all():
-        raise ZfkitError("some pixels are not finite; check the network's weights and the pictures")
-    x = x - x.mean((2, 3), keepdim=True)
-    total = x.square().sum((1, 2, 3))
-    x = x[total > 0] / total[total > 0].sqrt()[:, None, None, None]
-    if not len(x):
-        raise ZfkitError(
-            "every picture is of one colour throughout, so there is nothing to look for a lattice in"
-        )
     energy = x.square().sum(1).mean(0)
     # All of the lattice's frequencies are bins. Small pictures are padded, so that peaks are drawn smoothly.
     step = math.lcm(2, *periods)
     side = max(height, width)
     size = step * math.ceil(max(side, min(4 * side, 256)) / step)
-    window = torch.outer(
-        *(torch.hann_window(n + 2, periodic=False, dtype=torch.float64)[1:-1] for n in (height, width))
-    )
+    window = hann(height, width, like=x)
     if of == "energy":
         power = torch.fft.fft2(energy * window, s=(size, size)).abs().square()
         power = power / power[0, 0]
@@ -161,26 +140,51 @@ def lattice(
     reach = math.ceil(2 * size / side)  # bins
     points = torch.cartesian_prod(*(torch.arange(0, size, size // s) for s in periods))[1:]
     opposite = -points % size
-    half = points[:, 0] * size + points[:, 1] <= opposite[:, 0] * size + opposite[:, 1]
-    points = points[half]  # (n, 2) bins
+    first = points[:, 0] * size + points[:, 1] <= opposite[:, 0] * size + opposite[:, 1]
+    points = points[first]  # (n, 2) bins, one of each pair
     shifts = range(reach, size // max(periods) - reach + 1)
     control = [_contrast(power, points, shift, reach) for shift in shifts]
     peak, neighbours = _contrast(power, points, 0, reach)
     return Lattice(
-        of, periods, name, len(x), energy, torch.fft.fftshift(power), _frequencies(size), reach / size,
+        of, periods, name, len(x), energy, torch.fft.fftshift(power), frequency_bins(size), reach / size,
         torch.where(points > size // 2, points - size, points).double() / size, peak, neighbours,
         torch.stack([p.sum() / n.sum() for p, n in control]),
     )  # fmt: skip
+
+
+def _of_equal_contrast(pictures: Tensor, least: int) -> Tensor:
+    """Pictures as (N, C, H, W) float64 without their means, each of energy 1; those of one colour are left out."""
+    if not isinstance(pictures, Tensor) or pictures.dim() < 2 or not pictures.numel():
+        got = tuple(pictures.shape) if isinstance(pictures, Tensor) else type(pictures).__name__
+        raise ZfkitError(f"expected Patches, or pixels (..., C, H, W) or (H, W) as a tensor, got {got}")
+    x = pictures.detach().to("cpu", torch.float64)
+    x = x.reshape(-1, x.shape[-3] if x.dim() > 2 else 1, *x.shape[-2:])  # (N, C, H, W)
+    height, width = x.shape[2:]
+    if min(height, width) < least:
+        raise ZfkitError(
+            f"pictures of {height}x{width} px are too small to tell a lattice from what lies next to it; take pictures "
+            f"of at least {least} px, four periods"
+        )
+    if not torch.isfinite(x).all():
+        raise ZfkitError("some pixels are not finite; check the network's weights and the pictures")
+    x = x - x.mean((2, 3), keepdim=True)
+    total = x.square().sum((1, 2, 3))
+    x = x[total > 0] / total[total > 0].sqrt()[:, None, None, None]
+    if not len(x):
+        raise ZfkitError(
+            "every picture is of one colour throughout, so there is nothing to look for a lattice in"
+        )
+    return x
 
 
 def _contrast(power: Tensor, points: Tensor, shift: int, reach: int) -> tuple[Tensor, Tensor]:
     """Power (n,) at these bins (n, 2), shifted, and the mean power beside them; on an axis, both along it."""
     direction = (points != 0).long()  # (1, 0) or (0, 1) on an axis, (1, 1) elsewhere
     mirrored = direction * torch.tensor([1, -1])
-    place = points + shift * direction
+    shifted = points + shift * direction
 
     def at(bins: Tensor) -> Tensor:
         return power[bins[:, 0] % len(power), bins[:, 1] % len(power)]
 
-    beside = [at(place + sign * reach * way) for way in (direction, mirrored) for sign in (1, -1)]
-    return at(place), torch.stack(beside).mean(0)
+    beside = [at(shifted + sign * reach * way) for way in (direction, mirrored) for sign in (1, -1)]
+    return at(shifted), torch.stack(beside).mean(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,13 +10,15 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from ..batching import steps
+from ..checks import layer_names, whole_number
 from ..deconv.receptive_field import Interval, receptive_field
-from ..errors import LayerError, ZfkitError
+from ..errors import ZfkitError
 from ..images.imageset import ImageSet
+from ..nets.activations import activations, pictures_at
 from ..nets.model import VisionModel
-from .aliasing import _resampled
+from .intervals import bootstrap_sums, interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,13 +56,10 @@ class ShiftConsistency:
         """(D,) share of pictures whose class stays, mean over both directions."""
         return self.agreement.mean((0, 2))
 
-    def interval(self, level: float = 0.95, seed: int = 0) -> Tensor:
+    def interval(self, level: float = 0.95, random_seed: int = 0) -> Tensor:
         """(D, 2): interval of `consistency`; bootstrap over pictures, 2000 draws."""
-        means = _resampled(self.agreement.mean(0).T, seed) / self.agreement.shape[2]  # (draws, D)
-        if not 0 < level < 1:
-            raise ZfkitError(f"level must lie between 0 and 1, not {level}")
-        ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=means.dtype)
-        return torch.quantile(means, ends, dim=0).T
+        kept = self.agreement.mean(0)  # (D, N)
+        return interval(bootstrap_sums(kept.T, random_seed) / kept.shape[1], level).T
 
     def table(self) -> pd.DataFrame:
         """One row per shift, both directions together: class agreement, change of probability, then every layer."""
@@ -79,7 +79,7 @@ def shift_consistency(
     layers: Sequence[str] | None = None,
     window: int | None = None,
     circular: bool = False,
-    seed: int = 0,
+    random_seed: int = 0,
     progress: bool = False,
 ) -> ShiftConsistency:
     """Feature distance and class agreement under shifts of 0 to `shifts` pixels, down and to the right.
@@ -103,81 +103,56 @@ def shift_consistency(
         window: side in px; None for the model's input size. With another, only layers before the first fully
             connected one can be asked, and there is no class agreement.
         circular: roll windows of the whole picture round instead. That invents an edge.
-        seed: of the other pictures y.
+        random_seed: of the other pictures y.
 
     Raises ZfkitError for pictures without room for the shifts, and LayerError for an unknown layer.
     """
-    if not isinstance(shifts, int) or shifts < 1:
-        raise ZfkitError(f"shifts must be a whole number of pixels, at least 1, not {shifts!r}")
+    whole_number(shifts, "shifts, in pixels,")
     if len(images) < 2:
         raise ZfkitError("distances are measured against those between pictures: at least two are needed")
-    side = model.input_size if window is None else window
+    side = model.input_size if window is None else whole_number(window, "window, in pixels,")
     names, classes = _layers_to_compare(model, layers, side)
-    height, width = _take(images, [0]).shape[2:]
-    need = side if circular else side + shifts
-    if min(height, width) < need or side < 1:
-        raise ZfkitError(
-            f"pictures of {width} x {height} px have no room for windows of {side} px"
-            + ("" if circular else f" that shift by {shifts} px")
-            + f"; take pictures of {need} px, as load_images(..., size={need}) gives them"
-        )
-    fields = [receptive_field(model, name) for name in names]
-    spacing = tuple(f.stride if f.stride == f.columns.stride else 0 for f in fields)
-    compare = [
-        _Comparison(name, s, _inside(f.rows, side), _inside(f.columns, side))
-        for name, s, f in zip(names, spacing, fields, strict=True)
-    ]
-    N, D, L = len(images), shifts + 1, len(names)
-    distance = torch.zeros(L, 2, D, dtype=torch.float64)
-    agreement = torch.full((2, D, N), math.nan, dtype=torch.float64)
+    compare = [_Comparison.of(model, name, side) for name in names]
+    cut = _Windows(tuple(pictures_at(images, [0]).shape[2:]), side, shifts, circular)
+    N, D, starts = len(images), shifts + 1, cut.starts
+    distance = torch.zeros(len(names), 2, D, dtype=torch.float64)
+    agreement = torch.full((2, D, N), math.nan if classes is None else 0.0, dtype=torch.float64)
     probability = agreement.clone()
-    if classes:
-        agreement[:], probability[:] = 0, 0
-    at_once = max(1, min(32, 2**18 // side**2))
-    last = 0 if circular else min(height, width) - side - shifts  # of the starts
 
-    def features(pictures: Tensor, axis: int, start: int) -> tuple[list[Tensor], Tensor | None]:
-        if circular:
-            cut = pictures[:, :, :side, :side].roll(-start, 2 + axis)
-        else:
-            across = (pictures.shape[3 - axis] - side) // 2
-            top, left = (start, across) if axis == 0 else (across, start)
-            cut = pictures[:, :, top : top + side, left : left + side]
-        return _outputs(model, cut, names, classes)
+    def outputs(pictures: Tensor, axis: int, start: int) -> dict[str, Tensor]:
+        wanted = dict.fromkeys([*names, classes] if classes else names)
+        layered = activations(model, cut(pictures, axis, start), list(wanted))
+        return {name: y.clone() for name, y in layered}  # a ReLU may follow in place
 
-    chunks = torch.arange(N).split(at_once)
-    total = 2 * N * (last + D)
-    with tqdm(total=total, desc="shifting", unit="img", disable=not progress, leave=False) as bar:
-        for chunk in chunks:
-            pictures = _take(images, chunk)
-            for axis in (0, 1):
-                anchors: dict[int, tuple[list[Tensor], Tensor | None]] = {}
-                for start in range(last + D):
-                    now = features(pictures, axis, start)
-                    if start <= last:
-                        anchors[start] = now
-                    anchors.pop(start - D, None)
-                    for anchor, before in anchors.items():
-                        d = start - anchor
-                        for i, how in enumerate(compare):
-                            distance[i, axis, d] += how.shifted(before[0][i], now[0][i], axis, d).sum() / (
-                                last + 1
-                            )
-                        if before[1] is not None and now[1] is not None:
-                            same, change = _classes_compared(before[1], now[1])
-                            agreement[axis, d, chunk] += same / (last + 1)
-                            probability[axis, d, chunk] += change / (last + 1)
-                    bar.update(len(chunk))
-    order = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
-    apart = torch.zeros(L, 1, 1, dtype=torch.float64)
+    chunks = torch.arange(N).split(max(1, min(32, 2**18 // side**2)))
+    with steps(2 * N * (starts + shifts), "shifting", progress=progress) as done:
+        for chunk, axis in itertools.product(chunks, (0, 1)):
+            pictures = pictures_at(images, chunk)
+            anchors: dict[int, dict[str, Tensor]] = {}  # outputs at starts that may still be shifted from
+            for start in range(starts + shifts):
+                now = outputs(pictures, axis, start)
+                if start < starts:
+                    anchors[start] = now
+                anchors.pop(start - D, None)
+                for anchor, before in anchors.items():
+                    d = start - anchor
+                    for i, layer in enumerate(compare):
+                        apart = layer.shifted(before[layer.name], now[layer.name], axis, d)
+                        distance[i, axis, d] += apart.sum() / starts
+                    if classes:
+                        same, change = _classes_compared(before[classes], now[classes])
+                        agreement[axis, d, chunk] += same / starts
+                        probability[axis, d, chunk] += change / starts
+                done(len(chunk))
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(random_seed))
+    between = torch.zeros(len(names), 1, 1, dtype=torch.float64)  # summed distance to another picture
     for chunk in chunks:
-        x, y = (features(_take(images, o[chunk]), 0, 0)[0] for o in (order, order.roll(1)))
-        apart += torch.stack(
-            [how.shifted(a, b, 0, 0).sum() for how, a, b in zip(compare, x, y, strict=True)]
-        )[:, None, None]
+        x, y = (outputs(pictures_at(images, o[chunk]), 0, 0) for o in (order, order.roll(1)))
+        for i, layer in enumerate(compare):
+            between[i] += layer.shifted(x[layer.name], y[layer.name], 0, 0).sum()
     return ShiftConsistency(
-        model.name, tuple(names), spacing, tuple(c.rows is not None and c.columns is not None for c in compare),
-        torch.arange(D), distance / apart, agreement, probability, circular,
+        model.name, tuple(names), tuple(c.spacing for c in compare), tuple(c.units is not None for c in compare),
+        torch.arange(D), distance / between, agreement, probability, circular,
     )  # fmt: skip
 
 
@@ -185,62 +160,64 @@ def _layers_to_compare(
     model: VisionModel, layers: Sequence[str] | None, side: int
 ) -> tuple[list[str], str | None]:
     """Names of the layers, and of the one that gives the classes, if it can be run."""
-    steps = model.network.steps
-    flat = [n for n in model.layers if isinstance(steps[n].module, nn.Linear)]
-    whole = side == model.input_size
-    if layers is None:
-        names = [*model.conv_layers, *(flat if whole else [])]
-    else:
-        names = [layers] if isinstance(layers, str) else list(layers)
-        if not names:
-            raise LayerError("layers must name at least one layer")
-        for name in names:
-            model.network.find(name)
-    return names, (flat[-1] if flat and whole else None)
+    flat = [n for n in model.layers if isinstance(model.network.steps[n].module, nn.Linear)]
+    if side != model.input_size:  # fully connected layers take pictures of one size only
+        flat = []
+    names = layer_names(layers, model.layers, default=[*model.conv_layers, *flat])
+    return names, flat[-1] if flat else None
 
 
-def _take(images: ImageSet | Tensor, index: Sequence[int] | Tensor) -> Tensor:
-    return images.take(index) if isinstance(images, ImageSet) else images[index]
+class _Windows:
+    """Windows of `side` px of pictures (N, 3, H, W), whose place moves along one axis."""
 
+    def __init__(self, size: tuple[int, ...], side: int, shifts: int, circular: bool) -> None:
+        need = side if circular else side + shifts
+        if min(size) < need:
+            raise ZfkitError(
+                f"pictures of {size[1]} x {size[0]} px have no room for windows of {side} px"
+                + ("" if circular else f" that shift by {shifts} px")
+                + f"; take pictures of {need} px, as load_images(..., size={need}) gives them"
+            )
+        self.side, self.circular = side, circular
+        self.starts = 1 if circular else min(size) - need + 1  # places that leave room for all shifts
 
-def _outputs(
-    model: VisionModel, pictures: Tensor, names: Sequence[str], classes: str | None
-) -> tuple[list[Tensor], Tensor | None]:
-    found = {}
-    wanted = [*names, *([classes] if classes else [])]
-    try:
-        for step, _, y in model.network.walk(model.preprocess(pictures), wanted):
-            if step.name in wanted:
-                found[step.name] = y.clone()  # a ReLU may follow in place
-    except RuntimeError as error:
-        raise LayerError(
-            f"{model.name} cannot run to {', '.join(wanted)} on windows of {pictures.shape[-1]} px "
-            f"({str(error).splitlines()[0]}); take layers before the first fully connected one"
-        ) from error
-    return [found[name] for name in names], found[classes].softmax(1) if classes else None
+    def __call__(self, pictures: Tensor, axis: int, start: int) -> Tensor:
+        """(N, 3, side, side), from row (axis 0) or column (axis 1) `start` on, in the middle of the other axis."""
+        if self.circular:
+            return pictures[:, :, : self.side, : self.side].roll(-start, 2 + axis)
+        middle = (pictures.shape[3 - axis] - self.side) // 2
+        return pictures.narrow(2 + axis, start, self.side).narrow(3 - axis, middle, self.side)
 
 
 def _classes_compared(before: Tensor, now: Tensor) -> tuple[Tensor, Tensor]:
-    best = before.argmax(1)
-    rows = torch.arange(len(before), device=before.device)
-    change = (now[rows, best] - before[rows, best]).abs()
-    return (now.argmax(1) == best).double().cpu(), change.double().cpu()
+    """Of outputs (N, classes): (N,) is the class the same, and |change| of the probability of the class before."""
+    before, now = before.softmax(1), now.softmax(1)
+    best = before.argmax(1, keepdim=True)
+    change = (now.gather(1, best) - before.gather(1, best)).abs()[:, 0]
+    return (now.argmax(1) == best[:, 0]).double().cpu(), change.double().cpu()
 
 
 @dataclass(frozen=True)
 class _Comparison:
-    """How the maps of one layer before and after a shift are compared."""
+    """How the outputs of one layer before and after a shift are compared."""
 
     name: str
-    spacing: int
-    rows: tuple[int, int] | None  # first and last unit that sees no border; None where there are none
-    columns: tuple[int, int] | None
+    spacing: int  # pixels between neighbouring units; 0 where units see the whole picture
+    units: (
+        tuple[slice, slice] | None
+    )  # rows and columns of those that see no border; None where there are none
+
+    @classmethod
+    def of(cls, model: VisionModel, layer: str, side: int) -> _Comparison:
+        field = receptive_field(model, layer)
+        rows, columns = _inside(field.rows, side), _inside(field.columns, side)
+        spacing = field.stride if field.stride == field.columns.stride else 0
+        return cls(layer, spacing, (rows, columns) if rows and columns and spacing else None)
 
     def shifted(self, before: Tensor, now: Tensor, axis: int, d: int) -> Tensor:
         """Root mean square over units of the difference, (N,) float64, after moving `before` by d px."""
-        if self.rows is not None and self.columns is not None:
-            (top, bottom), (left, right) = self.rows, self.columns
-            before, now = (t[:, :, top : bottom + 1, left : right + 1] for t in (before, now))
+        if self.units is not None:
+            before, now = (t[:, :, self.units[0], self.units[1]] for t in (before, now))
             k = math.floor(d / self.spacing + 0.5)
             length = before.shape[2 + axis] - k
             if length < 1:  # moved out of the window
@@ -249,9 +226,9 @@ class _Comparison:
         return (now - before).double().flatten(1).square().mean(1).sqrt().cpu()
 
 
-def _inside(i: Interval, side: int) -> tuple[int, int] | None:
-    """First and last unit whose receptive field lies inside a picture, if there are at least two."""
+def _inside(i: Interval, side: int) -> slice | None:
+    """Units whose receptive field lies inside a picture, if there are at least two."""
     if not i.stride:
         return None
     first, last = -(i.low // i.stride), (side - 1 - i.high) // i.stride
-    return (first, last) if last > first else None
+    return slice(first, last + 1) if last > first else None

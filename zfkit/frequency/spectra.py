@@ -1,58 +1,40 @@
-"""What frequencies a layer's filters pass, and what lattices a stride leaves in reconstructions.
+"""What frequencies a layer's filters pass.
 
 Zeiler & Fergus (section 4.1, Fig. 6) saw in AlexNet's first layer "a mix of extremely high and low frequency
 information, with little coverage of the mid frequencies". `filter_spectra` turns that into numbers for any
 convolution. Small filters leak into every frequency and few filters scatter, so `random_control` says what
-filters that learned nothing would give, with an interval. `lattice` looks for the periodic artefacts that a
-stride leaves in pictures.
-
-Conventions. Frequencies are cycles per pixel *of the layer's own input*, from -1/2 to 1/2: u along the rows'
-index (down), v along the columns' (to the right), rho = sqrt(u^2 + v^2). The direction of a wave is that of
-(v, u), in degrees from 0 to 180, turning from right to down: 0 for upright stripes, 90 for level ones.
+filters that learned nothing would give, with an interval.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from ..checks import layer_names, one_of, whole_number
 from ..deconv.receptive_field import extents
-from ..errors import LayerError, ZfkitError, unknown
+from ..errors import LayerError, ZfkitError
 from ..nets.graph import pair
 from ..nets.model import VisionModel
 from ..nets.zoo import load_model
+from .plane import HIGH, LOW, SIZE, Plane, autocorrelation, frequency_bins, plane, power_of_autocorrelation
 
 if TYPE_CHECKING:
     import pandas as pd
 
-
-SIZE = 64  # bins along each side of a spectrum
-
-
-LOW, HIGH = 1 / 12, 1 / 3  # bounds of the bands, cycles per pixel: periods of 12 px and of 3 px
-
-
 Part = Literal["all", "luminance", "opponent"]
-
-
 Sees = Literal["colour", "grey", "maps"]
 
-
-Of = Literal["energy", "pixels"]
-
-
-# What is told of a whole layer, in this order. The first eight are means over its filters.
+# What `FilterSpectra.summary` says of a layer, in this order. The first eight are means over its filters.
 MEASURES = (
     "centroid", "bandwidth", "selectivity", "low", "mid", "high", "aliasable", "luminance", "mid_coverage", "entropy",
 )  # fmt: skip
-
-
 # Those whose mean over random filters follows from the mean of their spectra.
 LINEAR = ("centroid", "low", "mid", "high", "aliasable", "luminance")
 
@@ -75,8 +57,7 @@ class FilterSpectra:
         name: of the network.
         layer: its name; "" for a bare tensor of weights.
         weight: (C, c, kh, kw) float64, the filters, without the zeros of dilation.
-        power: (C, size, size) float64; a filter's sum over all bins is its sum of squares (Parseval).
-        frequencies: (size,) float64 cycles per pixel, ascending from -1/2, of power's rows and columns alike.
+        size: bins along each side of the spectra.
         stride, dilation: of the convolution, along rows and columns.
         input_stride: pixels of the picture between neighbouring positions of the layer's input; 1 for a first
             layer, None where there is no such number.
@@ -87,8 +68,7 @@ class FilterSpectra:
     name: str
     layer: str
     weight: Tensor
-    power: Tensor
-    frequencies: Tensor
+    size: int
     stride: tuple[int, int]
     dilation: tuple[int, int]
     input_stride: int | None
@@ -115,27 +95,31 @@ class FilterSpectra:
 
         Raises LayerError where the layer's input is not a picture in colour.
         """
-        if part not in get_args(Part):
-            raise ZfkitError(unknown("part", part, get_args(Part)))
+        one_of(part, "part", get_args(Part))
         if part == self.part:
             return self
         if self.part != "all":
             raise ZfkitError(f"this is the {self.part} part already; ask the whole filters for {part!r}")
         if self.sees != "colour":
             raise LayerError(
-                f"{self.title or 'this layer'} does not take a picture in RGB (a filter has {self.weight.shape[1]} "
-                "input channels), so there is no luminance apart from colour; ask a first layer that takes RGB"
+                f"{self.title} does not take a picture in RGB (a filter has {self.weight.shape[1]} input channels), "
+                "so there is no luminance apart from colour; ask a first layer"
             )
-        return replace(self, part=part)._of(self.weight)
+        return replace(self, part=part, weight=take_part(self.weight, part))
 
-    def _of(self, weight: Tensor) -> FilterSpectra:
-        """The same with other filters, of which this part is taken."""
-        if self.part != "all":
-            grey = weight.mean(1, keepdim=True).expand_as(weight)
-            weight = grey if self.part == "luminance" else weight - grey
-        return replace(self, weight=weight, power=_power(weight, self.dilation, len(self.frequencies)))
+    @functools.cached_property
+    def power(self) -> Tensor:
+        """(C, size, size) float64; a filter's sum over all bins is its sum of squares (Parseval).
 
-    # ------------------------------------------------------------------------------------- one row per filter
+        It is the DFT of the autocorrelation (Wiener & Khinchin): one large transform for each filter, however many
+        input channels it has.
+        """
+        return power_of_autocorrelation(autocorrelation(self.weight), self.dilation, self.size)
+
+    @property
+    def frequencies(self) -> Tensor:
+        """(size,) float64 cycles per pixel, ascending from -1/2, of power's rows and columns alike."""
+        return frequency_bins(self.size)
 
     def table(self) -> pd.DataFrame:
         """Data frame by channel, one row per filter; NaN throughout for filters that are zero.
@@ -169,7 +153,7 @@ class FilterSpectra:
         """
         import pandas as pd
 
-        r = _autocorrelation(self.weight)
+        r = autocorrelation(self.weight)
         kh, kw = self.weight.shape[2:]
         y = self.dilation[0] * torch.arange(1 - kh, kh, dtype=torch.float64)[:, None]
         x = self.dilation[1] * torch.arange(1 - kw, kw, dtype=torch.float64)
@@ -179,48 +163,45 @@ class FilterSpectra:
             bessel = radius * torch.special.bessel_j1(2 * math.pi * radius * distance) / distance
             return torch.where(distance > 0, bessel, math.pi * radius**2)
 
-        kept = (
-            torch.sinc(y / self.stride[0]) / self.stride[0] * torch.sinc(x / self.stride[1]) / self.stride[1]
-        )
-        low, below, kept = (
-            (r * kernel).sum((1, 2)) / r[:, kh - 1, kw - 1] for kernel in (disc(LOW), disc(HIGH), kept)
-        )
+        along_y, along_x = (torch.sinc(t / s) / s for t, s in zip((y, x), self.stride, strict=True))
+        kernels = (disc(LOW), disc(HIGH), along_y * along_x)
+        low, below, kept = ((r * kernel).sum((1, 2)) / r[:, kh - 1, kw - 1] for kernel in kernels)
         shares = {"low": low, "mid": below - low, "high": 1 - below, "aliasable": 1 - kept}
         return pd.DataFrame({k: v.numpy() for k, v in shares.items()}).rename_axis("channel")
 
-    @cached_property
+    @functools.cached_property
     def _per_filter(self) -> dict[str, Tensor]:
         """The table's columns, (C,) each."""
-        plane = _Plane(self.frequencies, self.stride)
         energy = self.power.sum((1, 2))
-        moments = dict(zip(plane.names, (self._shares.flatten(1) @ plane.masks).T, strict=True))
-        z = torch.complex(moments["cos"], moments["sin"]) / moments["beyond 0"]
-        spread = (moments["rho^2"] - moments["rho"].square()).clamp(min=0).sqrt()
-        peak = plane.rho.flatten()[self.power.flatten(1).argmax(1)]
+        mean = self._plane.means(self._shares)
+        z = torch.complex(mean["cos"], mean["sin"]) / mean["beyond 0"]
+        peak = self._plane.rho.flatten()[self.power.flatten(1).argmax(1)]
         nan = torch.full_like(energy, torch.nan)
         if self.sees == "colour":
             luminance = self.weight.mean(1).square().sum((1, 2)) * 3 / self.weight.square().sum((1, 2, 3))
         else:
             luminance = torch.where(energy > 0, 1.0, nan) if self.sees == "grey" else nan
         return {
-            "centroid": moments["rho"],
-            "bandwidth": spread,
+            "centroid": mean["rho"],
+            "bandwidth": (mean["rho^2"] - mean["rho"].square()).clamp(min=0).sqrt(),
             "peak": torch.where(energy > 0, peak, nan),
             "orientation": torch.where(z.abs() > 1e-9, torch.rad2deg(z.angle() / 2) % 180, nan),
             "selectivity": z.abs(),
-            **{name: moments[name] for name in ("low", "mid", "high", "aliasable")},
+            **{name: mean[name] for name in ("low", "mid", "high", "aliasable")},
             "luminance": luminance,
             "energy": energy,
         }
 
-    @cached_property
+    @property
+    def _plane(self) -> Plane:
+        return plane(self.size, self.stride)
+
+    @functools.cached_property
     def _shares(self) -> Tensor:
         """(C, size, size), each filter's power divided by its sum; NaN where that is zero."""
         return self.power / self.power.sum((1, 2), keepdim=True)
 
-    # ----------------------------------------------------------------------------------- the layer as a whole
-
-    @cached_property
+    @functools.cached_property
     def pooled(self) -> Tensor:
         """(size, size), sums to 1: the mean of the filters' spectra, each divided by its own sum.
 
@@ -234,13 +215,12 @@ class FilterSpectra:
         In units of white filters' density, which is the same at every frequency: 1 everywhere for them. Rings
         end at 1/2 cycle per pixel; the corners beyond, with diagonal waves only, are left out.
         """
-        return _Plane(self.frequencies, self.stride).profile(self.pooled)
+        return self._plane.profile(self.pooled)
 
     @property
     def radii(self) -> Tensor:
         """(size // 2 + 1,) cycles per pixel, from 0 to 1/2: the rings of `profile`, one bin wide."""
-        size = len(self.frequencies)
-        return torch.arange(size // 2 + 1, dtype=torch.float64) / size
+        return torch.arange(self.size // 2 + 1, dtype=torch.float64) / self.size
 
     def summary(self) -> dict[str, float]:
         """The layer in ten numbers: the table's columns averaged over filters, and two of the pooled spectrum.
@@ -249,79 +229,14 @@ class FilterSpectra:
           power, as banks of Gabor filters are laid out (Manjunath & Ma 1996);
         - entropy of `pooled`: -sum(p log p) / log(size^2), from 0 for one frequency to 1 for all alike.
         """
-        plane = _Plane(self.frequencies, self.stride)
         means = {name: float(self._per_filter[name].nanmean()) for name in MEASURES[:-2]}
         peaks = self.power.amax((1, 2), keepdim=True)
         covered = ((self.power >= peaks / 2) & (peaks > 0)).any(0)
         entropy = torch.special.entr(self.pooled).sum() / math.log(self.pooled.numel())
-        return means | {"mid_coverage": float(covered[plane.mid].double().mean()), "entropy": float(entropy)}
-
-
-class _Plane:
-    """The plane of frequencies: where its bins lie, and what is summed over them."""
-
-    def __init__(self, frequencies: Tensor, stride: tuple[int, int]) -> None:
-        u, v = frequencies[:, None], frequencies
-        self.rho = torch.sqrt(u.square() + v.square())
-        self.mid = (self.rho >= LOW) & (self.rho <= HIGH)
-        squared = self.rho.square().clamp(min=torch.finfo(torch.float64).tiny)
-        parts = {
-            "rho": self.rho,
-            "rho^2": self.rho.square(),
-            "beyond 0": self.rho > 0,
-            "cos": (v.square() - u.square()) / squared,  # of twice the direction
-            # At |u| or |v| = 1/2 the waves (u, v) and (u, -v) are one and the same.
-            "sin": torch.where((u.abs() < 0.5) & (v.abs() < 0.5), 2 * u * v / squared, 0.0),
-            "low": self.rho < LOW,
-            "mid": self.mid,
-            "high": self.rho > HIGH,
-            "aliasable": (u.abs() > 1 / (2 * stride[0])) | (v.abs() > 1 / (2 * stride[1])),
+        return means | {
+            "mid_coverage": float(covered[self._plane.mid].double().mean()),
+            "entropy": float(entropy),
         }
-        self.names = list(parts)
-        self.masks = torch.stack([m.double().flatten() for m in parts.values()], 1)  # (size^2, 9)
-
-    def profile(self, pooled: Tensor) -> Tensor:
-        """Mean over rings of one bin's width, times the number of bins."""
-        size = len(pooled)
-        ring = (self.rho * size).round().long().flatten()
-        total, bins = (
-            torch.zeros(int(ring.max()) + 1, dtype=torch.float64).index_add(0, ring, x)
-            for x in (pooled.flatten(), torch.ones(size**2, dtype=torch.float64))
-        )
-        return (total / bins * size**2)[: size // 2 + 1]
-
-
-def _autocorrelation(weight: Tensor) -> Tensor:
-    """(C, 2 kh - 1, 2 kw - 1): sum over input channels and taps of w(t) w(t + d), displacement 0 in the middle."""
-    C, c, kh, kw = weight.shape
-    sides = 2 * kh - 1, 2 * kw - 1  # so that displacements do not wrap around
-    r = weight.new_empty(C, *sides)
-    for part in torch.arange(C).split(max(1, 2**22 // (c * sides[0] * sides[1]))):  # bounded memory
-        r[part] = torch.fft.irfft2(torch.fft.rfft2(weight[part], s=sides).abs().square().sum(1), s=sides)
-    return torch.fft.fftshift(r, (1, 2))
-
-
-def _power(weight: Tensor, dilation: tuple[int, int], size: int) -> Tensor:
-    """(C, size, size) of `FilterSpectra.power`, as the DFT of the autocorrelation (Wiener & Khinchin).
-
-    That is one large transform for each filter, however many input channels it has.
-    """
-    return _spectrum(_autocorrelation(weight), dilation, size)
-
-
-def _spectrum(r: Tensor, dilation: tuple[int, int], size: int) -> Tensor:
-    for axis in (1, 2):  # displacement d goes to position d modulo size
-        reach = r.shape[axis] // 2
-        place = dilation[axis - 1] * torch.arange(-reach, reach + 1) % size
-        shape = list(r.shape)
-        shape[axis] = size
-        r = r.new_zeros(shape).index_add(axis, place, r)
-    power = torch.fft.fft2(r).real.clamp(min=0) / size**2
-    return torch.fft.fftshift(power, (1, 2))
-
-
-def _frequencies(size: int) -> Tensor:
-    return (torch.arange(size, dtype=torch.float64) - size // 2) / size
 
 
 def filter_spectra(
@@ -348,59 +263,70 @@ def filter_spectra(
     >>> zfkit.filter_spectra("torchvision:vgg11", weights=None).summary()["mid"]
     """
     if isinstance(model, Tensor):
-        if model.dim() != 4 or not model.numel() or not model.is_floating_point():
-            raise ZfkitError(
-                "expected weights (C_out, C_in, kh, kw) as floats, got "
-                f"{str(model.dtype).removeprefix('torch.')} {tuple(model.shape)}"
-            )
-        if layer is not None:
-            raise ZfkitError(
-                f"bare weights have no layer {layer!r}; pass the network, or leave the layer out"
-            )
-        name, layer, weight, steps, dilation = "weights", "", model, _steps("stride", stride), (1, 1)
-        sees: Sees = {3: "colour", 1: "grey"}.get(model.shape[1], "maps")  # type: ignore[assignment]
-        input_stride: int | None = 1
+        spectra = _of_weights(model, layer, stride, size)
     else:
         model = load_model(model, weights=weights, device="cpu") if isinstance(model, str) else model
-        layer = model.conv_layers[0] if layer is None else layer
-        step = model.network.find(layer)
-        conv = step.module
-        if not isinstance(conv, nn.Conv2d):
-            raise LayerError(
-                f"{layer!r} is {step.operation}, which has no filters; take one of {', '.join(model.conv_layers)}"
-            )
-        name, weight, steps, dilation = model.name, conv.weight, pair(conv.stride), pair(conv.dilation)
-        before = model.network.upto(step.inputs)
-        first = not any(isinstance(s.module, nn.Conv2d | nn.Linear) for s in before)
-        sees = "maps"
-        if first and weight.shape[1] == len(model.mean):  # a grouped one sees only some of the colours
-            sees = "colour" if len(model.mean) == 3 else "grey"
-        extent = extents(model.network, step.inputs[0]).get(model.network.input)
-        rows, columns = extent if extent is not None else (None, None)
-        same = rows is not None and columns is not None and rows.stride == columns.stride
-        input_stride = rows.stride if rows is not None and same else None
-    called = f"{layer!r} of {name}" if layer else "the weights"
-    weight = weight.detach().to("cpu", torch.float64)
-    reach = max(d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True))
-    if not isinstance(size, int) or size < max(reach, 2):
-        raise ZfkitError(
-            f"size must be a whole number of bins, at least the filters' {reach} px, not {size!r}"
-        )
-    if not torch.isfinite(weight).all():
+        spectra = _of_layer(model, model.conv_layers[0] if layer is None else layer, size)
+    called = f"{spectra.layer!r} of {spectra.name}" if spectra.layer else "the weights"
+    taps = zip(spectra.dilation, spectra.weight.shape[2:], strict=True)
+    side = max(d * (k - 1) + 1 for d, k in taps)
+    whole_number(size, f"size, in bins, of filters of {side} px,", low=max(side, 2))
+    if not torch.isfinite(spectra.weight).all():
         raise LayerError(f"{called} are not all finite; check the training that made them")
-    if not weight.any():
+    if not spectra.weight.any():
         raise LayerError(f"all filters of {called} are zero, so they have no spectrum; check the weights")
+    return spectra
+
+
+def _of_weights(weight: Tensor, layer: str | None, stride: int | tuple[int, int], size: int) -> FilterSpectra:
+    if weight.dim() != 4 or not weight.numel() or not weight.is_floating_point():
+        dtype = str(weight.dtype).removeprefix("torch.")
+        raise ZfkitError(
+            f"expected weights (C_out, C_in, kh, kw) as floats, got {dtype} {tuple(weight.shape)}"
+        )
+    if layer is not None:
+        raise ZfkitError(f"bare weights have no layer {layer!r}; pass the network, or leave the layer out")
+    sees: Sees = {3: "colour", 1: "grey"}.get(weight.shape[1], "maps")  # type: ignore[assignment]
+    return FilterSpectra("weights", "", _float64(weight), size, stride_pair(stride), (1, 1), 1, sees)
+
+
+def _of_layer(model: VisionModel, layer: str, size: int) -> FilterSpectra:
+    step = model.network.find(layer)
+    conv = step.module
+    if not isinstance(conv, nn.Conv2d):
+        raise LayerError(
+            f"{layer!r} is {step.operation}, which has no filters; take one of {', '.join(model.conv_layers)}"
+        )
+    before = model.network.upto(step.inputs)
+    sees: Sees = "maps"
+    first = not any(isinstance(s.module, nn.Conv2d | nn.Linear) for s in before)
+    if first and conv.weight.shape[1] == len(model.mean):  # a grouped one sees only some of the colours
+        sees = "colour" if len(model.mean) == 3 else "grey"
+    extent = extents(model.network, step.inputs[0]).get(model.network.input)
+    even = extent is not None and extent[0].stride == extent[1].stride
     return FilterSpectra(
-        name, layer, weight, _power(weight, dilation, size), _frequencies(size),
-        steps, dilation, input_stride, sees,
+        model.name, layer, _float64(conv.weight), size, pair(conv.stride), pair(conv.dilation),
+        extent[0].stride if extent and even else None, sees,
     )  # fmt: skip
 
 
-def _steps(what: str, value: int | tuple[int, int]) -> tuple[int, int]:
-    numbers = pair(value) if isinstance(value, int | tuple | list) and value != () else (0, 0)
-    if not all(isinstance(n, int) and n >= 1 for n in numbers):
-        raise ZfkitError(f"{what} must be a whole number of pixels from 1 on, or two of them, not {value!r}")
-    return numbers
+def _float64(weight: Tensor) -> Tensor:
+    return weight.detach().to("cpu", torch.float64)
+
+
+def take_part(weight: Tensor, part: Part) -> Tensor:
+    """The luminance part of filters (C, 3, kh, kw), their mean over colours, or the rest; "all" for both."""
+    if part == "all":
+        return weight
+    grey = weight.mean(1, keepdim=True).expand_as(weight)
+    return grey if part == "luminance" else weight - grey
+
+
+def stride_pair(stride: int | tuple[int, int]) -> tuple[int, int]:
+    """A stride along rows and columns. Raises ZfkitError for anything but whole numbers from 1 on."""
+    numbers = stride if isinstance(stride, tuple | list) and len(stride) == 2 else (stride, stride)
+    rows, columns = (whole_number(n, "stride, in pixels,") for n in numbers)
+    return rows, columns
 
 
 def spectral_table(
@@ -421,8 +347,6 @@ def spectral_table(
     import pandas as pd
 
     model = load_model(model, device="cpu") if isinstance(model, str) else model
-    names = [layers] if isinstance(layers, str) else list(model.conv_layers if layers is None else layers)
-    if not names:
-        raise LayerError(f"no layer was named; {model.name} has {', '.join(model.conv_layers)}")
+    names = layer_names(layers, model.layers, default=model.conv_layers)
     tables = {name: filter_spectra(model, name, size=size).table() for name in names}
     return pd.concat(tables, names=["layer"])

@@ -25,21 +25,31 @@ Precision = Literal["float32", "bf16"]
 # (n, ...), or None where the callee keeps what it needs itself.
 Reduce = Callable[[str, Tensor, Tensor], Tensor | None]
 
+# From preprocessed pictures (n, C, H, W) and their places (n,) in the set to what the network is shown instead.
+Change = Callable[[Tensor, Tensor], Tensor]
+
 GPU_BYTES, CPU_BYTES = 2**30, 2**26  # of the largest output in one batch
 
 
 @torch.inference_mode()
 def activations(
-    model: VisionModel, pixels: Tensor, layers: Sequence[str], precision: Precision = "float32"
+    model: VisionModel,
+    pixels: Tensor,
+    layers: Sequence[str],
+    precision: Precision = "float32",
+    change: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Outputs of these layers for uint8 pictures (N, 3, H, W), in order of execution.
+
+    `change` takes the preprocessed pictures and returns what the network is shown: covered in part, say.
 
     Look at each output before asking for the next: a ReLU that follows may overwrite it.
 
     Raises LayerError for pictures that the network cannot take as far as that.
     """
     one_of(precision, "precision", ("float32", "bf16"))
-    x = model.preprocess(pixels).contiguous(memory_format=torch.channels_last)
+    x = model.preprocess(pixels)
+    x = (x if change is None else change(x)).contiguous(memory_format=torch.channels_last)
     try:
         for step, _, output in model.network.walk(x, layers, _in_bfloat16 if precision == "bf16" else None):
             if step.name in layers:
@@ -60,6 +70,7 @@ def features(
     reduce: Reduce = flat,
     *,
     index: Tensor | Sequence[int] | None = None,
+    change: Change | None = None,
     batch_size: int | None = None,
     what: str = "features",
     progress: bool = False,
@@ -73,6 +84,7 @@ def features(
             memory does not hold is run again in halves, so `reduce` must not count anything twice if it is called
             again with pictures that it has seen.
         index: places of the pictures to look at; None for all.
+        change: what to do to the preprocessed pictures before the network sees them.
         batch_size: None for as many as keep the largest output under 64 MiB, or 1 GiB on a GPU.
         what: is being done, for the progress bar and warnings.
         on_step: called after each batch with (done, total); it may raise `Cancelled`.
@@ -90,9 +102,10 @@ def features(
         for part in portions.of(len(chosen)):
             with portions.attempt():
                 here = chosen[part]
-                pixels = images.take(here) if isinstance(images, ImageSet) else images[here]
+                pixels = pictures_at(images, here)
                 found: dict[str, Tensor] = {}
-                for name, output in activations(model, pixels, layers):
+                changed = None if change is None else lambda x, here=here: change(x, here)
+                for name, output in activations(model, pixels, layers, change=changed):
                     reduced = reduce(name, output, here)
                     if reduced is not None:
                         # A copy also where it is on the CPU already: the next step may overwrite a view.
@@ -101,6 +114,11 @@ def features(
                     rows[name].append(values)
                 done(len(here))
     return {name: torch.cat(parts) for name, parts in rows.items() if parts}
+
+
+def pictures_at(images: ImageSet | Tensor, index: Tensor | Sequence[int]) -> Tensor:
+    """Pictures at these places of a set, or of a tensor of pictures: uint8 (n, 3, H, W)."""
+    return images.take(index) if isinstance(images, ImageSet) else images[index]
 
 
 def default_batch_size(

@@ -2,8 +2,8 @@
 
 All chance is drawn ahead, from the seed and the epoch alone (`draw`). So a run that was stopped goes on with
 exactly the pictures it would have seen, and several processes share one batch without talking to each other.
-Pictures that fit live on the device as uint8 and are changed there (`Resident`); others are read, decoded and
-changed by the processes of a `DataLoader` with torchvision's v2 transforms (`Streamed`). Both give the same.
+Pictures that fit live on the device as uint8 and are cut there (`Resident`); others are read, decoded and cut by the
+processes of a `DataLoader` (`Streamed`). Both are finished on the device by `shade`, and give the same.
 """
 
 from __future__ import annotations
@@ -47,9 +47,14 @@ class Geometry:
     brightness: float = 0.0
 
     @property
-    def places(self) -> int:
+    def positions(self) -> int:
         """Positions of a crop along one side."""
         return self.picture + 2 * self.pad - self.size + 1
+
+
+def crops_of(size: int, picture: int) -> Geometry:
+    """Crops inside larger pictures, as at the paper's 224 of 256; of equal ones, crops that hang over a little."""
+    return Geometry(size, picture, round(6 * size / 64), 0.2) if picture == size else Geometry(size, picture)
 
 
 @dataclass(frozen=True)
@@ -63,24 +68,22 @@ class Draws:
     brightness: Tensor  # factor
 
     def __getitem__(self, part: slice) -> Draws:
-        return Draws(
-            self.index[part], self.top[part], self.left[part], self.mirror[part], self.brightness[part]
-        )
+        return Draws(*(t[part] for t in vars(self).values()))
 
     def to(self, device: torch.device) -> Draws:
         """The same draws on a device."""
         return Draws(*(t.to(device, non_blocking=True) for t in vars(self).values()))
 
 
-def draw(count: int, geometry: Geometry, seed: int, epoch: int, blocks: Tensor | None = None) -> Draws:
+def draw(count: int, geometry: Geometry, random_seed: int, epoch: int, blocks: Tensor | None = None) -> Draws:
     """The order of an epoch over `count` pictures, and a random crop, mirror and brightness for each.
 
     Args:
         blocks: first places of pictures stored together. Then blocks are shuffled, and pictures within each
             16 of them, so that a disk is read in long runs and a data loader holds 16 blocks.
     """
-    g = generator(seed, epoch)
-    crop = torch.randint(geometry.places, (2, count), generator=g) - geometry.pad
+    g = generator(random_seed, epoch)
+    top, left = torch.randint(geometry.positions, (2, count), generator=g) - geometry.pad
     mirror = torch.rand(count, generator=g) < 0.5
     brightness = 1 + geometry.brightness * (2 * torch.rand(count, generator=g) - 1)
     if blocks is None:
@@ -89,35 +92,40 @@ def draw(count: int, geometry: Geometry, seed: int, epoch: int, blocks: Tensor |
         ends = torch.cat([blocks[1:], torch.tensor([count])])
         order = torch.randperm(len(blocks), generator=g)
         parts = []
-        for some in order.split(BLOCKS_MIXED):
-            places = torch.cat([torch.arange(int(blocks[b]), int(ends[b])) for b in some])
+        for group in order.split(BLOCKS_MIXED):
+            places = torch.cat([torch.arange(int(blocks[b]), int(ends[b])) for b in group])
             parts.append(places[torch.randperm(len(places), generator=g)])
         index = torch.cat(parts)
-    return Draws(index, crop[0], crop[1], mirror, brightness)
+    return Draws(index, top, left, mirror, brightness)
 
 
-def augment(pictures: Tensor, draws: Draws, geometry: Geometry, mean: Tensor) -> Tensor:
-    """Crops of uint8 (n, H, W, 3) pictures as float (n, 3, S, S), 0-255, with `mean` (3,) where they hang over.
+def _rows_and_columns(draws: Draws, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """(n, S) each: the picture's rows and columns that a crop shows, mirrored where it is."""
+    side = torch.arange(geometry.size, device=draws.top.device)
+    columns = torch.where(draws.mirror[:, None], side.flip(0), side)
+    return draws.top[:, None] + side, draws.left[:, None] + columns
 
-    The result is laid out channels-last, which convolutions on a GPU prefer.
-    """
-    side = torch.arange(geometry.size, device=pictures.device)
-    rows = draws.top[:, None] + side  # (n, S)
-    columns = draws.left[:, None] + torch.where(draws.mirror[:, None], side.flip(0), side)
-    height, width = pictures.shape[1:3]
-    place = (
-        rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]
-    )  # (n, S, S)
-    place = place + (torch.arange(len(pictures), device=pictures.device) * height * width)[:, None, None]
-    x = pictures.view(-1, 3)[place].float()  # (n, S, S, 3)
+
+def crop(pictures: Tensor, draws: Draws, geometry: Geometry) -> Tensor:
+    """Crops (n, S, S, 3) of uint8 pictures (n, H, W, 3), mirrored where drawn; anything where they hang over."""
+    n, height, width, _ = pictures.shape
+    rows, columns = _rows_and_columns(draws, geometry)
+    rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+    # One index into all pixels is several times as quick as three.
+    pixel = (torch.arange(n, device=rows.device)[:, None] * height + rows) * width  # (n, S)
+    return pictures.reshape(-1, 3)[pixel[:, :, None] + columns[:, None, :]]
+
+
+def shade(crops: Tensor, draws: Draws, geometry: Geometry, mean: Tensor) -> Tensor:
+    """Crops (n, S, S, 3) as float (n, 3, S, S), 0-255: brightened as drawn, `mean` (3,) where they hang over."""
+    x = crops.float()
     if geometry.brightness:
         x = (x * draws.brightness[:, None, None, None]).clamp_(0, 255)
     if geometry.pad:
-        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[
-            :, None, :
-        ]
-        x = torch.where(inside[..., None], x, mean)
-    return x.permute(0, 3, 1, 2)
+        rows, columns = ((t >= 0) & (t < geometry.picture) for t in _rows_and_columns(draws, geometry))
+        x = torch.where((rows[:, :, None] & columns[:, None, :])[..., None], x, mean)
+    # As it lies in memory that is channels-last, which convolutions on a GPU prefer.
+    return x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
 class Feed(Protocol):
@@ -147,10 +155,8 @@ class Resident:
         draws = draws.to(self.device)
         for span in spans:
             mine = draws[span]
-            yield (
-                augment(self._pictures[mine.index], mine, self.geometry, self.mean),
-                self._labels[mine.index],
-            )
+            crops = crop(self._pictures[mine.index], mine, self.geometry)
+            yield shade(crops, mine, self.geometry, self.mean), self._labels[mine.index]
 
 
 class Streamed:
@@ -159,19 +165,18 @@ class Streamed:
     def __init__(
         self, images: ImageSet, geometry: Geometry, mean: Tensor, device: torch.device, workers: int
     ) -> None:
-        self.images, self.geometry, self.mean, self.device = images, geometry, mean, device
+        self.images, self.geometry, self.mean, self.device = images, geometry, mean.to(device), device
         self.workers = workers
 
     def batches(self, draws: Draws, spans: list[slice]) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Feed`."""
         from torch.utils.data import DataLoader
 
-        crops: Any = _Crops(self.images, draws, self.geometry, self.mean)
-        batches: Any = [
-            range(s.start, s.stop) for s in spans
-        ]  # not lists: of a million places they are large
+        dataset: Any = _Crops(self.images, draws, self.geometry.size)
+        # Ranges, not lists: of a million places those are large.
+        batches: Any = [range(s.start, s.stop) for s in spans]
         loader: Any = DataLoader(
-            crops,
+            dataset,
             batch_sampler=batches,
             num_workers=self.workers,
             # Readers are closures over open sources: a forked process has them, a spawned one would not.
@@ -179,17 +184,18 @@ class Streamed:
             pin_memory=self.device.type == "cuda",
             prefetch_factor=4 if self.workers else None,
         )
-        for pictures, labels in loader:
-            x = pictures.to(self.device, non_blocking=True).float()
-            yield x.contiguous(memory_format=torch.channels_last), labels.to(self.device, non_blocking=True)
+        draws = draws.to(self.device)
+        for span, (pictures, labels) in zip(spans, loader, strict=True):
+            pictures, labels = (t.to(self.device, non_blocking=True) for t in (pictures, labels))
+            crops = pictures.permute(0, 2, 3, 1)
+            yield shade(crops, draws[span], self.geometry, self.mean), labels
 
 
 class _Crops:
     """Picture by picture, as a data loader wants them: place in the epoch -> (3, S, S) uint8, label."""
 
-    def __init__(self, images: ImageSet, draws: Draws, geometry: Geometry, mean: Tensor) -> None:
-        self.images, self.draws, self.geometry = images, draws, geometry
-        self.fill = [round(m) for m in mean.tolist()]
+    def __init__(self, images: ImageSet, draws: Draws, size: int) -> None:
+        self.images, self.draws, self.size = images, draws, size
 
     def __len__(self) -> int:
         return len(self.draws.index)
@@ -198,13 +204,8 @@ class _Crops:
         from torchvision.transforms.v2 import functional as transform
 
         pixels, label = self._readable(int(self.draws.index[n]))
-        pad, size = self.geometry.pad, self.geometry.size
-        if self.geometry.brightness:
-            pixels = transform.adjust_brightness(pixels, float(self.draws.brightness[n]))
-        if pad:
-            pixels = transform.pad(pixels, [pad], fill=self.fill)
-        top, left = int(self.draws.top[n]) + pad, int(self.draws.left[n]) + pad
-        pixels = transform.crop(pixels, top, left, size, size)
+        top, left = int(self.draws.top[n]), int(self.draws.left[n])
+        pixels = transform.crop(pixels, top, left, self.size, self.size)  # 0 where it hangs over, for now
         return (transform.horizontal_flip(pixels) if self.draws.mirror[n] else pixels).contiguous(), label
 
     def _readable(self, i: int) -> tuple[Tensor, int]:
@@ -223,14 +224,14 @@ def ten_crops(pictures: Tensor, geometry: Geometry) -> Iterator[Tensor]:
     Pictures as large as the input are first extended by `geometry.pad` pixels of their border, as in training.
     """
     if geometry.pad:
-        pictures = torch.nn.functional.pad(pictures.float(), [geometry.pad] * 4, mode="replicate").to(
-            torch.uint8
-        )
-    last = pictures.shape[-1] - geometry.size
+        padding = [geometry.pad] * 4
+        pictures = torch.nn.functional.pad(pictures.float(), padding, mode="replicate").to(torch.uint8)
+    size = geometry.size
+    last = pictures.shape[-1] - size
     for top, left in ((0, 0), (0, last), (last, 0), (last, last), (last // 2, last // 2)):
-        crop = pictures[:, :, top : top + geometry.size, left : left + geometry.size]
-        yield crop
-        yield crop.flip(3)
+        view = pictures[:, :, top : top + size, left : left + size]
+        yield view
+        yield view.flip(3)
 
 
 def centre_crop(pictures: Tensor, geometry: Geometry) -> Tensor:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -14,7 +13,7 @@ from ..batching import Portions
 from ..errors import TrainingError
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel
-from .data import Geometry, centre_crop, ten_crops
+from .data import Geometry, centre_crop, crops_of, ten_crops
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,6 @@ class Accuracy:
     top5: float  # % of pictures whose class is among the five most probable
     loss: float  # mean cross-entropy, nats
     count: int
-    started: float = field(default=0.0, repr=False)
 
 
 @torch.inference_mode()
@@ -50,7 +48,6 @@ def evaluate(
 
     Raises TrainingError where labels are missing or no class of the network.
     """
-    started = time.perf_counter()
     geometry = geometry or crops_of(model.input_size, images.size)
     if crops not in (1, 10):
         raise TrainingError(f"crops must be 1 or 10, not {crops!r}")
@@ -90,9 +87,4 @@ def evaluate(
     top1, top5, loss_sum, count = sums.tolist()
     if not count:
         raise TrainingError(f"{images.source!r} holds no picture that can be read")
-    return Accuracy(100 * top1 / count, 100 * top5 / count, loss_sum / count, int(count), started)
-
-
-def crops_of(size: int, picture: int) -> Geometry:
-    """Crops inside larger pictures, as at the paper's 224 of 256; of equal ones, crops that hang over a little."""
-    return Geometry(size, picture, round(6 * size / 64), 0.2) if picture == size else Geometry(size, picture)
+    return Accuracy(100 * top1 / count, 100 * top5 / count, loss_sum / count, int(count))

@@ -5,67 +5,89 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from ..errors import TrainingError, unknown
+from ..checks import number, one_of, whole_number
+from ..errors import TrainingError
 
 
-def _why(default: Any, reason: str) -> Any:
-    """A field of the recipe with its reason and source."""
-    return field(default=default, metadata={"why": reason})
+def _setting(default: Any, why: str, *limits: Any) -> Any:
+    """A field of the recipe: its reason or source, and its lowest and highest value, or the names it may have."""
+    return field(default=default, metadata={"why": why, "limits": limits})
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train; the defaults are the paper's (section 3) wherever it says. `Recipe.table()` gives reasons."""
+    """How to train; the defaults are the paper's (section 3) wherever it says. `Recipe.table()` gives reasons.
 
-    epochs: int = _why(70, "the paper's, on 1.3 million pictures")
-    batch_size: int = _why(128, "the paper's; over all processes together")
-    lr: float = _why(1e-2, "the paper's")
-    momentum: float = _why(0.9, "the paper's")
-    weight_decay: float = _why(5e-4, "unstated in the paper; Krizhevsky's. On weights, not on biases")
-    dropout: float = _why(0.5, "the paper's, on fc6 and fc7")
-    rms_clip: float | None = _why(
-        0.1, "the paper's: a conv filter of larger RMS is scaled back; None: Fig. 6a"
+    Raises TrainingError for a setting outside its limits.
+    """
+
+    epochs: int = _setting(70, "the paper's, on 1.3 million pictures", 1, 10_000)
+    batch_size: int = _setting(128, "the paper's; over all processes together", 1, 1_000_000)
+    lr: float = _setting(1e-2, "the paper's", 0, 1e3)
+    momentum: float = _setting(0.9, "the paper's", 0, 1)
+    weight_decay: float = _setting(
+        5e-4, "unstated in the paper; Krizhevsky's. On weights, not on biases", 0, 1
     )
-    init: Literal["paper", "he"] = _why(
+    dropout: float = _setting(0.5, "the paper's, on fc6 and fc7", 0, 0.99)
+    rms_clip: float | None = _setting(
+        0.1, "the paper's: a conv filter of larger RMS is scaled back; None: Fig. 6a", 1e-9, 1e9
+    )
+    init: Literal["paper", "he"] = _setting(
         "paper",
         "N(0, 0.01^2), biases 0: read out of 'initialized to 10^-2'. In a network narrower than the paper's, 0.01 "
         "times the root of how many times fewer inputs a layer has, so that signals fade no faster than in the "
         "wide one. 'he': N(0, 2 / inputs)",
+        "paper",
+        "he",
     )
-    inputs: Literal["mean", "std"] = _why(
-        "mean", "RGB 0-255 minus its mean, about +-128, as in the paper; 'std': then divided by its std"
+    inputs: Literal["mean", "std"] = _setting(
+        "mean",
+        "RGB 0-255 minus its mean, about +-128, as in the paper; 'std': then divided by its std",
+        "mean",
+        "std",
     )
-    lr_factor: float = _why(
-        0.1, "the paper lowers lr by hand when validation error plateaus; x0.1 is Krizhevsky's"
+    lr_factor: float = _setting(
+        0.1, "the paper lowers lr by hand when validation error plateaus; x0.1 is Krizhevsky's", 1e-6, 1
     )
-    patience: int = _why(3, "epochs without progress before lr falls: our reading of 'plateaus'")
-    progress: float = _why(0.005, "progress is validation error lower by this share (0.5 percentage points)")
-    shift: int | None = _why(
-        None, "pixels a crop may hang over; None: 6 of 64 where pictures are as large as the input, else 0"
+    patience: int = _setting(
+        3, "epochs without progress before lr falls: our reading of 'plateaus'", 0, 10_000
     )
-    brightness: float | None = _why(
+    progress: float = _setting(
+        0.005, "progress is validation error lower by this share (0.5 percentage points)", 0, 1
+    )
+    shift: int | None = _setting(
+        None,
+        "pixels a crop may hang over; None: 6 of 64 where pictures are as large as the input, else 0",
+        0,
+        10_000,
+    )
+    brightness: float | None = _setting(
         None,
         "up to this factor brighter or darker; None: 0.2 where pictures are as large as the input, else 0",
+        0,
+        1,
     )
-    snapshots: tuple[int, ...] = _why(
+    snapshots: tuple[int, ...] = _setting(
         (0, 1, 2, 5, 10, 20, 30, 40, 64), "Fig. 4's epochs, and before training; the last is always kept"
     )
-    seed: int = _why(0, "of weights, order, crops and dropout")
-    flat_epochs: int = _why(
-        3, "epochs at the loss of guessing before training stops with a diagnosis; 0: never"
+    random_seed: int = _setting(0, "of weights, order, crops and dropout", 0, 2**63 - 1)
+    flat_epochs: int = _setting(
+        3, "epochs at the loss of guessing before training stops with a diagnosis; 0: never", 0, 10_000
     )
-    flat_steps: int = _why(3000, "and at least so many steps: the paper's start is slow")
+    flat_steps: int = _setting(
+        3000, "and at least so many steps: the paper's start is slow", 0, 1_000_000_000
+    )
 
     def __post_init__(self) -> None:
-        for name, low, high in _LIMITS:
-            value = getattr(self, name)
-            if value is None and name in _MAY_BE_NONE:
+        for f in fields(self):
+            value, kind, limits = getattr(self, f.name), str(f.type), f.metadata["limits"]
+            if not limits or (value is None and kind.endswith("None")):
                 continue
-            if value is None or not low <= value <= high:
-                raise TrainingError(f"{name} must lie between {low} and {high}, not be {value!r}")
-        for name, allowed in (("init", ("paper", "he")), ("inputs", ("mean", "std"))):
-            if getattr(self, name) not in allowed:
-                raise TrainingError(unknown(name, getattr(self, name), allowed))
+            if kind.startswith("Literal"):
+                one_of(value, f.name, limits, TrainingError)
+            else:
+                check = whole_number if kind.startswith("int") else number
+                check(value, f.name, limits[0], limits[1], TrainingError)
 
     @classmethod
     def table(cls) -> Any:
@@ -74,17 +96,6 @@ class Recipe:
 
         rows = [{"setting": f.name, "default": f.default, "why": f.metadata["why"]} for f in fields(cls)]
         return pd.DataFrame(rows).set_index("setting")
-
-
-_LIMITS = (
-    ("epochs", 1, 10_000), ("batch_size", 1, 1_000_000), ("lr", 0, 1e3), ("momentum", 0, 1), ("weight_decay", 0, 1),
-    ("dropout", 0, 0.99), ("rms_clip", 1e-9, 1e9), ("lr_factor", 1e-6, 1), ("patience", 0, 10_000),
-    ("progress", 0, 1), ("shift", 0, 10_000), ("brightness", 0, 1), ("flat_epochs", 0, 10_000),
-    ("flat_steps", 0, 1_000_000_000), ("seed", 0, 2**63 - 1),
-)  # fmt: skip
-
-
-_MAY_BE_NONE = ("rms_clip", "shift", "brightness")
 
 
 RECIPES = {

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import writable_folder
 from ..errors import TrainingError
-from ..files import only_writer, write_whole
+from ..files import check_room, only_writer, write_whole
 from ..nets.model import VisionModel
 from ..nets.weights import Provenance, save_weights
 from ..nets.zoo import load_model
@@ -33,12 +34,8 @@ if TYPE_CHECKING:
 
 
 SNAPSHOT = re.compile(r"epoch_(\d+)\.safetensors")
-
-
 STATE, PREVIOUS = "state.safetensors", "state.previous.safetensors"
-
-
-KEY = "zfkit-run"
+KEY = "zfkit-run"  # of the state's metadata
 
 
 @dataclass
@@ -69,18 +66,18 @@ class Run:
 
     def __repr__(self) -> str:
         epochs = list(self.snapshots)
-        told = f"snapshots of epochs {', '.join(map(str, epochs))}" if epochs else "no snapshot yet"
-        return f"Run({str(self.folder)!r}: {told})"
+        kept = f"snapshots of epochs {', '.join(map(str, epochs))}" if epochs else "no snapshot yet"
+        return f"Run({str(self.folder)!r}: {kept})"
 
     @property
     def snapshots(self) -> dict[int, Path]:
         """Epoch -> file, in order. Epoch 0 is before training."""
-        found = {
+        files = {
             int(match[1]): path
             for path in (self.folder / "snapshots").glob("epoch_*.safetensors")
             if (match := SNAPSHOT.fullmatch(path.name))
         }
-        return dict(sorted(found.items()))
+        return dict(sorted(files.items()))
 
     @property
     def history(self) -> pd.DataFrame:
@@ -105,24 +102,11 @@ class Run:
     def prepare(self, parameters: int, snapshots: int) -> None:
         """Make the folder and see that a run fits into it: snapshots of 2 bytes a weight, two states of 8.
 
-        Raises TrainingError for a folder that cannot be written, or a disk too full.
+        Raises WriteError for a folder that cannot be written, or a disk too full.
         """
-        try:
-            (self.folder / "snapshots").mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass
-        except OSError as error:
-            raise TrainingError(
-                f"cannot write into {self.folder} ({error.strerror}): give a folder that can be written"
-            ) from None
-        needed = parameters * (2 * (snapshots + 1) + 3 * 8)
-        there = sum(file.stat().st_size for file in self.folder.rglob("*.safetensors"))
-        free = shutil.disk_usage(self.folder).free
-        if needed > free + there:
-            raise TrainingError(
-                f"the run needs up to {needed / 1e6:.0f} MB in {self.folder}, and {free / 1e6:.0f} MB are free: make "
-                "room, or keep fewer snapshots"
-            )
+        writable_folder(self.folder / "snapshots")
+        replaced = sum(file.stat().st_size for file in self.folder.rglob("*.safetensors"))
+        check_room(self.folder / STATE, parameters * (2 * (snapshots + 1) + 3 * 8) - replaced)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -150,23 +134,23 @@ class Run:
 
         write_whole(self.folder / "history.parquet", lambda part: pd.DataFrame(history).to_parquet(part))
 
-    def save(self, state: State, tensors: Mapping[str, Tensor], plan: Mapping[str, Any]) -> None:
+    def save(self, state: State, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
         """Keep a full state; the one before stays as `state.previous` until the next."""
         from safetensors.torch import save_file
 
-        told = json.dumps({"state": vars(state), "plan": plan})
+        metadata = {KEY: json.dumps({"state": vars(state), "plan": settings})}
         kept = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         now, before = self.folder / STATE, self.folder / PREVIOUS
 
         def write(part: Path) -> None:
-            save_file(kept, part, {KEY: told})
+            save_file(kept, part, metadata)
             if now.exists():
                 now.replace(before)  # only now is there something newer
 
         write_whole(now, write)
 
     def resume(self) -> tuple[State, dict[str, Tensor], dict[str, Any]] | None:
-        """State, tensors and plan of the last whole state, or None in a new folder."""
+        """State, tensors and settings of the last whole state, or None in a new folder."""
         from safetensors import SafetensorError, safe_open
 
         failures = []
@@ -175,10 +159,10 @@ class Run:
                 continue
             try:
                 with safe_open(path, "pt") as file:
-                    told = json.loads((file.metadata() or {})[KEY])
+                    kept = json.loads((file.metadata() or {})[KEY])
                     # copies: the file itself may be replaced while they are in use
                     tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-                return State(**told["state"]), tensors, told["plan"]
+                return State(**kept["state"]), tensors, kept["plan"]
             except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
                 failures.append(f"{path.name} ({' '.join(str(error).split())})")
         if failures:

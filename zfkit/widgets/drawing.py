@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..deconv.receptive_field import Box, Field
-from ..figures.pictures import PERCENTILE, number, signed_to_rgb, wrap_words
+from ..figures.pictures import full_scale, number, signed_to_rgb, tile_sheet, to_picture, wrap_words
+from ..nets.model import VisionModel
 
 TILE, GAP = 92, 2  # of the 3x3 grids, in px
 GRID = 3 * TILE + 2 * GAP
@@ -25,14 +26,9 @@ BETWEEN = (126, 130, 138)  # colour between tiles: calm on light pages and on da
 MARK = "#ffc233"
 
 
-def scales(projections: Tensor, gain: float) -> Tensor:
+def scales(projections: Tensor, gain: float = 1.0) -> Tensor:
     """The value (N,) shown at full colour for each of N projections (N, C, H, W): 99.5th percentile / gain."""
-    magnitude = np.abs(
-        projections.detach().cpu().flatten(1).numpy()
-    )  # partial sorts: half a slider step is saved
-    scale = np.percentile(magnitude, PERCENTILE, axis=1)
-    scale = np.where(scale > 0, scale, magnitude.max(1))
-    return torch.from_numpy(scale / gain).float()
+    return full_scale(projections.float().cpu()).flatten() / gain
 
 
 def coloured(projections: Tensor, gain: float = 1.0, scale: Tensor | None = None) -> Tensor:
@@ -44,11 +40,6 @@ def coloured(projections: Tensor, gain: float = 1.0, scale: Tensor | None = None
     return signed_to_rgb(projections.float().cpu(), scale[:, None, None, None])
 
 
-def to_picture(pixels: Tensor) -> Image.Image:
-    """uint8 (3, H, W) -> `PIL.Image`."""
-    return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
-
-
 def fitted(picture: Image.Image, side: int) -> Image.Image:
     """Brought to side x side px: pixels stay visible squares where it is enlarged twice or more."""
     if picture.size == (side, side):
@@ -57,21 +48,19 @@ def fitted(picture: Image.Image, side: int) -> Image.Image:
     return picture.resize((side, side), Image.Resampling.NEAREST if large else Image.Resampling.BICUBIC)
 
 
-def grid(pictures: Tensor, there: Sequence[bool], columns: int = 3, tile: int = TILE) -> Image.Image:
+def grid(
+    pictures: Tensor, there: Sequence[bool] | None = None, columns: int = 3, tile: int = TILE
+) -> Image.Image:
     """uint8 pictures (k, 3, H, W) row by row in tiles, `GAP` px between; those not `there` are left empty."""
-    rows = -(-max(len(pictures), 1) // columns)
-    size = (columns * (tile + GAP) - GAP, rows * (tile + GAP) - GAP)
-    whole = Image.new("RGB", size, BETWEEN)
-    for i, picture in enumerate(pictures):
-        if there[i]:
-            place = (i % columns * (tile + GAP), i // columns * (tile + GAP))
-            whole.paste(fitted(to_picture(picture), tile), place)
-    return whole
+    tiles = [
+        fitted(to_picture(p), tile) if there is None or there[i] else None for i, p in enumerate(pictures)
+    ]
+    return tile_sheet(tiles, columns, (tile, tile), GAP, BETWEEN)
 
 
 def with_box(picture: Image.Image, box: Box, side: int, side_on_page: int = LARGE) -> Image.Image:
     """A photograph of `side` px, brought to `side_on_page`, with a box of the photograph's pixels on it."""
-    shown = fitted(picture, side_on_page)
+    shown = fitted(picture, side_on_page).copy()
     draw = ImageDraw.Draw(shown)
     factor = side_on_page / side
     left, top, right, bottom = (round(v * factor) for v in box)
@@ -150,21 +139,6 @@ def whole_projection(
     return shown, scale, times
 
 
-def spectrum(filters: Tensor, size: int = 64) -> Tensor:
-    """Power (size, size) of one filter (C, h, w), summed over its channels; frequency 0 in the middle."""
-    power = torch.fft.fft2(filters.double(), s=(size, size)).abs().square().sum(-3)
-    return torch.fft.fftshift(power, dim=(-2, -1))
-
-
-def mean_frequency(pictures: Tensor) -> Tensor:
-    """Centroid sum(rho P) / sum(P) of the power spectra of (N, C, H, W), (N,) in cycles/px; NaN for nothing."""
-    size = max(64, *pictures.shape[-2:])
-    power = torch.fft.fft2(pictures.float(), s=(size, size)).abs().square().sum(1)
-    along = torch.fft.fftfreq(size)
-    rho = (along[:, None] ** 2 + along**2).sqrt()
-    return (power * rho).sum((-2, -1)) / power.sum((-2, -1))
-
-
 def grey(values: Tensor) -> Image.Image:
     """Non-negative values (H, W) as grey, brightest at their maximum, on a square-root scale."""
     share = (values / values.max().clamp(min=1e-30)).sqrt()
@@ -228,6 +202,28 @@ def bars(rows: Sequence[tuple[str, float, str]], width: int = 236, label: str = 
             f'<text x="{split + long + 5:.1f}" y="{y + 13}" class="zfkit-dim">{html.escape(told)}</text>'
         )
     return _svg(width, high * len(rows), label, "".join(parts))
+
+
+def class_name(model: VisionModel, index: int) -> str:
+    """Name of a class, or "class 7" where the network has none."""
+    return model.classes[index] if model.classes else f"class {index}"
+
+
+def class_bars(
+    model: VisionModel,
+    probability: Tensor,
+    form: str = "{:.2f}",
+    *,
+    target: int | None = None,
+    count: int = 5,
+    **options: int,
+) -> str:
+    """The likeliest classes (classes,) as `bars`, with the target among them; `form` writes their probabilities."""
+    first = probability.argsort(descending=True, stable=True)[:count].tolist()
+    if target is not None and target not in first:
+        first[-1] = target
+    rows = [(class_name(model, i), float(probability[i]), form.format(float(probability[i]))) for i in first]
+    return bars(rows, label="; ".join(f"{name} {words}" for name, _, words in rows), **options)
 
 
 def histogram(values: np.ndarray, mark: float, label: str, width: int = 236, height: int = 74) -> str:

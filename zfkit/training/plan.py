@@ -1,0 +1,220 @@
+"""What is trained on what: everything that can be known, and can fail, before the first step."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import one_of
+from ..errors import TrainingError
+from ..images.imageset import ImageSet
+from ..nets.model import VisionModel, wrap_model
+from ..nets.paper import ARCHITECTURES, Architecture, build
+from ..nets.weights import Provenance
+from ..nets.zoo import describe
+from .data import Geometry, centre_crop, crops_of
+from .network import untrained
+from .recipe import Recipe
+from .run import State
+
+# Settings that may change when a run goes on, without making it another run.
+MAY_CHANGE = {"epochs", "snapshots", "flat_epochs", "flat_steps"}
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingPlan:
+    """A network, a recipe and data that fit each other; made by `TrainingPlan.make`."""
+
+    architecture: Architecture
+    recipe: Recipe
+    classes: tuple[str, ...]
+    count: int  # training pictures
+    geometry: Geometry
+    blocks: Tensor | None  # first places of training pictures that are stored together
+    mean: Tensor  # (3,) RGB 0-255
+    scale: Tensor  # (3,)
+    guessing: float  # loss of the best constant answer, nats: the entropy of the labels
+    sample: Tensor  # (n, 3, S, S) uint8, a few training pictures
+    data: str
+    fingerprint: str
+
+    @classmethod
+    def make(
+        cls,
+        architecture: str | Architecture,
+        train: ImageSet,
+        val: ImageSet,
+        recipe: Recipe,
+        data: str | None = None,
+    ) -> TrainingPlan:
+        """Look at everything that can be known to fail before the first step; the arguments are those of `fit`."""
+        if isinstance(architecture, str):
+            name = one_of(architecture, "architecture", ARCHITECTURES, TrainingError)
+            architecture = ARCHITECTURES[name]
+        classes, counts = _classes(train, val)
+        size = architecture.input_size
+        for what, images in (("training", train), ("validation", val)):
+            if images.size < size:
+                raise TrainingError(
+                    f"the {what} pictures are {images.size} px and the network takes {size}: load them with "
+                    f"size={size}, or {size * 8 // 7} to leave room for random crops"
+                )
+        if train.size != val.size:
+            raise TrainingError(
+                f"training pictures are {train.size} px and validation {val.size}: load both alike"
+            )
+        default = crops_of(size, train.size)
+        sample = train.take(spread(train, 2000))
+        std = sample.double().std((0, 2, 3)).clamp_min(1e-3)
+        share = counts / counts.sum()
+        return cls(
+            architecture=replace(architecture, classes=len(classes)),
+            recipe=recipe,
+            classes=classes,
+            count=len(train),
+            geometry=replace(
+                default,
+                pad=default.pad if recipe.shift is None else recipe.shift,
+                brightness=default.brightness if recipe.brightness is None else recipe.brightness,
+            ),
+            blocks=None if train.blocks is None else train.blocks[train.blocks < len(train)],
+            mean=sample.double().mean((0, 2, 3)).float(),
+            scale=(1 / std if recipe.inputs == "std" else torch.ones(3)).float(),
+            guessing=float(-(share * share.log()).sum()),
+            sample=centre_crop(sample[:64], Geometry(size, train.size)),
+            data=data or f"{train.source}: {len(train):,} training pictures, {len(classes)} classes",
+            fingerprint=f"{train.fingerprint()} {val.fingerprint()}",
+        )
+
+    @property
+    def batch(self) -> int:
+        """Pictures in a batch, over all processes."""
+        return min(self.recipe.batch_size, self.count)
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch; what does not fill the last one waits for another epoch's order."""
+        return self.count // self.batch
+
+    def network(self) -> nn.Module:
+        """The untrained network."""
+        return untrained(self.architecture, self.recipe)
+
+    def parameters(self) -> int:
+        """Number of weights and biases."""
+        with torch.device("meta"):
+            return sum(p.numel() for p in build(self.architecture).parameters())
+
+    def wrap(self, net: nn.Module) -> VisionModel:
+        """The network as a `VisionModel`."""
+        return wrap_model(
+            net,
+            mean=self.mean.tolist(),
+            scale=self.scale.tolist(),
+            input_size=self.architecture.input_size,
+            classes=self.classes,
+            name=f"{self.architecture.family}{self.architecture.input_size}",
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """What must be the same when a run goes on; kept with its state, as JSON."""
+        return {
+            "architecture": describe(self.architecture),
+            "recipe": {k: v for k, v in asdict(self.recipe).items() if k not in MAY_CHANGE},
+            "data": {"fingerprint": self.fingerprint, "crops": asdict(self.geometry)},
+        }
+
+    def check_same(self, settings: dict[str, Any], state: State, folder: Path) -> None:
+        """Raise TrainingError where the folder's run, of these settings and at this state, is another than this."""
+        own = json.loads(json.dumps(self.settings()))  # tuples become lists, as in the file
+        differences = [
+            f"{key} was {then.get(key)!r} and is now {now.get(key)!r}"
+            for part in ("architecture", "recipe", "data")
+            for then, now in [(settings.get(part, {}), own[part])]
+            for key in sorted(then.keys() | now.keys())
+            if then.get(key) != now.get(key)
+        ]
+        if differences:
+            raise TrainingError(
+                f"{folder} holds another run: {'; '.join(differences[:3])}. Give the same settings to go on with it, "
+                "or another folder"
+            )
+        if state.epoch > self.recipe.epochs:
+            raise TrainingError(
+                f"{folder} is at epoch {state.epoch} already, beyond the {self.recipe.epochs} asked for"
+            )
+
+    def provenance(self, state: State, fabric: Any) -> Provenance:
+        """What a snapshot says of itself."""
+        from .. import __version__
+
+        last = state.history[-1] if state.history else {}
+        device = fabric.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        return {
+            "architecture": describe(self.architecture), "input_size": self.architecture.input_size,
+            "mean": [round(m, 4) for m in self.mean.tolist()], "scale": self.scale.tolist(),
+            "classes": list(self.classes), "data": self.data,
+            "top1": round(last["top1"], 1) if last else None, "top5": round(last["top5"], 1) if last else None,
+            "epochs": state.epoch, "recipe": asdict(self.recipe), "crops": asdict(self.geometry),
+            "history": state.history, "seconds": round(sum(row["seconds"] for row in state.history), 1),
+            "device": f"{fabric.world_size} x {name}", "precision": fabric._precision.precision,
+            "versions": {"zfkit": __version__, "torch": torch.__version__},
+        }  # fmt: skip
+
+
+def _classes(train: ImageSet, val: ImageSet) -> tuple[tuple[str, ...], Tensor]:
+    """Names of the classes, and how many training pictures each has. Raises TrainingError where they do not fit."""
+    labels, held_out = _labels(train, "training"), _labels(val, "validation")
+    classes = train.classes or tuple(str(c) for c in range(int(labels.max()) + 1))
+    if val.classes and train.classes and val.classes != train.classes:
+        raise TrainingError(
+            f"training has {len(train.classes)} classes ({', '.join(train.classes[:3])} ...) and validation "
+            f"{len(val.classes)} ({', '.join(val.classes[:3])} ...): they must be the same, in the same order"
+        )
+    for what, largest in (("training", int(labels.max())), ("validation", int(held_out.max()))):
+        if largest >= len(classes):
+            raise TrainingError(
+                f"a {what} label is {largest}, and there are {len(classes)} classes: 0 to {len(classes) - 1}"
+            )
+    counts = torch.bincount(labels, minlength=len(classes))
+    empty = [classes[c] for c in (counts == 0).nonzero().flatten().tolist()]
+    if empty:
+        raise TrainingError(
+            f"{len(empty)} of {len(classes)} classes have no training picture ({', '.join(empty[:5])}"
+            f"{' ...' if len(empty) > 5 else ''}): give them some, leave the classes out, or raise the limit"
+        )
+    if len(classes) < 2:
+        raise TrainingError("there is one class only: nothing to tell apart")
+    return classes, counts
+
+
+def _labels(images: ImageSet, what: str) -> Tensor:
+    """(N,) labels, all there. Raises TrainingError with the number that is missing."""
+    if not len(images):
+        raise TrainingError(f"{images.source!r} holds no pictures to use for {what}")
+    labels = images.known_labels()
+    if labels is None:
+        labels = torch.cat([batch.label for batch in images.batches(256)])
+    missing = int((labels < 0).sum())
+    if missing:
+        raise TrainingError(
+            f"{missing:,} of {len(labels):,} {what} pictures of {images.source!r} have no label. A folder's labels "
+            "are its sub-folders, Parquet's are its column 'label'; 'textures' has some to try with"
+        )
+    return labels
+
+
+def spread(images: ImageSet, count: int) -> Tensor:
+    """Places of about `count` pictures over the whole set, few of its blocks: a block is read whole."""
+    if images.blocks is None:
+        return torch.linspace(0, len(images) - 1, min(len(images), count)).round().long().unique()
+    chosen = torch.linspace(0, len(images.blocks) - 1, min(len(images.blocks), 16)).round().long()
+    run = torch.arange(-(-count // len(chosen)))
+    places = (images.blocks[chosen][:, None] + run).flatten()
+    return places[places < len(images)].unique()
