@@ -56,7 +56,7 @@ def main() -> None:
                 "ahead": timed(partial(view.grids, state)),
                 "large": timed(partial(view.detail, state)),
                 "elsewhere": timed(partial(view.detail, elsewhere)),
-                "facts": timed(partial(view.facts, state)),
+                "facts": timed(partial(view.facts.html, state)),
             }
             if i:  # the first of each layer warms up
                 for kind, ms in times.items():

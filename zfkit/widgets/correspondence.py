@@ -13,12 +13,16 @@ from ipywidgets import Layout, VBox
 from PIL import ImageDraw
 from torch import Tensor
 
-from ..errors import ImageError, ZfkitError, unknown
+from ..checks import one_of, whole_number
+from ..errors import ImageError, ZfkitError
 from ..experiments.correspondence import Correspondence, correspondence
 from ..figures.experiments import PART_COLOURS
+from ..figures.pictures import to_picture
 from ..nets.model import VisionModel
-from .drawing import fitted, to_picture
-from .panel import Panel, Picker, Progress, Steps, button, choice, encode, guarded, row, text
+from .controls import Picker, button, choice, encode, row, text
+from .drawing import fitted
+from .panel import Panel, guarded
+from .worker import Job
 
 SIDE = 384  # of the picture on the page, in px
 _STYLE = """
@@ -58,7 +62,6 @@ class PartsExplorer(Panel):
                     known = box is not None and all(v == v for v in map(float, box))
                     self.parts[name][i] = self._checked(box) if known else None
         H, W = pictures.shape[2:]
-        self._setting = False
         self.part = choice("part", names, value=names[0], help="which part the box is drawn around")
         self.picture = choice("picture", list(range(N)), value=0, help="which picture")
         self.picker = Picker("box around the part", SIDE, SIDE * H // W, sliders=False)
@@ -69,7 +72,7 @@ class PartsExplorer(Panel):
         self.next = button("next picture", "the same part in the next picture", self._next, "next")
         self.clear = button("no such part here", "take this box away", self._clear, "clear")
         self.go = button(
-            "compare", "cover the parts and compare the signs of the changes", self._compare, "compare"
+            "compare", "cover the parts and compare the signs of the changes", self._go, "compare"
         )
         self.words, self.result = text("", "words"), text("", "result")
         hint = text(
@@ -81,38 +84,31 @@ class PartsExplorer(Panel):
             layout=Layout(flex="1 1 300px"),
         )
         self.content.children = [row(self.picker, controls), self.result]
-        self._arrange()
+        self.arrange()
 
     def draw(self, part: str, picture: int, box: Sequence[float] | None) -> PartsExplorer:
         """Set a box (left, top, right, bottom, in pixels), or None. Raises ImageError outside the picture."""
         self._check(part, picture)
         self.parts[part][picture] = None if box is None else self._checked(box)
-        self._arrange()
+        self.arrange()
         return self
 
     def choose(self, part: str, picture: int) -> PartsExplorer:
         """Show this picture, to draw around this part."""
         self._check(part, picture)
-        self._setting = True
-        self.part.value, self.picture.value = part, picture
-        self._setting = False
-        self._arrange()
+        with self.by_program():
+            self.part.value, self.picture.value = part, picture
+        self.arrange()
         return self
 
     def compare(self) -> PartsExplorer:
         """Compare what has been drawn so far: `found`, and the table on the page."""
-        self.worker.submit("compare", self._measure())
+        self.worker.submit("compare", self._measure, what="covering parts")
         return self
 
-    def wait(self, timeout: float = 120.0) -> bool:
-        """Until the comparison is shown; False if that took longer than `timeout` s."""
-        return self.worker.wait(timeout)
-
     def _check(self, part: str, picture: int) -> None:
-        if part not in self.parts:
-            raise ZfkitError(unknown("part", part, self.parts))
-        if type(picture) is not int or not 0 <= picture < len(self.pictures):
-            raise ZfkitError(f"there are pictures 0 to {len(self.pictures) - 1}, not {picture!r}")
+        one_of(part, "part", self.parts)
+        whole_number(picture, "picture", 0, len(self.pictures) - 1)
 
     def _checked(self, box: Sequence[float]) -> tuple[int, int, int, int]:
         H, W = self.pictures.shape[2:]
@@ -122,21 +118,18 @@ class PartsExplorer(Panel):
         return left, top, right, bottom
 
     @guarded
-    def _drawn(self, change: Any) -> None:
-        if self._setting:
-            return
-        left, top, right, bottom = self.picker.place.box
-        H, W = self.pictures.shape[2:]
-        box = round(left * W), round(top * H), round(right * W), round(bottom * H)
-        if box[0] < box[2] and box[1] < box[3]:
-            self.tell("")
-            self.parts[self.part.value][self.picture.value] = box
-            self._say()
+    def _chosen(self, change: Any) -> None:
+        if not self.by_program.now:
+            self.arrange()
 
     @guarded
-    def _chosen(self, change: Any) -> None:
-        if not self._setting and change["new"] is not None:
-            self._arrange()
+    def _drawn(self, change: Any) -> None:
+        H, W = self.pictures.shape[2:]
+        left, top, right, bottom = (round(v * side) for v, side in zip(change.new, (W, H, W, H), strict=True))
+        if not self.by_program.now and left < right and top < bottom:
+            self.tell("")
+            self.parts[self.part.value][self.picture.value] = left, top, right, bottom
+            self._count()
 
     @guarded
     def _next(self, _: Any) -> None:
@@ -147,40 +140,38 @@ class PartsExplorer(Panel):
         self.draw(self.part.value, self.picture.value, None)
 
     @guarded
-    def _compare(self, _: Any) -> None:
+    def _go(self, _: Any) -> None:
         self.tell("")
         self.compare()
 
-    def _arrange(self) -> None:
+    def arrange(self) -> None:
         """The picture, with the other parts' boxes, and the box that is being drawn."""
         i, part = self.picture.value, self.part.value
         H, W = self.pictures.shape[2:]
-        shown = fitted(to_picture(self.pictures[i]), SIDE)
-        canvas = ImageDraw.Draw(shown)
+        picture = fitted(to_picture(self.pictures[i]), SIDE).copy()
+        canvas = ImageDraw.Draw(picture)
         for (name, boxes), colour in zip(self.parts.items(), PART_COLOURS, strict=False):
             box = boxes[i]
             if name != part and box is not None:
                 canvas.rectangle([v * SIDE / W for v in box], outline=colour, width=2)
-        self.picker.show(encode(shown))
-        own = self.parts[part][i]
-        self._setting = True
-        self.picker.place.box = [0.0] * 4 if own is None else [own[0] / W, own[1] / H, own[2] / W, own[3] / H]
-        self._setting = False
-        self._say()
+        self.picker.show(encode(picture))
+        own = self.parts[part][i] or (0, 0, 0, 0)
+        with self.by_program():
+            self.picker.place.box = [v / side for v, side in zip(own, (W, H, W, H), strict=True)]
+        self._count()
 
-    def _say(self) -> None:
+    def _count(self) -> None:
         counts = [f"{name}: {sum(b is not None for b in boxes)}" for name, boxes in self.parts.items()]
-        told = f"boxes in {len(self.pictures)} pictures: {', '.join(counts)}"
-        self.words.value = f"<p role='status'>{html.escape(told)}</p>"
+        words = f"boxes in {len(self.pictures)} pictures: {', '.join(counts)}"
+        self.words.value = f"<p role='status'>{html.escape(words)}</p>"
 
-    def _measure(self) -> Steps:
+    def _measure(self, step: Job) -> None:
         drawn = {name: boxes for name, boxes in self.parts.items() if any(b is not None for b in boxes)}
         if not drawn:
             raise ZfkitError("no box has been drawn yet: draw one around a part in at least two pictures")
-        yield Progress("covering parts", 0.1)
         options = {"progress": False} | self.options
-        found = correspondence(self.model, self.pictures, drawn, **options)
-        yield None
+        found = correspondence(self.model, self.pictures, drawn, on_step=step, **options)
+        step()
         self.found = found
         columns = ["layer", "part", "score", "below_random", "below_same_place", "relative"]
         table = found.table()[columns].round(3)
@@ -202,7 +193,7 @@ def explore_parts(
     Args:
         pictures: (N, 3, H, W) uint8, at least 2, of `model.input_size`.
         parts: names to draw boxes for, or boxes to begin with, as `zfkit.correspondence` takes them.
-        options: as for `zfkit.correspondence`: objects, groups, layers, draws, fill, seed.
+        options: as for `zfkit.correspondence`: objects, groups, layers, draws, fill, random_seed.
 
     >>> explore_parts(model, pictures, ["beak", "eye"]).parts
     """

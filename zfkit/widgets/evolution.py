@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 import ipywidgets as W
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..errors import LayerError, ZfkitError, unknown
+from ..checks import one_of
+from ..errors import LayerError, ZfkitError
 from ..experiments.evolution import Evolution, LayerEvolution, evolution
 from ..experiments.snapshots import Source
 from ..figures.evolution import CHANGED, evolution_rgb
-from ..figures.pictures import number
+from ..figures.pictures import number, to_picture
 from ..images.imageset import ImageSet
-from .drawing import fitted, to_picture
-from .panel import Panel, Picker, Picture, Progress, Steps, choice, encode, guarded, row, slider, text
+from .controls import Picker, Picture, choice, encode, row, slider, text
+from .drawing import fitted
+from .panel import Panel, changed
+from .worker import Job
 
 LARGE = 252  # side of the projection and of the photograph, in px
 STRIP = 62  # of one snapshot in the film strip, in px
@@ -62,32 +64,28 @@ class EvolutionView:
 
     def first(self, **options: Any) -> EvolutionState:
         """The state to begin with: first layer, its first map, the last epoch, but for `options`."""
-        names = [f.name for f in fields(EvolutionState)]
-        for name in options:
-            if name not in names:
-                raise ZfkitError(unknown("setting", name, names))
-        layer = options.pop("layer", self.layers[0])
-        channel = options.pop("channel", self.channels(layer)[0])
+        layer = options.get("layer", self.layers[0])
         return self.checked(
-            EvolutionState(layer, channel, options.pop("epoch", self.found.epochs[-1]), **options)
+            changed(EvolutionState(layer, self.channels(layer)[0], self.found.epochs[-1]), **options)
         )
 
     def channels(self, layer: str) -> list[int]:
         """The maps of a layer that can be looked at."""
-        if layer not in self.layers:
-            raise LayerError(unknown("layer", layer, self.layers))
+        one_of(layer, "layer", self.layers, LayerError)
         return [int(c) for c in self.found[layer].channels]
 
     def checked(self, state: EvolutionState) -> EvolutionState:
-        """The state itself, if there is such a thing. Raises LayerError or ZfkitError in a sentence otherwise."""
-        if state.channel not in self.channels(state.layer):
-            told = ", ".join(map(str, self.channels(state.layer)))
-            raise LayerError(f"map {state.channel!r} of {state.layer!r} was not projected; there are: {told}")
-        if state.epoch not in self.found.epochs:
-            told = ", ".join(map(str, self.found.epochs))
-            raise ZfkitError(f"there is no snapshot of epoch {state.epoch!r}; there are: {told}")
-        if state.scale not in SCALES.values():
-            raise ZfkitError(unknown("scale", state.scale, SCALES.values()))
+        """The state itself. Raises LayerError or ZfkitError for a map, epoch or scale that is not there."""
+        channels, epochs = self.channels(state.layer), self.found.epochs
+        if state.channel not in channels:
+            names = ", ".join(map(str, channels))
+            raise LayerError(
+                f"map {state.channel!r} of {state.layer!r} was not projected; there are: {names}"
+            )
+        if state.epoch not in epochs:
+            names = ", ".join(map(str, epochs))
+            raise ZfkitError(f"there is no snapshot of epoch {state.epoch!r}; there are: {names}")
+        one_of(state.scale, "scale", SCALES.values())
         return state
 
     def _at(self, state: EvolutionState) -> tuple[LayerEvolution, int, int]:
@@ -150,30 +148,26 @@ class EvolutionView:
     def words(self, state: EvolutionState) -> str:
         """The same in numbers, in two or three sentences."""
         layer, _, e = self._at(self.checked(state))
-        c, last = state.channel, e == len(self.found.epochs) - 1
-        said = f"After epoch {state.epoch}, map {c} of {state.layer} "
-        if not bool(layer.active[c, e]):
-            said += "is active on no picture. "
+        words = f"After epoch {state.epoch}, map {state.channel} of {state.layer} "
+        unit = state.channel, e
+        if not bool(layer.active[unit]):
+            words += "is active on no picture. "
         else:
-            image = int(layer.image[c, e])
+            image = int(layer.image[unit])
             name = f"picture {image}" if self.images is None else self.images.name(image)
-            said += f"answers most, with {number(layer.value[c, e])}, to {name}"
-            said += ", another one than at the snapshot before. " if bool(layer.changed[c, e]) else ". "
+            words += f"answers most, with {number(layer.value[unit])}, to {name}"
+            words += ", another one than at the snapshot before. " if bool(layer.changed[unit]) else ". "
         if len(self.found.epochs) == 1:
-            return said + "There is one snapshot, so nothing to compare it with."
-        if last:
-            return said + "This is the last snapshot, with which the others are compared."
-        similarity, cka, distance = (
-            float(layer.similarity[c, e]),
-            float(layer.cka[e]),
-            float(layer.distance[e]),
-        )
+            return words + "There is one snapshot, so nothing to compare it with."
+        if e == len(self.found.epochs) - 1:
+            return words + "This is the last snapshot, with which the others are compared."
+        similarity, distance = float(layer.similarity[unit]), float(layer.distance[e])
         if not math.isnan(similarity):
-            said += f"Its similarity to the last snapshot is {similarity:.2f}, "
-        said += f"that of the whole layer (CKA) {cka:.2f}"
+            words += f"Its similarity to the last snapshot is {similarity:.2f}, "
+        words += f"that of the whole layer (CKA) {float(layer.cka[e]):.2f}"
         if not math.isnan(distance):
-            said += f"; of the way from first to last weights {100 * distance:.0f} % are left"
-        return said + "."
+            words += f"; of the way from first to last weights {100 * distance:.0f} % are left"
+        return words + "."
 
 
 class EvolutionExplorer(Panel):
@@ -190,68 +184,55 @@ class EvolutionExplorer(Panel):
     ) -> None:  # fmt: skip
         super().__init__("How does a feature form?")
         self.add_class("zfkit-evolution")
-        self._wanted = {
-            k: v for k, v in (("layer", layer), ("channel", channel), ("epoch", epoch)) if v is not None
-        } | {"scale": scale}
-        self._setting = False
-        self.view: EvolutionView | None = None
-        self._state: EvolutionState | None = None
+        first = {"layer": layer, "channel": channel, "epoch": epoch, "scale": scale}
+        self._first = {name: value for name, value in first.items() if value is not None}
+        self._view: EvolutionView | None = None
         self._build()
         if isinstance(source, Evolution):
             if options:
+                name = next(iter(options))
                 raise ZfkitError(
-                    f"{next(iter(options))} is a setting of zfkit.evolution, and this evolution is there already"
+                    f"{name} is a setting of zfkit.evolution, and this evolution is there already"
                 )
             self._open(source, images)
+        elif images is None:
+            raise ZfkitError("to look for the strongest activations, the explorer needs pictures: images=...")
         else:
-            if images is None:
-                raise ZfkitError(
-                    "to look for the strongest activations, the explorer needs pictures: images=..."
-                )
             self.picture.say("Looking through the snapshots; the pictures will stand here.")
-            self.worker.submit("evolution", self._look(source, images, options))
+            look = lambda step: self._look(source, images, options, step)  # noqa: E731
+            self.worker.submit("evolution", look, what="looking through the snapshots")
+
+    @property
+    def view(self) -> EvolutionView:
+        """What computes the pictures. Raises ZfkitError before the snapshots are looked through."""
+        if self._view is None:
+            raise ZfkitError("the snapshots are not looked through yet: call .wait() first")
+        return self._view
 
     @property
     def found(self) -> Evolution:
         """What is looked at. Raises ZfkitError before it is computed."""
-        if self.view is None:
-            raise ZfkitError("the snapshots are not looked through yet: call .wait() first")
         return self.view.found
-
-    @property
-    def state(self) -> EvolutionState:
-        """What is shown. Raises ZfkitError before it is computed."""
-        if self._state is None:
-            raise ZfkitError("the snapshots are not looked through yet: call .wait() first")
-        return self._state
 
     def _build(self) -> None:
         self.layer = choice("layer", [], help="which layer")
         self.channel = choice("map", [], help="which feature map")
         self.scale = choice("scale", SCALES.items(), value="row", help="of the projections' colours")
-        self.epoch = slider(
-            "epoch", 0, 0, value=0, readout=False, help="after which epoch: number of the snapshot"
-        )
-        self.told = text("", "epoch-told")
+        self.epoch = slider("epoch", 0, 0, readout=False, help="after which epoch: number of the snapshot")
+        self.which = text("", "epoch-told")
         self.play = W.Play(
             min=0, max=0, step=1, interval=700, tooltip="play through the epochs", show_repeat=True
         )
         W.link((self.play, "value"), (self.epoch, "value"))
-        for control, name in ((self.layer, "layer"), (self.channel, "channel"), (self.scale, "scale")):
-            control.add_class(f"zfkit-{name}")
-            control.observe(lambda change, name=name: self._moved(name, change["new"]), "value")
+        self.bind(layer=self.layer, channel=self.channel, scale=self.scale)
+        self.epoch.observe(lambda change: self._pick(change.new), "value")
         self.epoch.add_class("zfkit-epoch")
-        self.epoch.observe(self._stepped, "value")
         self.picture = Picture("a map's strongest activation after an epoch", *LARGE_SIZE)
         self.words = text("", "words")
         self.words.layout.max_width = "860px"
         self.controls = row(
             W.VBox([self.layer, self.channel, self.scale], layout=W.Layout(width="260px")),
-            W.VBox([self.epoch, self.told, self.play], layout=W.Layout(width="340px")),
-        )
-        self.legend = text(
-            "<p class='zfkit-soft'>Grey is 0. Above: every snapshot, the chosen one framed; click one. An orange bar: "
-            "another picture excites the map most than at the snapshot before.</p>"
+            W.VBox([self.epoch, self.which, self.play], layout=W.Layout(width="340px")),
         )
         self._enable(False)
         self.content.children = [self.controls, self.picture, self.words]
@@ -260,110 +241,77 @@ class EvolutionExplorer(Panel):
         for control in (self.layer, self.channel, self.scale, self.epoch, self.play):
             control.disabled = not on
 
-    def _look(self, source: Source, images: ImageSet, options: Mapping[str, Any]) -> Steps:
-        yield Progress("looking at the snapshots", 0.0, slow=True)
+    def _look(self, source: Source, images: ImageSet, options: dict[str, Any], step: Job) -> None:
+        self.show_progress("looking through the snapshots", 0.0)
         try:
-            found = evolution(source, images, **options, progress=False)
-            self._open(found, images)
+            self._open(evolution(source, images, **options, progress=False, on_step=step), images)
         except ZfkitError as error:
             self.picture.say(str(error))  # in place of the picture that there will not be
             raise
 
     def _open(self, found: Evolution, images: ImageSet | None) -> None:
         view = EvolutionView(found, images)
-        state = view.first(**self._wanted)
-        self.view, self._state = view, state
-        self.tell(" ".join(f"Missing: {told}." for told in found.missing))
-        self.strip = Picker("snapshots of the training", *view.strip(state).size, sliders=False)
+        self.state, self._view = view.first(**self._first), view
+        self.tell(" ".join(f"Missing: {sentence}." for sentence in found.missing))
+        self.strip = Picker("snapshots of the training", *view.strip(self.state).size, sliders=False)
         self.strip.grid(*view.grid)
-        self.strip.on_pick(self._picked)
+        self.strip.on_pick(lambda line, column: self._pick(line * view.grid[1] + column))
         self.watch(self.strip.place)
-        self.content.children = [self.controls, self.picture, self.words, self.strip, self.legend]
-        self._arrange()
+        legend = text(
+            "<p class='zfkit-soft'>Grey is 0. Above: every snapshot, the chosen one framed; click one. An orange bar: "
+            "another picture excites the map most than at the snapshot before.</p>"
+        )
+        self.content.children = [self.controls, self.picture, self.words, self.strip, legend]
         self._enable(True)
-        self._request()
-
-    def set(self, **changes: Any) -> EvolutionExplorer:
-        """Change what is shown: layer, channel, epoch, scale. Another layer begins with its first map."""
-        state, view = self.state, self.view
-        assert view is not None
-        names = [f.name for f in fields(EvolutionState)]
-        for name in changes:
-            if name not in names:
-                raise ZfkitError(unknown("setting", name, names))
-        if changes.get("layer", state.layer) != state.layer and "channel" not in changes:
-            changes["channel"] = view.channels(changes["layer"])[0]
-        self._state = view.checked(replace(state, **changes))
-        self._arrange()
-        self._request()
-        return self
-
-    def wait(self, timeout: float = 60.0) -> bool:
-        """Until what is shown is what the state says; False if that took longer than `timeout` seconds."""
-        return self.worker.wait(timeout)
+        self.refresh()
 
     def snapshot(self) -> Image.Image:
         """What is on the page, as one picture; also for notebooks that are read without a kernel."""
-        self.found  # noqa: B018  (raises where there is none yet)
-        assert self.view is not None
         return self.view.sheet(self.state)
 
-    @guarded
-    def _moved(self, name: str, value: Any) -> None:
-        if not self._setting and value is not None:
-            self.tell("")
-            self.set(**{name: value})
+    def settled(self, **changes: Any) -> EvolutionState:
+        """The state after these changes; another layer begins with its first map."""
+        layer = changes.get("layer", self.view.checked(self.state).layer)
+        if layer != self.state.layer:
+            changes.setdefault("channel", self.view.channels(layer)[0])
+        return self.view.checked(super().settled(**changes))
 
-    @guarded
-    def _picked(self, line: int, column: int) -> None:
-        place = line * self.strip.place.cols + column
-        if place < len(self.found.epochs):  # the last line may not be full
-            self.tell("")
-            self.set(epoch=self.found.epochs[place])
-        else:
-            self._arrange()
+    def _pick(self, at: int) -> None:
+        """The user chose a snapshot."""
+        if self._view and at < len(self.found.epochs):
+            self.by_user(epoch=self.found.epochs[at])
+        elif self._view:  # the last line of the strip may not be full
+            self.refresh()
 
-    @guarded
-    def _stepped(self, change: Any) -> None:
-        if not self._setting and self.view is not None:
-            self.tell("")
-            self.set(epoch=self.found.epochs[change["new"]])
-
-    def _arrange(self) -> None:
-        """Controls as the state says, without telling."""
+    def arrange(self) -> None:
+        """Controls as the state says."""
         view, state = self.view, self.state
-        assert view is not None
-        self._setting = True
-        try:
-            for control, options, value in (
-                (self.layer, view.layers, state.layer),
-                (self.channel, tuple(view.channels(state.layer)), state.channel),
-            ):
-                if tuple(control.options) != tuple(options):
-                    control.options = options
-                control.value = value
-            self.scale.value = state.scale
-            place, most = view.found.epochs.index(state.epoch), len(view.found.epochs) - 1
-            self.epoch.max = self.play.max = most
-            self.epoch.value = place
-            self.strip.pick(*divmod(place, view.grid[1]))
-            self.told.value = (
-                f"<p class='zfkit-number'>epoch {state.epoch}, snapshot {place + 1} of {most + 1}</p>"
-            )
-        finally:
-            self._setting = False
+        for control, options, value in (
+            (self.layer, view.layers, state.layer),
+            (self.channel, tuple(view.channels(state.layer)), state.channel),
+        ):
+            if tuple(control.options) != options:
+                control.options = options
+            control.value = value
+        self.scale.value = state.scale
+        place, count = view.found.epochs.index(state.epoch), len(view.found.epochs)
+        self.epoch.max = self.play.max = count - 1
+        self.epoch.value = place
+        self.strip.pick(*divmod(place, view.grid[1]))
+        words = f"epoch {state.epoch}, snapshot {place + 1} of {count}"
+        self.which.value = f"<p class='zfkit-number'>{words}</p>"
 
-    def _request(self) -> None:
-        self.worker.submit("picture", self._show(self.state))
-
-    def _show(self, state: EvolutionState) -> Steps:
-        assert self.view is not None
-        large, strip = encode(self.view.large(state)), encode(self.view.strip(state))
-        said = self.view.words(state)
-        yield None  # a newer request ends this one here
-        self.picture.show(large, said)
+    def paint(self, state: EvolutionState, step: Job) -> None:
+        """Projection and photograph, the strip of all snapshots, and the same in words."""
+        large, strip, words = (
+            encode(self.view.large(state)),
+            encode(self.view.strip(state)),
+            self.view.words(state),
+        )
+        step()
+        self.picture.show(large, words)
         self.strip.show(strip)
-        self.words.value = f"<p role='status'>{html.escape(said)}</p>"
+        self.words.value = f"<p role='status'>{html.escape(words)}</p>"
 
 
 def explore_evolution(

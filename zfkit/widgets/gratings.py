@@ -7,7 +7,7 @@ them. `zfkit.widgets.explore_gratings` opens it.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -15,15 +15,19 @@ from typing import Any
 import ipywidgets as W
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..batching import OnStep
+from ..checks import number, one_of, whole_number
 from ..deconv.receptive_field import receptive_field
 from ..errors import LayerError, ZfkitError, unknown
-from ..figures.frequency import FOLDED
+from ..figures.style import FOLDED, kept_and_folded
 from ..frequency.gratings import GratingResponse, fold, grating_response, gratings, wave
 from ..nets.model import VisionModel
-from .panel import Panel, Picker, Picture, Progress, Steps, choice, encode, guarded, row, slider, text
+from .controls import Picker, Picture, choice, encode, row, slider, text
+from .panel import Panel, changed
+from .worker import Job
 
 COLOURS = {
     "grey": (1.0, 1.0, 1.0),
@@ -31,12 +35,18 @@ COLOURS = {
     "blue - yellow": (-0.5, -0.5, 1.0),
 }
 REGION = 64  # side of what is shown of the grating, in its pixels
-TILE = 176  # on the page, in px
-GAP = 12
+TILE, GAP, HEAD, CUT = (
+    176,
+    12,
+    20,
+    150,
+)  # on the page, in px: pictures, between them, words above, the cut below
+WIDTH, HEIGHT = 4 * TILE + 3 * GAP, HEAD + TILE + GAP + CUT
 PLANE = (240, 180)  # of the map of responses, in px
 PHASES = 32  # harmonics up to the 15th
 
-_ORANGE = tuple(int(FOLDED[k : k + 2], 16) for k in (1, 3, 5))
+_INK = (40, 40, 40)
+_ORANGE = ImageColor.getrgb(FOLDED)[:3]
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,9 @@ class GratingView:
         if len(self.models) < len(several):
             raise ZfkitError("networks need names of their own: give them with wrap_model(..., name=...)")
         self._planes: dict[tuple[str, str, str], GratingResponse] = {}
+        self._begun: dict[
+            tuple[str, str, str], list[GratingResponse]
+        ] = {}  # what was measured before Cancelled
         self._answer = lru_cache(maxsize=256)(self._measured)
 
     def layers(self, model: str) -> tuple[str, ...]:
@@ -77,16 +90,13 @@ class GratingView:
         return self.models[model].conv_layers
 
     def checked(self, state: GratingState) -> GratingState:
-        """The state itself, if there is such a thing. Raises LayerError or ZfkitError in a sentence otherwise."""
-        if state.model not in self.models:
-            raise ZfkitError(unknown("network", state.model, self.models))
-        if state.colour not in COLOURS:
-            raise ZfkitError(unknown("colour", state.colour, COLOURS))
-        if not 0 < state.frequency <= 0.5:
-            raise ZfkitError(f"frequencies go from above 0 to 0.5 cycles/px, not {state.frequency}")
-        count = self.count(state)
-        if not 0 <= state.channel < count:
-            raise LayerError(f"{state.layer!r} has feature maps 0 to {count - 1}, not {state.channel}")
+        """The state itself. Raises LayerError or ZfkitError for a network, layer, map, colour or wave that is none."""
+        one_of(state.model, "network", self.models)
+        one_of(state.colour, "colour", COLOURS)
+        number(state.frequency, "frequency, in cycles/px,", math.ulp(0), 0.5)
+        number(state.orientation, "orientation, in degrees,")
+        number(state.phase, "phase, in degrees,")
+        whole_number(state.channel, f"feature map of {state.layer!r}", 0, self.count(state) - 1, LayerError)
         return state
 
     def count(self, state: GratingState) -> int:
@@ -102,30 +112,27 @@ class GratingView:
         steps, turns = (40, 24) if size <= 16 else (20, 12) if size <= 40 else (12, 8)
         return torch.arange(1, steps + 1) / (2 * steps), torch.arange(turns) * (180 / turns)
 
-    def plane_steps(self, state: GratingState) -> Generator[Progress, None, None]:
-        """Measure the layer's responses over all frequencies and orientations, a frequency at a time; kept."""
+    def plane(self, state: GratingState, on_step: OnStep | None = None) -> GratingResponse:
+        """The layer's responses over all frequencies and orientations, a frequency at a time; kept."""
         key = (state.model, state.layer, state.colour)
-        if key in self._planes:
-            return
-        frequencies, orientations = self.axes(state)
-        parts = []
-        for i, f in enumerate(frequencies):
-            parts.append(
-                grating_response(
-                    self.models[state.model], state.layer, frequencies=[float(f)], orientations=orientations, phases=8,
-                    colour=COLOURS[state.colour],
-                )
-            )  # fmt: skip
-            yield Progress(f"answers of {state.layer} to gratings", (i + 1) / len(frequencies))
-        self._planes[key] = replace(
-            parts[0], frequency=frequencies.double(), harmonics=torch.cat([p.harmonics for p in parts], 1)
-        )
-
-    def plane(self, state: GratingState) -> GratingResponse:
-        """The layer's responses over all frequencies and orientations."""
-        for _ in self.plane_steps(state):
-            pass
-        return self._planes[state.model, state.layer, state.colour]
+        if key not in self._planes:
+            frequencies, orientations = self.axes(state)
+            parts = self._begun.setdefault(key, [])
+            while len(parts) < len(frequencies):
+                parts.append(
+                    grating_response(
+                        self.models[state.model], state.layer, frequencies=[float(frequencies[len(parts)])],
+                        orientations=orientations, phases=8, colour=COLOURS[state.colour],
+                    )
+                )  # fmt: skip
+                if on_step:
+                    on_step(len(parts), len(frequencies))
+            self._planes[key] = replace(
+                parts[0],
+                frequency=frequencies.double(),
+                harmonics=torch.cat([p.harmonics for p in self._begun.pop(key)], 1),
+            )
+        return self._planes[key]
 
     def _measured(
         self, model: str, layer: str, channel: int, frequency: float, orientation: float, colour: str
@@ -202,72 +209,57 @@ class GratingView:
              _tinted(blocks / scale, share)),
             ("what the next layer sees", _tinted(maps["seen"] / scale, share)),
         ]  # fmt: skip
-        width, top = 4 * TILE + 3 * GAP, 20
-        sheet = Image.new("RGB", (width, top + TILE + GAP + 150), "white")
+        sheet = Image.new("RGB", (WIDTH, HEIGHT), "white")
         draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
         for i, (title, pixels) in enumerate(tiles):
             left = i * (TILE + GAP)
-            colour = _ORANGE if i >= 2 and share > 0.5 else (40, 40, 40)
-            draw.text((left, 2), title, fill=colour, font=font)
-            tile = Image.fromarray(pixels)
+            draw.text((left, 2), title, fill=_ORANGE if i >= 2 and share > 0.5 else _INK, font=font)
             how = Image.Resampling.BICUBIC if i == 3 else Image.Resampling.NEAREST
-            sheet.paste(tile.resize((TILE, TILE), how), (left, top))
-        self._cut(sheet, (0, top + TILE + GAP, width, 150), scale, share, state)
+            sheet.paste(Image.fromarray(pixels).resize((TILE, TILE), how), (left, HEAD))
+        sheet.paste(self._cut(scale, share, state), (0, HEAD + TILE + GAP))
         return sheet
 
-    def _cut(
-        self,
-        sheet: Image.Image,
-        area: tuple[int, int, int, int],
-        scale: float,
-        share: float,
-        state: GratingState,
-    ) -> None:
+    def _cut(self, scale: float, share: float, state: GratingState) -> Image.Image:
         """The response along the axis over which the grating changes faster: line, samples, and the wave they draw."""
-        left, top, width, height = area
         fx, fy = (abs(float(v)) for v in wave(state.frequency, state.orientation))
-        along_x = fx >= fy
-        fine = 12  # points per pixel
+        axis = 0 if fx >= fy else 1
         found, c, frequencies = self._turned(state)
-        u, step = frequencies[0 if along_x else 1], found.spacing[1 if along_x else 0]
-        place = torch.arange((REGION - 1) * fine + 1, dtype=torch.float64) / fine
-        lines = [
-            (c[:, None] * torch.exp(2j * math.pi * f[:, None] * place)).real.sum(0) / scale for f in (u, fold(u, step))
-        ]  # fmt: skip
+        f, step = frequencies[axis], found.spacing[1 - axis]
+        fine = 12  # points per pixel
+        x = torch.arange((REGION - 1) * fine + 1, dtype=torch.float64) / fine
+        response, seen = (
+            (c[:, None] * torch.exp(2j * math.pi * v[:, None] * x)).real.sum(0) / scale
+            for v in (f, fold(f, step))
+        )
         big = 2  # drawn twice as large and brought down: smooth lines
-        plot = Image.new("RGB", (width * big, height * big), "white")
-        draw = ImageDraw.Draw(plot)
-        title = 20 * big
-        middle, half = title + (height * big - title) / 2, (height * big - title) / 2 - 8 * big
+        plot = Image.new("RGB", (WIDTH * big, CUT * big), "white")
+        draw, head = ImageDraw.Draw(plot), HEAD * big
+        middle, half = head + (CUT * big - head) / 2, (CUT * big - head) / 2 - 8 * big
 
         def point(x: float, value: float) -> tuple[float, float]:
-            return 6 * big + x / (REGION - 1) * (width - 12) * big, middle - max(-1.0, min(1.0, value)) * half
+            return 6 * big + x / (REGION - 1) * (WIDTH - 12) * big, middle - max(-1.0, min(1.0, value)) * half
 
+        colour = _ORANGE if share > 0.5 else (0, 0, 0)
         draw.line([point(0, 0), point(REGION - 1, 0)], fill=(205, 205, 205), width=big)
-        seen = _ORANGE if share > 0.5 else (0, 0, 0)
-        for line, colour, thick in ((lines[0], (150, 150, 150), 1), (lines[1], seen, 2)):
-            points = [point(float(x), float(v)) for x, v in zip(place, line, strict=True)]
-            draw.line(points, fill=colour, width=thick * big)
-        for x in range(0, REGION, step):
-            px, py = point(x, float(lines[0][x * fine]))
+        for line, fill, thick in ((response, (150, 150, 150), 1), (seen, colour, 2)):
+            points = [point(float(at), float(v)) for at, v in zip(x, line, strict=True)]
+            draw.line(points, fill=fill, width=thick * big)
+        for at in range(0, REGION, step):
+            px, py = point(at, float(response[at * fine]))
             r = 3.5 * big
-            draw.ellipse((px - r, py - r, px + r, py + r), fill=seen, outline="white", width=big)
-        axis = "x" if along_x else "y"
-        words = f"along {axis}: grey, the response at every pixel; dots, where it is read; thick, the wave they draw"
-        draw.text((0, 2 * big), words, fill=(40, 40, 40), font=ImageFont.load_default(12 * big))
-        sheet.paste(plot.resize((width, height), Image.Resampling.LANCZOS), (left, top))
+            draw.ellipse((px - r, py - r, px + r, py + r), fill=colour, outline="white", width=big)
+        reading = "grey, the response at every pixel; dots, where it is read; thick, the wave they draw"
+        words = f"along {'xy'[axis]}: {reading}"
+        draw.text((0, 2 * big), words, fill=_INK, font=ImageFont.load_default(12 * big))
+        return plot.resize((WIDTH, CUT), Image.Resampling.LANCZOS)
 
     def plane_picture(self, state: GratingState) -> Image.Image:
         """Response of the feature map over frequency (to the right) and orientation (down), folded part in colour."""
         found = self.plane(state)
-        kept, folded = found.in_place[state.channel], found.folded[state.channel]
         top = max(float(found.before[state.channel].max()), 1e-12)
-        orange = torch.tensor(_ORANGE, dtype=torch.float64)
-        kept, folded = (v.T[..., None] / top for v in (kept, folded))
-        colours = 255 - kept * (255 - 26) - folded * (255 - orange)
-        return Image.fromarray(colours.clamp(0, 255).to(torch.uint8).numpy()).resize(
-            PLANE, Image.Resampling.NEAREST
-        )
+        rgb = kept_and_folded(found.in_place[state.channel].T / top, found.folded[state.channel].T / top)
+        picture = Image.fromarray((255 * rgb).to(torch.uint8).numpy())
+        return picture.resize(PLANE, Image.Resampling.NEAREST)
 
     # ----------------------------------------------------------------------------------------------- words
 
@@ -279,54 +271,40 @@ class GratingView:
         if best <= 0:
             return f"Map {state.channel} of {state.layer} answers to no grating at all."
         s = max(found.spacing)
-        said = (
+        words = (
             f"The grating has {state.frequency:.3f} cycles per pixel (a period of {1 / state.frequency:.1f} px) at "
             f"{state.orientation:.0f} degrees. Map {state.channel} of {state.layer} answers with "
             f"{100 * before / best:.0f} % of its strongest response to a grating of this colour. "
         )
         if s == 1:
-            return said + "It is read at every pixel: nothing can be folded."
-        said += f"It is read every {s} px, which can hold up to {1 / (2 * s):.3f} cycles per pixel along each axis. "
+            return words + "It is read at every pixel: nothing can be folded."
+        words += f"It is read every {s} px, which can hold up to {1 / (2 * s):.3f} cycles per pixel along each axis. "
         if before < 1e-6 * best:
-            return said + "There is nothing to be seen of it."
+            return words + "There is nothing to be seen of it."
         ax, ay = (float(v) for v in found.arrives)
-        arrived = math.hypot(ax, ay)
-        share = 100 * folded**2 / before**2
+        arrived, share = math.hypot(ax, ay), 100 * folded**2 / before**2
         if not bool(found.is_folded[0, 0, 0]):
-            rest = (
-                ""
-                if share < 0.5
-                else f" {share:.0f} % of the energy, harmonics of it, arrives at wrong frequencies."
-            )
-            return said + "It arrives as it is." + rest
+            rest = f" {share:.0f} % of the energy, harmonics of it, arrives at wrong frequencies."
+            return words + "It arrives as it is." + (rest if share >= 0.5 else "")
         if arrived < 1e-6:
-            return (
-                said
-                + "It arrives as no wave at all but as a constant, which depends on where the picture lies."
+            words += (
+                "It arrives as no wave at all but as a constant, which depends on where the picture lies."
             )
-        angle = math.degrees(math.atan2(ay, ax)) % 180
-        return said + (
+            return words
+        return words + (
             f"It arrives at {arrived:.3f} cycles per pixel (a period of {1 / arrived:.1f} px, "
-            f"{state.frequency / arrived:.1f} times as long) at {angle:.0f} degrees: {share:.0f} % of the energy is at "
-            "wrong frequencies."
+            f"{state.frequency / arrived:.1f} times as long) at {math.degrees(math.atan2(ay, ax)) % 180:.0f} degrees: "
+            f"{share:.0f} % of the energy is at wrong frequencies."
         )
 
 
 def _tinted(values: Tensor, share: float) -> np.ndarray:
     """Values from -1 to 1 as uint8 (H, W, 3), black to white; to vermilion and its shade for what is folded."""
     v = values.clamp(-1, 1)[..., None]
-    grey = 128 + 127 * v
     orange = torch.tensor(_ORANGE, dtype=torch.float64)
-    dark = orange * 0.1
-    warm = 128 + v.clamp(min=0) * (orange - 128) + (-v).clamp(min=0) * (dark - 128)
-    return (
-        ((1 - share) * grey + share * warm)
-        .clamp(0, 255)
-        .round()
-        .to(torch.uint8)
-        .expand(*values.shape, 3)
-        .numpy()
-    )
+    warm = 128 + v.clamp(min=0) * (orange - 128) + (-v).clamp(min=0) * (0.1 * orange - 128)
+    rgb = (1 - share) * (128 + 127 * v) + share * warm
+    return rgb.clamp(0, 255).round().to(torch.uint8).expand(*values.shape, 3).numpy()
 
 
 class GratingExplorer(Panel):
@@ -336,146 +314,106 @@ class GratingExplorer(Panel):
     `snapshot` is what is on the page as one picture.
     """
 
+    state: GratingState
+
     def __init__(self, models: VisionModel | Sequence[VisionModel], **options: Any) -> None:
         super().__init__("What does a stride make of a grating?")
         self.add_class("zfkit-gratings")
         self.view = GratingView(models)
-        first = next(iter(self.view.models))
-        model = options.pop("model", first)
+        model = options.pop("model", next(iter(self.view.models)))
         layer = options.pop("layer", self.view.layers(model)[0] if model in self.view.models else "")
-        self.state = self.view.checked(GratingState(model, layer, **options))
-        self._setting = False
+        self.state = self.view.checked(changed(GratingState(model, layer), **options))
         self._build()
-        self._arrange()
-        self._request()
+        self.refresh()
 
     def _build(self) -> None:
-        names = list(self.view.models)
-        self.network = choice("network", names, value=self.state.model, help="which network answers")
-        self.layer = choice(
-            "layer", self.view.layers(self.state.model), value=self.state.layer, help="which layer"
-        )
-        self.colour = choice(
-            "colour", list(COLOURS), value=self.state.colour, help="what the grating varies in"
-        )
-        self.channel = slider("map", 0, 1, value=0, help="which feature map answers")
+        s, names = self.state, list(self.view.models)
+        self.network = choice("network", names, value=s.model, help="which network answers")
+        self.layer = choice("layer", self.view.layers(s.model), value=s.layer, help="which layer")
+        self.colour = choice("colour", COLOURS, value=s.colour, help="what the grating varies in")
+        self.channel = slider("map", 0, 1, help="which feature map answers")
         self.frequency = slider(
-            "c/px", 0.005, 0.5, value=self.state.frequency, step=0.005, readout_format=".3f",
+            "c/px", 0.005, 0.5, value=s.frequency, step=0.005, readout_format=".3f",
             help="frequency of the grating, in cycles per pixel",
         )  # fmt: skip
-        self.orientation = slider("degrees", 0, 179, value=0, help="direction of the grating, in degrees")
-        self.phase = slider("phase", 0, 359, value=0, help="phase of the grating, in degrees")
+        self.orientation = slider("degrees", 0, 179, help="direction of the grating, in degrees")
+        self.phase = slider("phase", 0, 359, help="phase of the grating, in degrees")
         self.play = W.Play(min=0, max=359, step=15, interval=150, tooltip="let the grating drift")
         W.link((self.play, "value"), (self.phase, "value"))
-        self.plane = Picker(
-            "frequency (to the right) and orientation (down) of the grating", *PLANE, sliders=False
-        )
-        width = 4 * TILE + 3 * GAP
-        self.picture = Picture("the grating, the response to it, its samples, and the wave they draw", width,
-                               20 + TILE + GAP + 150)  # fmt: skip
-        self.words = text("", "words")
-        for control, name in (
-            (self.network, "model"), (self.layer, "layer"), (self.colour, "colour"), (self.channel, "channel"),
-            (self.frequency, "frequency"), (self.orientation, "orientation"), (self.phase, "phase"),
-        ):  # fmt: skip
-            control.add_class(f"zfkit-{name}")
-            control.observe(lambda change, name=name: self._moved(name, change["new"]), "value")
+        label = "frequency (to the right) and orientation (down) of the grating"
+        self.plane = Picker(label, *PLANE, sliders=False)
         self.plane.on_pick(self._picked)
+        label = "the grating, the response to it, its samples, and the wave they draw"
+        self.picture, self.words = Picture(label, WIDTH, HEIGHT), text("", "words")
+        self.bind(
+            model=self.network, layer=self.layer, channel=self.channel, colour=self.colour,
+            frequency=self.frequency, orientation=self.orientation, phase=self.phase,
+        )  # fmt: skip
+        controls = [
+            self.network,
+            self.layer,
+            self.channel,
+            self.colour,
+            self.frequency,
+            self.orientation,
+            self.phase,
+        ]
+        for control in controls:
+            control.style.description_width = "62px"
+        if len(names) == 1:
+            self.network.layout.display = "none"
         legend = text(
             "<p class='zfkit-soft'>Above: this map's response to every grating. Dark is kept, orange arrives at a "
             "wrong frequency. To the right: frequency, 0 to 1/2; down: orientation, 0 to 180 degrees. Click one.</p>"
         )
-        sliders = [
-            self.network, self.layer, self.channel, self.colour, self.frequency, self.orientation, self.phase
-        ]  # fmt: skip
-        for control in sliders:
-            control.style.description_width = "62px"
-        wide = W.Layout(width="340px")
-        controls = W.VBox([*sliders, self.play], layout=wide)
-        if len(names) == 1:
-            self.network.layout.display = "none"
-        plane = W.VBox([self.plane, legend], layout=wide)
-        self.words.layout.max_width = f"{width}px"
-        self.content.children = [self.picture, self.words, row(controls, plane)]
-
-    def set(self, **changes: Any) -> GratingExplorer:
-        """Change what is shown: model, layer, channel, frequency, orientation, phase, colour."""
-        try:
-            state = self._settled(replace(self.state, **changes))
-        except TypeError:
-            wrong = next(k for k in changes if k not in GratingState.__dataclass_fields__)
-            raise ZfkitError(unknown("setting", wrong, GratingState.__dataclass_fields__)) from None
-        self.state = self.view.checked(state)
-        self._arrange()
-        self._request()
-        return self
-
-    def wait(self, timeout: float = 60.0) -> bool:
-        """Until what is shown is what the state says; False if that took longer than `timeout` seconds."""
-        return self.worker.wait(timeout)
+        below = ([*controls, self.play], [self.plane, legend])
+        columns = [W.VBox(children, layout=W.Layout(width="340px")) for children in below]
+        self.words.layout.max_width = f"{WIDTH}px"
+        self.content.children = [self.picture, self.words, row(*columns)]
 
     def snapshot(self) -> Image.Image:
         """What is on the page, as one picture; also for notebooks that are read without a kernel."""
         return self.view.sheet(self.state)
 
-    def _settled(self, state: GratingState) -> GratingState:
-        """Another network or layer may have fewer maps, or lack the layer."""
-        other = state.model in self.view.models and state.model != self.state.model
-        if other and state.layer not in self.view.layers(state.model):
-            state = replace(state, layer=self.view.layers(state.model)[0])
-        if (state.model, state.layer) != (
-            self.state.model,
-            self.state.layer,
-        ) and state.model in self.view.models:
+    def settled(self, **changes: Any) -> GratingState:
+        """The state after these changes; another network or layer may lack the layer, or have fewer maps."""
+        state: GratingState = super().settled(**changes)
+        one_of(state.model, "network", self.view.models)
+        layers = self.view.layers(state.model)
+        if state.model != self.state.model and state.layer not in layers:
+            state = replace(state, layer=layers[0])
+        if (state.model, state.layer) != (self.state.model, self.state.layer):
             state = replace(state, channel=min(state.channel, self.view.count(state) - 1))
-        return state
+        return self.view.checked(state)
 
-    @guarded
-    def _moved(self, name: str, value: Any) -> None:
-        if not self._setting and value is not None:
-            self.tell("")
-            self.set(**{name: value})
-
-    @guarded
     def _picked(self, at_row: int, at_col: int) -> None:
         frequencies, orientations = self.view.axes(self.state)
-        self.set(frequency=float(frequencies[at_col]), orientation=float(orientations[at_row]))
+        self.by_user(frequency=float(frequencies[at_col]), orientation=float(orientations[at_row]))
 
-    def _arrange(self) -> None:
-        """Controls as the state says, without telling."""
-        self._setting = True
-        try:
-            state = self.state
-            self.network.value = state.model
-            if tuple(self.layer.options) != self.view.layers(state.model):
-                self.layer.options = self.view.layers(state.model)
-            self.layer.value = state.layer
-            self.channel.max = self.view.count(state) - 1
-            self.channel.value = state.channel
-            self.colour.value = state.colour
-            self.frequency.value = state.frequency
-            self.orientation.value = round(state.orientation) % 180
-            self.phase.value = round(state.phase) % 360
-            frequencies, orientations = self.view.axes(state)
-            self.plane.grid(len(orientations), len(frequencies))
-            nearest = [
-                int((values.double() - value).abs().argmin())
-                for values, value in ((orientations, state.orientation), (frequencies, state.frequency))
-            ]
-            self.plane.pick(*nearest)
-        finally:
-            self._setting = False
+    def arrange(self) -> None:
+        """Controls as the state says."""
+        state = self.state
+        if tuple(self.layer.options) != self.view.layers(state.model):
+            self.layer.options = self.view.layers(state.model)
+        self.channel.max = self.view.count(state) - 1
+        self.network.value, self.layer.value, self.channel.value = state.model, state.layer, state.channel
+        self.colour.value, self.frequency.value = state.colour, state.frequency
+        self.orientation.value, self.phase.value = round(state.orientation) % 180, round(state.phase) % 360
+        frequencies, orientations = self.view.axes(state)
+        self.plane.grid(len(orientations), len(frequencies))
+        nearest = (
+            int((values.double() - value).abs().argmin())
+            for values, value in ((orientations, state.orientation), (frequencies, state.frequency))
+        )
+        self.plane.pick(*nearest)
 
-    def _request(self) -> None:
-        self.worker.submit("pictures", self._show(self.state))
-
-    def _show(self, state: GratingState) -> Steps:
-        yield from self.view.plane_steps(state)
-        sheet = encode(self.view.sheet(state))
-        said = self.view.words(state)
-        yield None  # a newer request ends this one here
-        self.picture.show(sheet, said)
-        self.words.value = f"<p role='status'>{said}</p>"
+    def paint(self, state: GratingState, step: Job) -> None:
+        """The grating and what becomes of it, the same in words, and the map of responses."""
+        self.view.plane(state, step)
+        sheet, words = encode(self.view.sheet(state)), self.view.words(state)
+        step()
+        self.picture.show(sheet, words)
+        self.words.value = f"<p role='status'>{words}</p>"
         self.plane.show(encode(self.view.plane_picture(state)))
 
 

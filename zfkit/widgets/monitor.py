@@ -7,9 +7,10 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
+from PIL import Image
 
+from ..checks import whole_number
 from ..errors import ZfkitError
 from ..figures.pictures import montage, signed_to_rgb
 from ..figures.training import training_figure
@@ -17,12 +18,14 @@ from ..images.imageset import ImageSet
 from ..topk.mine import mine
 from ..topk.patches import project_many
 from ..training.fit import Watched
-from .panel import Panel, Picture, encode, guarded, row, text
+from .controls import Picture, encode, row, text
+from .panel import Panel, guarded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FILTERS = 96  # of the first layer, at most
+SIDE, WIDTH = 320, 560  # of the filters' picture, and of the projections' beside it, in px
 
 
 class Monitor(Panel):
@@ -47,19 +50,17 @@ class Monitor(Panel):
         super().__init__("Training")
         if maps and images is None:
             raise ZfkitError("to project feature maps the monitor needs pictures: Monitor(images, maps)")
-        self.images, self.maps, self.every = (
-            images,
-            {k: list(v) for k, v in (maps or {}).items()},
-            max(1, every),
-        )
-        self.told = text("<p>Nothing yet: waiting for the first epoch.</p>", "told")
+        self.images, self.every = images, whole_number(every, "every, in epochs,")
+        self.maps = {layer: list(channels) for layer, channels in (maps or {}).items()}
+        self.words = text("<p>Nothing yet: waiting for the first epoch.</p>", "told")
         self.curves = Picture("loss, accuracy and dominance over epochs", 900, 280)
-        self.filters = Picture("the first layer's filters", 320, 320)
-        self.projections = Picture("projections of the chosen feature maps' strongest activations", 560, 320)
+        self.filters = Picture("the first layer's filters", SIDE, SIDE)
+        label = "projections of the chosen feature maps' strongest activations"
+        self.projections = Picture(label, WIDTH, SIDE)
         self.curves.say("The curves begin after the first epoch.")
         self.filters.say("The first layer's filters will stand here.")
         self.projections.say("" if self.maps else "No feature maps chosen: Monitor(images, maps) shows some.")
-        self.content.children = [self.told, self.curves, row(self.filters, self.projections)]
+        self.content.children = [self.words, self.curves, row(self.filters, self.projections)]
         self.history: tuple[dict[str, float], ...] = ()
 
     @guarded
@@ -68,42 +69,36 @@ class Monitor(Panel):
         import pandas as pd
 
         self.history = now.history
-        self.told.value = f"<p>{html.escape(_in_words(now))}</p>"
+        self.words.value = f"<p>{html.escape(_in_words(now))}</p>"
         if now.history:
             self.curves.show(_encoded(training_figure(pd.DataFrame(now.history))))
         if now.epoch % self.every and now.epoch != now.epochs:
             return
         first = now.model.conv_layers[0]
         weights = now.model.net.get_submodule(first).get_parameter("weight").detach()[:FILTERS].float().cpu()
-        loudest = float(weights.abs().amax())
-        sheet = montage(signed_to_rgb(weights, loudest), columns=_columns(len(weights)), tile=28)
-        self.filters.show(
-            encode(_fitted(sheet, 320, 320)),
-            f"{len(weights)} filters of {first} after epoch {now.epoch}, one scale: +-{loudest:.3g}",
-        )
+        largest = float(weights.abs().amax())
+        columns = max(1, round(len(weights) ** 0.5))
+        sheet = montage(signed_to_rgb(weights, largest), columns, tile=28)
+        words = f"{len(weights)} filters of {first} after epoch {now.epoch}, one scale: +-{largest:.3g}"
+        self.filters.show(encode(_fitted(sheet, SIDE, SIDE)), words)
         if self.maps and self.images is not None:
-            self.projections.show(
-                encode(_fitted(self._projections(now), 560, 320)),
-                f"strongest activation of {sum(map(len, self.maps.values()))} maps, projected, after epoch {now.epoch}",
-            )
+            count = sum(map(len, self.maps.values()))
+            words = f"strongest activation of {count} maps, projected, after epoch {now.epoch}"
+            self.projections.show(encode(_fitted(self._projections(now, self.images), WIDTH, SIDE)), words)
 
-    def _projections(self, now: Watched) -> np.ndarray:
+    def _projections(self, now: Watched, images: ImageSet) -> Image.Image:
         """A row for each layer: each map's strongest patch, projected, above the patch itself."""
-        from PIL import Image
-
-        assert self.images is not None
-        top = mine(now.model, self.images, [*self.maps], k=1, progress=False)
+        top = mine(now.model, images, [*self.maps], k=1, progress=False)
         rows = []
-        for layer, channels in self.maps.items():
-            found = project_many(now.model, self.images, top, {layer: channels})[layer]
-            pictures = torch.cat([signed_to_rgb(found.projection[:, 0]), found.photo[:, 0]])
-            rows.append(montage(pictures, columns=len(channels), tile=64))
+        for layer, patches in project_many(now.model, images, top, self.maps).items():
+            pictures = torch.cat([signed_to_rgb(patches.projection[:, 0]), patches.photo[:, 0]])
+            rows.append(montage(pictures, columns=len(self.maps[layer]), tile=64))
         whole = Image.new("RGB", (max(r.width for r in rows), sum(r.height + 8 for r in rows) - 8), "white")
-        top_edge = 0
+        y = 0
         for picture in rows:
-            whole.paste(picture, (0, top_edge))
-            top_edge += picture.height + 8
-        return np.asarray(whole)
+            whole.paste(picture, (0, y))
+            y += picture.height + 8
+        return whole
 
 
 def _in_words(now: Watched) -> str:
@@ -116,21 +111,14 @@ def _in_words(now: Watched) -> str:
     )
 
 
-def _columns(count: int) -> int:
-    return max(1, round(count**0.5))
-
-
-def _fitted(picture: object, width: int, height: int) -> np.ndarray:
+def _fitted(picture: Image.Image, width: int, height: int) -> Image.Image:
     """The picture on white, as large as it fits."""
-    from PIL import Image
-
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture))
-    factor = min(width / image.width, height / image.height)
-    resample = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS
-    image = image.resize((max(1, int(image.width * factor)), max(1, int(image.height * factor))), resample)
+    factor = min(width / picture.width, height / picture.height)
+    how = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS
+    size = max(1, int(picture.width * factor)), max(1, int(picture.height * factor))
     whole = Image.new("RGB", (width, height), "white")
-    whole.paste(image, (0, 0))
-    return np.asarray(whole)
+    whole.paste(picture.resize(size, how), (0, 0))
+    return whole
 
 
 def _encoded(figure: Figure) -> bytes:

@@ -13,25 +13,37 @@ import torch
 from ipywidgets import Layout, VBox
 from torch import Tensor
 
-from ..errors import ImageError, ZfkitError
+from ..checks import whole_number
+from ..errors import ImageError
+from ..experiments.occluder import Occluder
 from ..experiments.occlusion import (
     Colour,
-    Occluder,
     choose_target,
     preprocessed_colour,
     probabilities,
     shown_colour,
 )
+from ..figures.pictures import to_picture
 from ..nets.model import VisionModel
-from .drawing import bars, fitted, to_picture
-from .panel import Panel, Picker, Steps, encode, guarded, row, slider, text
+from .controls import Picker, encode, row, slider, text
+from .drawing import class_bars, class_name, fitted
+from .panel import Panel
+from .worker import Job
 
 SIDE = 320  # of the picture on the page, in px
-CLASSES = 5  # shown before and after
 _STYLE = """
 .zfkit-occlusion .zfkit-bar { fill: var(--zf-accent); }
 .zfkit-occlusion svg text { fill: var(--zf-ink); }
 """
+
+
+@dataclass(frozen=True)
+class OcclusionState:
+    """What is shown: the first row and column of the square, and its side, in pixels."""
+
+    at_row: int
+    col: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -53,9 +65,11 @@ class Answer:
 class OcclusionExplorer(Panel):
     """Drag a square over a picture; `zfkit.widgets.explore_occlusion` opens it.
 
-    `place` is the square's first row and column, `answer(row, col, size)` what the network says to it, without
-    any widget; `set(row=, col=, size=)` moves it from code, `wait` waits until that is shown.
+    `state` says where the square is (`OcclusionState`), `set` moves it from code, `answer(row, col, size)` is what the
+    network says to it, without any widget, and `wait` waits until that is shown.
     """
+
+    state: OcclusionState
 
     def __init__(
         self,
@@ -81,19 +95,19 @@ class OcclusionExplorer(Panel):
         sums = self.occluder.values[self.layer][0].clamp(min=0).flatten(1).sum(1)
         self.channel, self.sum = int(sums.argmax()), float(sums.max())
         H, W = image.shape[1:]
-        size = min(H, W) // 4 if size is None else size
-        if type(size) is not int or not 1 <= size <= min(H, W):
-            raise ImageError(f"a square of {size!r} px does not fit into a picture of {W} x {H} px")
-        self.place = (H - size) // 2, (W - size) // 2
-        self._setting = False
+        size = self._checked_size(min(H, W) // 4 if size is None else size)
+        self.state = OcclusionState((H - size) // 2, (W - size) // 2, size)
         self.size = slider("size", 1, min(H, W), value=size, help="side of the square, in pixels")
-        self.size.observe(self._resized, "value")
+        self.bind(size=self.size)
         self.picker = Picker("first row and column of the square", SIDE, SIDE * H // W)
-        self.picker.on_pick(self._picked)
+        self.picker.on_pick(lambda at_row, col: self.by_user(at_row=at_row, col=col))
         self.words, self.before, self.after = (text("", name) for name in ("words", "before", "after"))
         words = VBox([row(self.before, self.after), self.words, self.size], layout=Layout(flex="1 1 300px"))
         self.content.children = [row(self.picker, words)]
-        self._arrange()
+        self.refresh()
+
+    def _checked_size(self, size: int) -> int:
+        return whole_number(size, "size of the square, in pixels,", 1, min(self.image.shape[1:]), ImageError)
 
     def answer(self, at_row: int, col: int, size: int) -> Answer:
         """The network's answer with a square of `size` px whose first pixel is (at_row, col)."""
@@ -105,77 +119,46 @@ class OcclusionExplorer(Panel):
         picture[:, at_row : at_row + size, col : col + size] = colour
         return Answer(picture, probability, self.whole, activity / self.sum if self.sum else 0.0)
 
-    def set(
-        self, at_row: int | None = None, col: int | None = None, size: int | None = None
-    ) -> OcclusionExplorer:
-        """Move the square; what is left out stays. Raises ZfkitError for a place outside the picture."""
+    def settled(self, **changes: Any) -> OcclusionState:
+        """The state after these changes; a square that grows alone is moved back into the picture."""
+        state: OcclusionState = super().settled(**changes)
+        self._checked_size(state.size)
         H, W = self.image.shape[1:]
-        size = self.size.value if size is None else size
-        at_row, col = (
-            old if new is None else new for new, old in zip((at_row, col), self.place, strict=True)
-        )
-        if not (1 <= size <= min(H, W) and 0 <= at_row <= H - size and 0 <= col <= W - size):
-            raise ZfkitError(
-                f"a square of {size} px at row {at_row}, column {col} is not within {W} x {H} px"
-            )
-        self.place = at_row, col
-        self._setting = True
-        self.size.value = size
-        self._setting = False
-        self._arrange()
-        return self
+        if changes.keys() == {"size"}:
+            at_row, col = min(state.at_row, H - state.size), min(state.col, W - state.size)
+            return OcclusionState(at_row, col, state.size)
+        whole_number(state.at_row, "the square's first row", 0, H - state.size, ImageError)
+        whole_number(state.col, "the square's first column", 0, W - state.size, ImageError)
+        return state
 
-    def wait(self, timeout: float = 60.0) -> bool:
-        """Until what is shown is the place that was asked for; False if that took longer than `timeout` s."""
-        return self.worker.wait(timeout)
-
-    @guarded
-    def _picked(self, at_row: int, col: int) -> None:
-        self.tell("")
-        self.set(at_row, col)
-
-    @guarded
-    def _resized(self, change: Any) -> None:
-        if not self._setting:
-            H, W = self.image.shape[1:]
-            self.set(
-                min(self.place[0], H - change["new"]), min(self.place[1], W - change["new"]), change["new"]
-            )
-
-    def _arrange(self) -> None:
+    def arrange(self) -> None:
+        """Slider and mark to what the state says."""
         H, W = self.image.shape[1:]
-        size = self.size.value
+        size = self.size.value = self.state.size
         # The canvas has a place for each first pixel; a frame of the square's extent is drawn around its middle.
-        area = (size / 2 - 0.5) / W, (size / 2 - 0.5) / H
-        self.picker.grid(H - size + 1, W - size + 1, (area[0], area[1], 1 - area[0], 1 - area[1]))
+        left, top = (size / 2 - 0.5) / W, (size / 2 - 0.5) / H
+        self.picker.grid(H - size + 1, W - size + 1, (left, top, 1 - left, 1 - top))
         self.picker.place.extent = [size / H, size / W]
-        self.picker.pick(*self.place)
-        self.worker.submit("answer", self._show(*self.place, size))
+        self.picker.pick(self.state.at_row, self.state.col)
 
-    def _show(self, at_row: int, col: int, size: int) -> Steps:
-        found = self.answer(at_row, col, size)
-        yield None  # a newer place ends this one here
-        self.picker.show(encode(fitted(to_picture(found.picture), SIDE)))
-        self.before.value = "<p>without the square</p>" + self._bars(found.whole, found.whole)
-        self.after.value = "<p>with it</p>" + self._bars(found.probability, found.whole)
-        name = html.escape(self.name(self.target))
+    def paint(self, state: OcclusionState, step: Job) -> None:
+        """The picture with the square, the likeliest classes without and with it, and the numbers in words."""
+        answer = self.answer(state.at_row, state.col, state.size)
+        step()
+        self.picker.show(encode(fitted(to_picture(answer.picture), SIDE)))
+        for control, words, probability in (
+            (self.before, "without the square", answer.whole),
+            (self.after, "with it", answer.probability),
+        ):
+            bars = class_bars(self.model, probability, target=self.target)
+            control.value = f"<p>{words}</p>{bars}"
+        name = html.escape(class_name(self.model, self.target))
         own = " (the network's own top class: there is no label)" if self.target_from == "model" else ""
         self.words.value = (
-            f"<p role='status'>P({name}){own} goes from {found.whole[self.target]:.2f} to "
-            f"{found.probability[self.target]:.2f}; map {self.channel} of {html.escape(self.layer)}, the strongest "
-            f"here, keeps {100 * found.activity:.0f} % of its activity.</p>"
+            f"<p role='status'>P({name}){own} goes from {answer.whole[self.target]:.2f} to "
+            f"{answer.probability[self.target]:.2f}; map {self.channel} of {html.escape(self.layer)}, the strongest "
+            f"here, keeps {100 * answer.activity:.0f} % of its activity.</p>"
         )
-
-    def name(self, index: int) -> str:
-        """Name of a class."""
-        return self.model.classes[index] if self.model.classes else f"class {index}"
-
-    def _bars(self, shown: Tensor, whole: Tensor) -> str:
-        first = shown.argsort(descending=True, stable=True)[:CLASSES].tolist()
-        if self.target not in first:
-            first = [*first[: CLASSES - 1], self.target]
-        rows = [(self.name(i), float(shown[i]), f"{shown[i]:.2f}") for i in first]
-        return bars(rows, label="probabilities of the classes")
 
 
 def explore_occlusion(

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, get_args
 
+from ..checks import number, one_of, whole_number, whole_numbers
 from ..deconv.rules import Rule
-from ..errors import ZfkitError, unknown
+from ..errors import ZfkitError
 
 TABS = {"maps": "Maps", "image": "Your own image", "compare": "Compare"}
+RULES = get_args(Rule)
 ORDERS = ("index", "max activation", "selectivity", "mean frequency", "dead first")
 GAINS = (0.25, 8.0)
 METHODS = "methods"
@@ -46,28 +48,21 @@ class State:
     versus: str = METHODS
 
     def __post_init__(self) -> None:
-        for name, kinds in (("tab", tuple(TABS)), ("rule", get_args(Rule)), ("order", ORDERS)):
-            if getattr(self, name) not in kinds:
-                raise ZfkitError(unknown(name, getattr(self, name), kinds))
+        for name, choices in (("tab", TABS), ("rule", RULES), ("order", ORDERS)):
+            one_of(getattr(self, name), name, choices)
         for name in ("channel", "rank"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ZfkitError(f"{name} must be a whole number from 0 on, not {value!r}")
-        low, high = GAINS
-        gain = self.gain
-        if isinstance(gain, bool) or not isinstance(gain, int | float) or not low <= gain <= high:
-            raise ZfkitError(f"gain must be a number from {low} to {high}, not {gain!r}")
+            whole_number(getattr(self, name), name, 0)
+        number(self.gain, "gain", *GAINS)
         for name in ("layer", "search", "image", "versus"):
             if not isinstance(getattr(self, name), str):
                 raise ZfkitError(f"{name} must be text, not {getattr(self, name)!r}")
         if self.position is not None:
-            try:
-                row, col = (int(v) for v in self.position)
-            except (TypeError, ValueError):
-                raise ZfkitError(f"position must be (row, column) or None, not {self.position!r}") from None
-            if min(row, col) < 0:
-                raise ZfkitError(f"position must be (row, column) from 0 on, not {self.position!r}")
-            object.__setattr__(self, "position", (row, col))  # a list, say, from papermill's parameters
+            place = whole_numbers(self.position)
+            if place is None or place.shape != (2,) or int(place.min()) < 0:
+                raise ZfkitError(f"position must be (row, column) from 0 on, or None, not {self.position!r}")
+            object.__setattr__(
+                self, "position", tuple(place.tolist())
+            )  # a list, say, from papermill's parameters
 
     def changes(self) -> dict[str, Any]:
         """The fields that differ from a fresh view."""

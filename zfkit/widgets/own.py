@@ -1,0 +1,84 @@
+"""A picture of your own for the explorer: read, or refused in a sentence."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+from torch import Tensor
+
+from ..errors import ImageError
+from ..images.decode import MAX_PIXELS, decode, square, to_tensor
+
+SMALL = 8  # px; a picture must have that many along its smaller side
+
+
+class Own(NamedTuple):
+    """A picture of your own as the network sees it."""
+
+    picture: bytes = b""
+    strongest: bytes = b""
+    windows: bytes = b""
+    captions: tuple[str, ...] = ()
+    channels: tuple[int, ...] = ()
+    note: str = ""
+    probabilities: str = ""
+    sentence: str = ""
+
+
+def read_own(content: bytes | str, name: str, side: int, input_size: int) -> tuple[Tensor, Tensor, str]:
+    """A picture of your own, from its bytes or path: uint8 (3, S, S) of two sides, and a note on what was done.
+
+    Args:
+        side: of the photographs that the explorer shows.
+        input_size: that of the network.
+
+    Raises ImageError, in words, for what is no picture, a damaged one, or one too small or too large.
+    """
+    if isinstance(content, str):
+        path = Path(content).expanduser()
+        if not path.is_file():
+            raise ImageError(
+                f"There is no file {content!r}; check the path (it is looked up from {Path.cwd()})."
+            )
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ImageError(f"{path.name} cannot be read ({error.strerror}).") from None
+    size, frames = _header(content, name)
+    if size and size[0] * size[1] > MAX_PIXELS:
+        raise ImageError(
+            f"{name} has {size[0]:,} × {size[1]:,} pixels; more than {MAX_PIXELS:,} would fill the memory. "
+            "Make it smaller first."
+        )
+    if size and min(size) < SMALL:
+        raise ImageError(
+            f"{name} has {size[0]} × {size[1]} pixels, too few to see anything: every patch would be a plain "
+            f"colour. Take a picture of at least {SMALL} × {SMALL}."
+        )
+    whole = decode(content, name)
+    note = f"{name}: {whole.width:,} × {whole.height:,} px"
+    if frames > 1:
+        note += f"; an animation of {frames} frames, of which the first is shown"
+    if whole.width != whole.height:
+        note += "; its middle square is used"
+    return to_tensor(square(whole, side)), to_tensor(square(whole, input_size)), note + "."
+
+
+def _header(content: bytes, name: str) -> tuple[tuple[int, int] | None, int]:
+    """Size and number of frames, from a picture's header; (None, 1) where Pillow cannot tell."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # a sentence says it better
+            opened = Image.open(io.BytesIO(content))
+        with opened:
+            return opened.size, int(getattr(opened, "n_frames", 1))
+    except Image.DecompressionBombError:
+        raise ImageError(
+            f"{name} has so many pixels that it would fill the memory; bring it below {MAX_PIXELS:,} first."
+        ) from None
+    except Exception:  # what is no picture is said by `decode`
+        return None, 1
