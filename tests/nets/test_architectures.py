@@ -9,9 +9,9 @@ import literal
 import numpy as np
 import pytest
 import torch
+from boxes import assert_boxes_are_what_units_see
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_receptive_field import assert_boxes_are_what_units_see
 from torch import nn
 
 import zfkit
