@@ -1,5 +1,10 @@
-"""..."""
+"""Fig. 2 as files: what every layer's feature maps respond to, as pictures (`sheet`) and as one page (`page`).
+
+`html` loads templates; `templates/` has the page, and `base.html`, which pages of other rooms extend, too.
+"""
 
 from __future__ import annotations
 
-from .page import Atlas, draw_layer, write_atlas
+from .html import templates
+from .page import Atlas, write_atlas
+from .sheet import draw_layer

@@ -1,0 +1,76 @@
+"""Tensors to pictures, pictures to sheets, and the colours and axes that figures share."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFont
+
+import zfkit
+from zfkit.figures.pictures import (
+    full_scale,
+    montage,
+    number,
+    signed_to_rgb,
+    tile_sheet,
+    to_picture,
+    wrap_words,
+)
+from zfkit.figures.style import MODEL_COLOURS, PALETTE, model_colours
+
+
+def test_zero_is_grey_and_signs_are_symmetric():
+    generator = torch.Generator().manual_seed(0)
+    signed = torch.randn(4, 3, 8, 8, generator=generator)
+    signed[:, :, 0, 0] = 0
+    rgb = signed_to_rgb(signed).int()
+    assert rgb.shape == (4, 3, 8, 8)
+    assert (rgb[:, :, 0, 0] == 128).all()
+    # 128 + x and 128 - x, up to rounding
+    assert ((signed_to_rgb(-signed).int() + rgb - 256).abs() <= 1).all()
+    assert (signed_to_rgb(torch.zeros(3, 5, 5)) == 128).all()
+
+
+def test_the_scale_is_the_values_percentile_picture_by_picture():
+    signed = torch.randn(2, 3, 20, 20, generator=torch.Generator().manual_seed(1))
+    signed[1] *= 1000  # a picture of its own scale
+    rgb = signed_to_rgb(signed)
+    for picture, shown in zip(signed.double().numpy(), rgb.numpy(), strict=True):
+        scale = np.percentile(np.abs(picture), 99.5)
+        expected = 128 + 127 * np.clip(picture / scale, -1, 1)
+        assert np.abs(shown - expected).max() <= 0.501
+
+
+def test_a_given_scale_compares_pictures():
+    signed = torch.tensor([0.5, 1.0, 2.0, 4.0, -2.0, -4.0]).view(6, 1, 1, 1).expand(6, 3, 1, 1)
+    assert signed_to_rgb(signed, scale=2.0)[:, 0, 0, 0].tolist() == [160, 192, 255, 255, 1, 1]
+    assert signed_to_rgb(signed, scale=torch.tensor(4.0))[:, 0, 0, 0].tolist() == [144, 160, 192, 255, 64, 1]
+
+
+def test_a_few_values_in_an_empty_picture_are_shown():
+    signed = torch.zeros(3, 50, 50)
+    signed[0, 3, 4], signed[1, 3, 4] = 1e-6, -1e-6
+    assert signed_to_rgb(signed)[:, 3, 4].tolist() == [255, 1, 128]
+
+
+def test_one_channel_becomes_three():
+    signed = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    rgb = signed_to_rgb(signed)
+    assert rgb.shape == (5, 3, 4, 4)
+    assert (rgb[:, :1] == rgb).all()
+
+
+def test_a_montage_enlarges_by_whole_factors_and_keeps_the_order():
+    pictures = torch.randint(0, 256, (5, 3, 7, 7), dtype=torch.uint8)
+    sheet = np.asarray(montage(pictures, columns=3, tile=30))  # 7 px four times
+    assert sheet.shape == (2 * 28 + 2, 3 * 28 + 4, 3)
+    for i, picture in enumerate(pictures.permute(0, 2, 3, 1).numpy()):
+        row, column = divmod(i, 3)
+        tile = sheet[row * 30 : row * 30 + 28, column * 30 : column * 30 + 28]
+        assert (tile == picture.repeat(4, 0).repeat(4, 1)).all()
+    assert (sheet[28:30] == 255).all() and (sheet[:, 28:30] == 255).all()  # gaps
+    assert (sheet[30:, 60:] == 255).all()  # no sixth picture
+
+
+def test_a_montage_brings_large_pictures_to_the_tile():
+    assert montage(torch.zeros(4, 3, 60, 60, dtype=torch.uint8), columns=2, tile=40).size == (82, 82)
+    assert montage(torch.zeros(1, 3, 60, 120, dtype=torch.uint8), columns=1, tile=40).size == (40, 20)

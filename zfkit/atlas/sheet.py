@@ -1,0 +1,53 @@
+"""One layer of Fig. 2 as a picture: projections beside patches, map by map."""
+
+from __future__ import annotations
+
+from PIL import Image, ImageDraw, ImageFont
+
+from ..figures.pictures import TILE, number, pair_of_montages, wrap_words
+from ..topk.patches import Patches
+from ..topk.table import TopK
+
+MARGIN, BETWEEN, HEAD, GUTTER = (
+    28,
+    26,
+    24,
+    6,
+)  # of the sheet, between maps, above a map, inside its pair; in px
+NARROWEST = 900  # px, so that the words have room
+
+
+def draw_layer(
+    patches: Patches, top: TopK, caption: tuple[str, str] | None = None, columns: int = 4, tile: int = TILE
+) -> Image.Image:
+    """One layer's feature maps as a sheet: 3x3 projections beside 3x3 patches, map number and maximum above.
+
+    Args:
+        caption: title and the line below it; default: layer, and how many of how many.
+        tile: side of one patch in px.
+    """
+    channels = patches.channels.tolist()
+    blocks = [pair_of_montages(patches, i, tile) for i in range(len(channels))]
+    width, height = blocks[0][0].size if blocks else (tile, tile)
+    pair = 2 * width + GUTTER
+    columns = max(1, min(columns, len(blocks)))
+    rows = -(-len(blocks) // columns)
+    title, line = caption or (patches.layer, f"{len(blocks)} of {len(top[patches.layer].value)} feature maps")
+    sheet_width = max(2 * MARGIN + columns * (pair + BETWEEN) - BETWEEN, NARROWEST)
+    small, middle, large = (ImageFont.load_default(size) for size in (15, 17, 30))
+    lines = wrap_words(line, middle, sheet_width - 2 * MARGIN)
+    first_row = MARGIN + 40 + 24 * len(lines) + 14
+    row_height = HEAD + height + BETWEEN
+    sheet = Image.new("RGB", (sheet_width, first_row + rows * row_height - BETWEEN + MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, MARGIN - 8), title, "#111111", large)
+    for i, text in enumerate(lines):
+        draw.text((MARGIN, MARGIN + 36 + 24 * i), text, "#555555", middle)
+    for i, (channel, (projections, photos)) in enumerate(zip(channels, blocks, strict=True)):
+        x, y = MARGIN + i % columns * (pair + BETWEEN), first_row + i // columns * row_height
+        draw.text((x, y), f"map {channel}", "#111111", middle)
+        strongest = f"max {number(top[patches.layer].max[channel])}"
+        draw.text((x + pair, y + 1), strongest, "#777777", small, anchor="ra")
+        sheet.paste(projections, (x, y + HEAD))
+        sheet.paste(photos, (x + width + GUTTER, y + HEAD))
+    return sheet
