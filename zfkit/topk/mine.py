@@ -306,11 +306,14 @@ def _mine_on_cluster(plan: MiningPlan, scheduler: str | Client, progress: bool) 
         if device != "cpu":  # the network travels on its own, and goes to the worker's GPU there
             plan = replace(plan, model=copy.deepcopy(plan.model).to("cpu"))
         # Made on a worker by a task, which Dask runs again where that worker dies; data sent there would be lost.
-        shared = client.submit(pickle.loads, cloudpickle.dumps(plan), pure=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sending large graph")  # the network, once
+            shared = client.submit(pickle.loads, cloudpickle.dumps(plan), pure=False)
         futures = client.map(_mine_on_worker, parts, plan=shared, device=device, pure=False)
         tables, skipped = [], []
         try:
-            with steps(len(plan.images), f"mining {plan.model.name}", progress=progress) as done:
+            what = f"mining {plan.model.name}"
+            with client.as_current(), steps(len(plan.images), what, progress=progress) as done:
                 for _, (part, table, unreadable) in as_completed(futures, with_results=True):
                     tables.append(table)
                     skipped += unreadable

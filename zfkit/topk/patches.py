@@ -210,7 +210,7 @@ def _from_tapes(
     deconvnet = Deconvnet(model.network, [layer], options)
     pictures, local = units.image.unique(return_inverse=True)
     tape, pixels = Tape.together(tapes), photos.take(pictures)
-    yield from _reverse(model, deconvnet, tape, layer, units, local, units.position, pixels)
+    yield from project_units(model, deconvnet, tape, layer, units, local, units.position, pixels)
 
 
 def _from_crops(
@@ -225,7 +225,7 @@ def _from_crops(
             pictures, local = here.image.unique(return_inverse=True)
             pixels, position = crop.cut(photos.take(pictures), local, here.position)
             tape = forward(model, deconvnet, model.preprocess(pixels), outputs=options.seed == "activation")
-            yield from _reverse(
+            yield from project_units(
                 model, deconvnet, tape, layer, here, torch.arange(len(here)), position, pixels
             )
 
@@ -244,10 +244,10 @@ def _from_pictures(
             for layer, of_layer in units.items():
                 here = of_layer.pick(torch.isin(of_layer.image, batch).nonzero()[:, 0])
                 local = torch.searchsorted(batch, here.image)
-                yield from _reverse(model, deconvnet, tape, layer, here, local, here.position, pixels)
+                yield from project_units(model, deconvnet, tape, layer, here, local, here.position, pixels)
 
 
-def _reverse(
+def project_units(
     model: VisionModel,
     deconvnet: Deconvnet,
     tape: Tape,

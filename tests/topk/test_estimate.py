@@ -1,0 +1,134 @@
+"""What mining takes, known beforehand."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import pytest
+import torch
+from mining import exact_model, pictures
+
+import zfkit
+import zfkit.cli
+import zfkit.topk.estimate
+from zfkit import ZfkitError
+from zfkit.cli import main
+from zfkit.topk import MiningPlan, duration, estimate_mining, size_of
+
+
+class Clock:
+    """Stands still, but for what is added to it."""
+
+    now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def test_the_estimate_is_pictures_times_the_time_of_one(monkeypatch):
+    """On a clock that moves by a quarter of a second with every picture that the network sees."""
+    clock, add = Clock(), MiningPlan.add
+
+    def slow(plan, tops, batch, portions):
+        warming_up = int(batch.indices[0]) == 0
+        clock.now += 0.25 * len(batch.indices) * (40 if warming_up else 1)
+        return add(plan, tops, batch, portions)
+
+    monkeypatch.setattr(zfkit.topk.estimate, "time", clock)
+    monkeypatch.setattr(MiningPlan, "add", slow)
+    model, images = exact_model(), pictures(1000)
+    estimate = estimate_mining(model, images, k=4, batch_size=5)
+    assert (estimate.pictures, estimate.maps) == (1000, 12)
+    assert estimate.seconds == pytest.approx(1000 * 0.25)
+    assert estimate.timed % 5 == 0 and 5 <= estimate.timed <= 50  # whole batches, not more than a twentieth
+    assert estimate.timed_seconds == pytest.approx(estimate.timed * 0.25)
+    assert estimate.timed_seconds <= 2 + 5 * 0.25  # and not longer than 2 seconds and a batch
+    assert estimate_mining(model, images, k=4, batch_size=5, processes=8).seconds == pytest.approx(250 / 8)
+    few = estimate_mining(model, pictures(7), k=4, batch_size=5)  # nothing to warm up with
+    assert few.timed == 5 and few.seconds == pytest.approx(7 * 0.25 * 40)
+
+
+@pytest.mark.parametrize("k", [1, 30])
+def test_the_disk_is_maps_times_what_each_takes(k, tmp_path):
+    """Value 4 bytes, image, row, column 8 each; three statistics, a channel; states have one place for both."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 2000, 3), torch.nn.ReLU(), torch.nn.Conv2d(2000, 500, 1))
+    model = zfkit.wrap_model(net, mean=0, scale=1, input_size=16, name="wide")
+    images = pictures(40)
+    estimate = estimate_mining(model, images, k=k)
+    assert estimate.maps == 2500
+    assert estimate.table_bytes == 2500 * (k * (4 + 8 + 8 + 8) + 3 * 4 + 8)
+    assert estimate.state_bytes == 2500 * (k * (4 + 8 + 8) + 4 + 8 + 8)
+    checkpoint = tmp_path / "t.part"
+    table = zfkit.mine(model, images, k=k, checkpoint=checkpoint, progress=False).save(tmp_path / "t.parquet")
+    assert checkpoint.stat().st_size == pytest.approx(estimate.state_bytes, abs=4000)  # a header
+    assert table.stat().st_size <= estimate.table_bytes + 20_000  # Parquet packs what repeats
+
+
+GIVEN = [
+    "mine",
+    "--images",
+    "textures",
+    "--size",
+    "64",
+    "--limit",
+    "60",
+    "--layers",
+    "conv1",
+    "--device",
+    "cpu",
+]
+
+
+def test_the_command_says_it_before_it_starts_and_stops_there_if_asked(tmp_path, capsys):
+    given = [*GIVEN, "--out", str(tmp_path / "t.parquet")]
+    assert main([*given, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("60 pictures, 96 feature maps: about ") and " pictures/s, timed on " in printed
+    sizes = f"{size_of(96 * (28 * 9 + 20))} for the table and {size_of(96 * 200)} for the state"
+    assert f"on disk up to {sizes}" in printed
+    assert list(tmp_path.iterdir()) == []
+    assert main(given) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("60 pictures, 96 feature maps") and lines[1].startswith("TopK(")
+
+
+def test_a_disk_too_full_is_known_before_anything_is_mined(tmp_path, capsys, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=30_000))
+    monkeypatch.setattr(zfkit.cli, "mine", lambda *_, **__: pytest.fail("it mined"))
+    assert main([*GIVEN, "--out", str(tmp_path / "t.parquet")]) == 2
+    assert "0 MB needed, 0 MB free" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (["--checkpoint-every", "0"], "checkpoint_every must be a whole number from 1 on, not 0"),
+        (["--out", "."], "--out names no file"),
+    ],
+)
+def test_commands_that_make_no_sense(given, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*GIVEN, *given]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("seconds, words", [
+    (0.01, "1 s"), (7.4, "7 s"), (99, "99 s"), (100, "2 min"), (3600, "60 min"), (7500, "2 h 05 min"),
+    (2 * 86400, "2 d 0 h"), (100 * 3600, "4 d 4 h"),
+])  # fmt: skip
+def test_times_in_words(seconds, words):
+    assert duration(seconds) == words
+
+
+@pytest.mark.parametrize("count, words", [(1, "1 kB"), (26_112, "26 kB"), (3_400_000, "3.4 MB")])
+def test_sizes_in_words(count, words):
+    assert size_of(count) == words
+
+
+def test_estimates_that_cannot_be_made():
+    with pytest.raises(ZfkitError, match="processes must be a whole number from 1 on, not 0"):
+        estimate_mining(exact_model(), pictures(9), processes=0)
