@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import LayerError, WriteError, ZfkitError, printable, unknown
+from .errors import ImageError, LayerError, WriteError, ZfkitError, printable, unknown
 
 
 def expect(value: object, kind: type, what: str, how: str) -> None:
@@ -131,6 +131,18 @@ def rgb(value: Any, what: str, error: type[ZfkitError] = ZfkitError) -> list[flo
     if colour.shape not in ((), (1,), (3,)) or not ((colour >= 0) & (colour <= 255)).all():
         raise error(f"{what} must be one number or three (RGB) from 0 to 255, not {value!r:.80}")
     return [float(v) for v in colour.expand(3)]
+
+
+def uint8_rgb(value: Any, axes: int = 4) -> Tensor:
+    """The value, if it is pictures, uint8 (N, 3, H, W) with values 0-255; with 3 axes, one picture (3, H, W)."""
+    if not isinstance(value, Tensor):
+        kind = type(value).__name__
+    elif value.dtype == torch.uint8 and value.dim() == axes and value.shape[-3] == 3:
+        return value
+    else:
+        kind = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    expected = "uint8 RGB pictures (N, 3, H, W)" if axes == 4 else "one uint8 RGB picture (3, H, W)"
+    raise ImageError(f"expected {expected} with values 0-255, got {kind}")
 
 
 def writable_folder(path: str | Path) -> Path:

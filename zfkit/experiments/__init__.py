@@ -5,9 +5,7 @@
 `randomisation`, the sanity checks that later work asks of such pictures.
 """
 
-from .ablation import Ablation, ablate, ablation_counts, ablations, read_ablation
-from .correspondence import Correspondence, PartPictures, correspondence, part_pictures
-from .ensemble import Ensemble, ensemble
+from .correspondence import Correspondence, correspondence
 from .evolution import Evolution, convergence, evolution
 from .first_layer import (
     FirstLayerRuns,
@@ -18,10 +16,13 @@ from .first_layer import (
 )
 from .invariance import Invariance, invariance
 from .occlusion import Elsewhere, Occlusion, occlude, project_elsewhere
-from .randomisation import SanityChecks, photo_likeness, randomise, sanity_checks
+from .parts import PartPictures, part_pictures
+from .randomisation import SanityChecks, photo_likeness, sanity_checks
+from .replacements import randomise
 from .selectivity import PoseVariation, Selectivity, pose_variation, selectivity
 from .snapshots import bundled_runs
 from .transfer import Transfer, feature_layers, transfer
+from .variants import Ablation, Ensemble, ablate, ablation_counts, ablations, ensemble, read_ablation
 
 __all__ = [
     "Ablation", "Correspondence", "Elsewhere", "Ensemble", "Evolution", "FirstLayerRuns", "Invariance", "Occlusion",

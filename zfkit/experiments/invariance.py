@@ -14,24 +14,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, TypedDict, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from ..errors import ImageError, LayerError, ZfkitError, unknown
+from ..batching import OnStep, steps
+from ..checks import layer_names, one_of, uint8_rgb, whole_number
+from ..errors import ImageError, LayerError, ZfkitError
 from ..images.imageset import ImageSet
-from ..nets.activations import cannot_run
+from ..nets.activations import features, pictures_at
 from ..nets.model import VisionModel
-from .occlusion import Colour, TargetFrom, choose_target, probabilities
+from .occlusion import Colour, TargetFrom, choose_target, probabilities, shown_colour
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Motion = Literal["shift", "scale", "rotation"]
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
+Fill = Colour | Literal["edge", "reflect"]
 UNITS: dict[str, str] = {"shift": "px down", "scale": "times", "rotation": "degrees"}
 STILL: dict[str, float] = {"shift": 0.0, "scale": 1.0, "rotation": 0.0}  # where nothing moves
 
@@ -83,8 +86,7 @@ class Invariance:
 
         Raises LayerError for a layer that was not looked at.
         """
-        if layer not in self.distance:
-            raise LayerError(f"layer {layer!r} was not looked at; there are {', '.join(self.layers)}")
+        one_of(layer, "layer among those looked at", self.layers, LayerError)
         return (self.control if control else self.distance)[layer] / self.different[layer]
 
     def table(self) -> pd.DataFrame:
@@ -100,14 +102,14 @@ class Invariance:
         for layer in self.layers:
             columns = {
                 "motion": self.motion,
-                "value": self.values.repeat(N).tolist(),
-                "picture": self.picture.repeat_interleave(T).tolist(),
-                "class": [name for name in names for _ in range(T)],
-                "probability": self.probability.flatten().tolist(),
+                "value": self.values.repeat(N),
+                "picture": self.picture.repeat_interleave(T),
+                "class": np.repeat(np.array(names, dtype=object), T),
+                "probability": self.probability.flatten().double(),
                 "layer": layer,
-                "distance": self.distance[layer].flatten().tolist(),
-                "normalised": self.normalised(layer).flatten().tolist(),
-                "control": self.normalised(layer, control=True).flatten().tolist(),
+                "distance": self.distance[layer].flatten().double(),
+                "normalised": self.normalised(layer).flatten().double(),
+                "control": self.normalised(layer, control=True).flatten().double(),
             }
             parts.append(pd.DataFrame(columns))
         return pd.concat(parts, ignore_index=True)
@@ -118,10 +120,10 @@ class Invariance:
         The paper calls its layer 7 "quasi-linear" for translation and scaling. 1 is a straight line. A curve
         that jumps up and then stays is worse than its own mean, and gets a negative number.
         """
-        steps = (self.values - STILL[self.motion]).abs()
-        mean = self.normalised(layer).double().mean(0)
-        slope = (steps * mean).sum() / (steps * steps).sum()
-        return float(1 - ((mean - slope * steps) ** 2).sum() / ((mean - mean.mean()) ** 2).sum())
+        x = (self.values - STILL[self.motion]).abs()
+        y = self.normalised(layer).double().mean(0)
+        slope = (x * y).sum() / (x * x).sum()
+        return float(1 - ((y - slope * x) ** 2).sum() / ((y - y.mean()) ** 2).sum())
 
     def symmetry(self, layer: str, order: int = 4, control: bool = False) -> Tensor:
         """(N,): how much nearer a picture comes to itself at whole 360/order degrees than half-way between.
@@ -134,20 +136,22 @@ class Invariance:
         """
         if self.motion != "rotation":
             raise ZfkitError(f"symmetry is of rotations, and this is a {self.motion}")
-        if type(order) is not int or order < 2:
-            raise ZfkitError(f"order must be a whole number of at least 2, not {order!r}")
-        part = 360 / order
-        whole = torch.arange(1, order) * part
-        between = (torch.arange(order) + 0.5) * part
+        part = 360 / whole_number(order, "order", 2)
         low, high = float(self.values.min()), float(self.values.max())
-        if low > part / 2 or high < float(between.max()):
+        if low > part / 2 or high < 360 - part / 2:
             raise ZfkitError(
                 f"symmetry of order {order} needs angles from {part / 2:g} to {360 - part / 2:g} degrees"
             )
-        curve = self.normalised(layer, control).double()
-        return _interpolate(curve, self.values, between).mean(1) - _interpolate(
-            curve, self.values, whole
-        ).mean(1)
+        curves = self.normalised(layer, control).double()
+        rising = self.values.argsort()
+        angles = self.values[rising].numpy()
+        whole, half_way = np.arange(1, order) * part, (np.arange(order) + 0.5) * part
+        return torch.tensor(
+            [
+                np.interp(half_way, angles, curve).mean() - np.interp(whole, angles, curve).mean()
+                for curve in curves[:, rising].numpy()
+            ]
+        )
 
 
 def default_values(motion: Motion, window: int) -> list[float]:
@@ -156,16 +160,17 @@ def default_values(motion: Motion, window: int) -> list[float]:
     Shifts of -60 to 60 of 224 px, in whole pixels so that nothing is resampled, 17 of them at most; scales of 1 to
     1.8 by 0.05; rotations of 0 to 350 degrees by 10.
     """
-    if motion == "shift":
-        reach = max(1, round(window * 60 / 224))
-        step = max(1, math.ceil(reach / 8))
-        ends = list(range(0, reach, step))
-        ends = ends if reach - ends[-1] <= step // 2 and len(ends) > 1 else [*ends, reach]
-        ends[-1] = reach
-        return sorted({float(s * e) for e in ends for s in (-1, 1)})
     if motion == "scale":
         return [round(1 + 0.05 * i, 2) for i in range(17)]
-    return [10.0 * i for i in range(36)]
+    if motion == "rotation":
+        return [10.0 * i for i in range(36)]
+    reach = max(1, round(window * 60 / 224))
+    step = math.ceil(reach / 8)
+    ends = list(range(0, reach, step))
+    if reach - ends[-1] > step // 2 or len(ends) == 1:
+        ends.append(reach)
+    ends[-1] = reach  # a last step that is not much longer than the others
+    return sorted({float(sign * end) for end in ends for sign in (-1, 1)})
 
 
 def margin(motion: Motion, window: int, values: Sequence[float] | None = None) -> int:
@@ -192,14 +197,15 @@ def invariance(
     values: Sequence[float] | None = None,
     *,
     index: Sequence[int] | None = None,
-    layers: Sequence[str] | None = None,
+    layers: str | Sequence[str] | None = None,
     targets: Sequence[int | str | None] | None = None,
     window: int | None = None,
     oversample: int = 1,
     interpolation: Interpolation = "bicubic",
-    fill: Colour | Literal["edge", "reflect"] = None,
+    fill: Fill = None,
     batch_size: int = 64,
     progress: bool = True,
+    on_step: OnStep | None = None,
 ) -> Invariance:
     """Features and probabilities under a motion (Zeiler & Fergus, Fig. 5).
 
@@ -220,6 +226,7 @@ def invariance(
         fill: beyond the picture: RGB 0-255 or one number, "edge" (the nearest pixel) or "reflect"; default the
             model's mean, 0 to the network. The paper's examples show a plain colour.
         batch_size: pictures at a time.
+        on_step: called after each step with (done, total) pictures; it may raise `Cancelled`.
 
     Transformed pictures are rounded to 0-255 as a file would be. Distances are of all of a layer's features, raw;
     `Invariance.normalised` divides by the mean distance between different pictures (of windows cut from
@@ -228,85 +235,96 @@ def invariance(
     Raises ImageError for fewer than 2 pictures or ones smaller than the window, ZfkitError for an unknown motion,
     class or values that are no motion, LayerError for a layer that the model does not have.
 
-    >>> found = invariance(model, load_images("photos", size=100), "rotation", index=range(0, 800, 25))
-    >>> found.normalised("relu7").mean(0)
+    >>> result = invariance(model, load_images("photos", size=100), "rotation", index=range(0, 800, 25))
+    >>> result.normalised("relu7").mean(0)
     """
-    if motion not in get_args(Motion):
-        raise ZfkitError(unknown("motion", motion, get_args(Motion)))
-    if interpolation not in get_args(Interpolation):
-        raise ZfkitError(unknown("interpolation", interpolation, get_args(Interpolation)))
-    window = model.input_size if window is None else window
-    if type(window) is not int or window < 1:
-        raise ZfkitError(f"window must be a whole number of pixels, not {window!r}")
-    if type(batch_size) is not int or batch_size < 1:
-        raise ZfkitError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
-    if type(oversample) is not int or oversample < 1:
-        raise ZfkitError(f"oversample must be a whole number of at least 1, not {oversample!r}")
-    steps = _check_values(motion, default_values(motion, window) if values is None else values)
-    names = tuple(default_layers(model) if layers is None else layers)
-    if not names:
-        raise LayerError(f"no layer was named to look at. There are: {', '.join(model.layers)}")
-    for name in names:
-        model.network.find(name)
-    pictures, place = _pictures(images, index, window * oversample)
-    N, T = len(pictures), len(steps)
+    one_of(motion, "motion", get_args(Motion))
+    one_of(interpolation, "interpolation", get_args(Interpolation))
+    window = whole_number(model.input_size if window is None else window, "window, in pixels,")
+    whole_number(batch_size, "batch_size")
+    whole_number(oversample, "oversample")
+    values = _check_values(motion, default_values(motion, window) if values is None else values)
+    first, _, last_hidden = paper_layers(model)
+    layers = layer_names(layers, model.layers, [first, last_hidden])
+    place = _places(images, index)
+    pictures = _middle(pictures_at(images, place), window * oversample)
+    apart = _different_pairs(images, place)
+    how: How = {"oversample": oversample, "interpolation": interpolation, "fill": filled(model, fill)}
+    output = list(model.network.steps)[-1]
 
-    options: dict[str, Any] = {
-        "oversample": oversample,
-        "interpolation": interpolation,
-        "fill": filled(model, fill),
-    }
-    still, answers = _look(
-        model, move(pictures, motion, STILL[motion], window, **options)[0], names, batch_size
-    )
-    chosen, origin = _targets(model, images, place, targets, answers)
+    def look(shown: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Features of the layers, each (N, F), and probabilities (N, classes)."""
+        rows = features(
+            model, shown, [*layers, output], lambda name, y, _: y if name == output else y.flatten(1),
+            batch_size=batch_size, what=motion,
+        )  # fmt: skip
+        return {name: rows[name] for name in layers}, probabilities(model, rows[output])
+
+    N, T = len(pictures), len(values)
+    whole, whole_answers = look(move(pictures, motion, STILL[motion], window, **how)[0])
+    target, target_from = _targets(model, images, place, targets, whole_answers)
     own = torch.arange(N)
-    distance = {name: torch.empty(N, T) for name in names}
-    control = {name: torch.empty(N, T) for name in names}
+    distance = {name: torch.empty(N, T) for name in layers}
+    control = {name: torch.empty(N, T) for name in layers}
     probability, control_probability = torch.empty(N, T), torch.empty(N, T)
     correct, invented = torch.empty(N, T, dtype=torch.bool), torch.empty(T)
-    with tqdm(total=2 * N * T, desc=motion, unit="img", disable=not progress, leave=False) as bar:
-        for t, value in enumerate(steps):
-            moved, beyond = move(pictures, motion, value, window, **options)
-            features, told = _look(model, moved, names, batch_size)
-            back = there_and_back(pictures, motion, value, window, **options)
-            resampled, told_back = _look(model, back, names, batch_size)
-            for name in names:
-                distance[name][:, t] = (features[name] - still[name]).norm(dim=1)
-                control[name][:, t] = (resampled[name] - still[name]).norm(dim=1)
-            probability[:, t], control_probability[:, t] = told[own, chosen], told_back[own, chosen]
-            correct[:, t] = told.argmax(1) == chosen
-            invented[t] = beyond
-            bar.update(2 * N)
-    apart = _different_pairs(images, place)
+    with steps(2 * N * T, motion, "img", progress, on_step) as done:
+        for t, value in enumerate(values):
+            moved, invented[t] = move(pictures, motion, value, window, **how)
+            there, answers = look(moved)
+            back, back_answers = look(there_and_back(pictures, motion, value, window, **how))
+            for name in layers:
+                distance[name][:, t] = (there[name] - whole[name]).norm(dim=1)
+                control[name][:, t] = (back[name] - whole[name]).norm(dim=1)
+            probability[:, t], control_probability[:, t] = answers[own, target], back_answers[own, target]
+            correct[:, t] = answers.argmax(1) == target
+            done(2 * N)
     different = {}
-    for name in names:
-        between = torch.cdist(
-            still[name].double(), still[name].double(), compute_mode="donot_use_mm_for_euclid_dist"
-        )
+    for name, rows in whole.items():
+        # Not by matrix products, which lose the digits of small distances.
+        between = torch.cdist(rows.double(), rows.double(), compute_mode="donot_use_mm_for_euclid_dist")
         different[name] = float(between[apart].mean())
     return Invariance(
-        motion=motion, values=torch.tensor(steps, dtype=torch.float64), layers=names, distance=distance,
+        motion=motion, values=torch.tensor(values, dtype=torch.float64), layers=tuple(layers), distance=distance,
         control=control, different=different, probability=probability,
-        control_probability=control_probability, whole_probability=answers[own, chosen],
-        correct=correct, target=chosen, target_from=origin, picture=place, invented=invented,
+        control_probability=control_probability, whole_probability=whole_answers[own, target],
+        correct=correct, target=target, target_from=target_from, picture=place, invented=invented,
         classes=model.classes, model=model.name, window=window,
     )  # fmt: skip
 
 
-def default_layers(model: VisionModel) -> tuple[str, str]:
-    """The first layer and the last before the classes, each after its ReLU: the paper's layers 1 and 7.
+def paper_layers(model: VisionModel) -> tuple[str, str, str]:
+    """The layers in the places of the paper's 1, 5 and 7, each after its ReLU where it has one.
 
-    In a network without ReLUs as modules, the first convolutional layer and the last layer but one.
+    That is the first layer, the last convolutional one, and the last before the classes (in a network without ReLUs
+    as modules, the last layer but one).
     """
     steps = model.network.steps
     idle = nn.Dropout | nn.Dropout2d | nn.Flatten | nn.Identity | nn.Softmax | nn.LogSoftmax
     active = [name for name in model.layers if not isinstance(steps[name].module, idle)]
     rectified = [name for name in active if isinstance(steps[name].module, nn.ReLU)]
-    return (rectified or active)[0], (active[-2:] or active)[0]
+    fifth = model.layers.index(model.conv_layers[-1])
+    if fifth + 1 < len(model.layers) and model.layers[fifth + 1] in rectified:
+        fifth += 1
+    return (rectified or active)[0], model.layers[fifth], (active[-2:] or active)[0]
 
 
 # ------------------------------------------------------------------------------------------ moving pictures
+
+
+class How(TypedDict):
+    """How `move` reads pictures between and beyond their pixels."""
+
+    oversample: int
+    interpolation: Interpolation
+    fill: Sequence[float] | str
+
+
+def filled(model: VisionModel, fill: Fill) -> Sequence[float] | str:
+    """`fill` as `move` takes it. Raises ImageError for another word or no colour."""
+    if isinstance(fill, str):
+        return one_of(fill, "fill", ["edge", "reflect"], ImageError)
+    return shown_colour(model, fill)
 
 
 def move(
@@ -324,8 +342,8 @@ def move(
     Shifts by whole pixels, quarter turns and no motion at all only copy pixels. Arguments as for `invariance`.
     """
     far = value * oversample if motion == "shift" else value
-    values, beyond = _sample(pictures.double(), motion, far, window * oversample, interpolation, fill)
-    return _as_file(F.avg_pool2d(values, oversample)), beyond
+    pixels, beyond = _sample(pictures.double(), motion, far, window * oversample, interpolation, fill)
+    return _as_file(F.avg_pool2d(pixels, oversample)), beyond
 
 
 def there_and_back(
@@ -342,6 +360,7 @@ def there_and_back(
     far = value * oversample if motion == "shift" else value
     inverse = 1 / value if motion == "scale" else -far
     side = window * oversample
+    # What the way back reads: the corners of a turned square reach out by (sqrt(2) - 1) / 2 of its side.
     reach = {"shift": abs(far), "scale": side * max(value - 1, 0) / 2, "rotation": 0.21 * side}[motion]
     between = side + 2 * (
         math.ceil(reach) + 2
@@ -365,7 +384,6 @@ def _sample(
 ) -> tuple[Tensor, float]:
     """float64 pictures (N, 3, H, W) read where each pixel of the moved window comes from."""
     N, _, H, W = pictures.shape
-    top, left = (H - window) // 2, (W - window) // 2
     middle = (window - 1) / 2
     offset = torch.arange(window, dtype=torch.float64) - middle
     down, right = torch.meshgrid(offset, offset, indexing="ij")
@@ -375,47 +393,46 @@ def _sample(
         down, right = down / value, right / value
     else:
         # Rows count downwards: a picture turned counter-clockwise by a shows at (x, y) what was at (x, y) turned by -a.
-        quarter = value % 90 == 0
-        cosine, sine = (f(math.radians(value)) for f in (math.cos, math.sin))
-        cosine, sine = (round(cosine), round(sine)) if quarter else (cosine, sine)
+        cosine, sine = math.cos(math.radians(value)), math.sin(math.radians(value))
+        if value % 90 == 0:
+            cosine, sine = round(cosine), round(sine)
         down, right = cosine * down + sine * right, cosine * right - sine * down
-    rows, columns = down + top + middle, right + left + middle
+    rows, columns = down + (H - window) // 2 + middle, right + (W - window) // 2 + middle
     # Rounding leaves 1e-14 of a pixel, which would count as lying outside.
     rows, columns = (v.mul(2**30).round().div(2**30) for v in (rows, columns))
     inside = (rows >= 0) & (rows <= H - 1) & (columns >= 0) & (columns <= W - 1)
     grid = torch.stack([(2 * columns + 1) / W - 1, (2 * rows + 1) / H - 1], -1)[None].to(pictures.device)
     padding = "reflection" if fill == "reflect" else "border"
-    read = F.grid_sample(
+    pixels = F.grid_sample(
         pictures, grid.expand(N, -1, -1, -1), mode=interpolation, padding_mode=padding, align_corners=False
     )
-    read = (
-        read.mul(2**20).round().div(2**20)
-    )  # likewise: means of copied pixels may lie half-way between two numbers
+    # Likewise: means of copied pixels may lie half-way between two numbers.
+    pixels = pixels.mul(2**20).round().div(2**20)
     if not isinstance(fill, str):
         colour = torch.tensor(list(fill), dtype=torch.float64, device=pictures.device)[:, None, None]
-        read = torch.where(inside.to(pictures.device), read, colour)
-    return read, float((~inside).double().mean())
+        pixels = torch.where(inside.to(pictures.device), pixels, colour)
+    return pixels, float((~inside).double().mean())
 
 
-# ---------------------------------------------------------------------------------------------- bookkeeping
+# ------------------------------------------------------------------------------------------------ arguments
 
 
 def _check_values(motion: Motion, values: Sequence[float]) -> list[float]:
     try:
-        steps = [float(v) for v in values]
+        numbers = [float(v) for v in values]
     except (TypeError, ValueError):
-        steps = []
-    if not steps or not all(math.isfinite(v) for v in steps):
-        raise ZfkitError(f"values must be a list of finite numbers ({UNITS[motion]}), not {values!r}")
-    if motion == "scale" and min(steps) < 1:
+        numbers = []
+    if not numbers or not all(math.isfinite(v) for v in numbers):
+        raise ZfkitError(f"values must be a list of finite numbers ({UNITS[motion]}), not {values!r:.80}")
+    if motion == "scale" and min(numbers) < 1:
         raise ZfkitError(
-            f"scale {min(steps):g} would shrink the picture, which takes a filter against aliasing: scales from 1 on"
+            f"scale {min(numbers):g} would shrink the picture, which takes a filter against aliasing: scales from 1 on"
         )
-    return steps
+    return numbers
 
 
-def _pictures(images: ImageSet | Tensor, index: Sequence[int] | None, window: int) -> tuple[Tensor, Tensor]:
-    """The pictures, uint8 (N, 3, H, W), and their places (N,)."""
+def _places(images: ImageSet | Tensor, index: Sequence[int] | None) -> Tensor:
+    """(N,) int64, which pictures to look at."""
     count = len(images)
     place = torch.arange(count) if index is None else torch.as_tensor(list(index), dtype=torch.long)
     if len(place) < 2:
@@ -424,18 +441,17 @@ def _pictures(images: ImageSet | Tensor, index: Sequence[int] | None, window: in
         )
     if len(place.unique()) < len(place) or not ((place >= 0) & (place < count)).all():
         raise ImageError(f"index must name different pictures, 0 to {count - 1}, not {place.tolist()}")
-    pictures = images[place] if isinstance(images, Tensor) else images.take(place)
-    if pictures.dtype != torch.uint8 or pictures.dim() != 4 or pictures.shape[1] != 3:
-        raise ImageError(
-            f"expected uint8 RGB pictures (N, 3, H, W), got {pictures.dtype} {tuple(pictures.shape)}"
-        )
-    H, W = pictures.shape[2:]
+    return place
+
+
+def _middle(pictures: Tensor, window: int) -> Tensor:
+    """Pictures (N, 3, H, W) with at most a row and a column less, so that their middle is that of the window."""
+    H, W = uint8_rgb(pictures).shape[2:]
     if min(H, W) < window:
         raise ImageError(
             f"pictures of {W} x {H} px are smaller than the window of {window} px: load them larger"
         )
-    # The window's centre has to fall on the picture's, between the same pixels.
-    return pictures[:, :, : H - (H - window) % 2, : W - (W - window) % 2], place
+    return pictures[:, :, : H - (H - window) % 2, : W - (W - window) % 2]
 
 
 def _targets(
@@ -445,69 +461,21 @@ def _targets(
     targets: Sequence[int | str | None] | None,
     answers: Tensor,
 ) -> tuple[Tensor, tuple[TargetFrom, ...]]:
-    """Each picture's class, and where it comes from."""
-    if targets is not None:
-        if isinstance(targets, str) or len(targets) != len(place):
-            raise ZfkitError(
-                f"targets must name one class for each of the {len(place)} pictures, not {targets!r}"
-            )
-        found = [choose_target(model, t, a) for t, a in zip(targets, answers, strict=True)]
-        return torch.tensor([i for i, _ in found]), tuple(origin for _, origin in found)
-    chosen: list[int] = []
-    origin: list[TargetFrom] = []
-    for i, answer in zip(place.tolist(), answers, strict=True):
-        label = -1 if isinstance(images, Tensor) else images[i][1]
-        name = (
-            ""
-            if isinstance(images, Tensor) or not 0 <= label < len(images.classes)
-            else images.classes[label]
+    """Each picture's class (N,), and where it comes from."""
+    origin: TargetFrom = "named"
+    if targets is None:
+        origin = "label"
+        targets = [None] * len(place)
+        if isinstance(images, ImageSet) and images.classes:
+            labels = [images[i][1] for i in place.tolist()]
+            names = [images.classes[label] if label >= 0 else "" for label in labels]
+            targets = [name if name in model.classes else None for name in names]
+    if isinstance(targets, str) or len(targets) != len(place):
+        raise ZfkitError(
+            f"targets must name one class for each of the {len(place)} pictures, not {targets!r:.80}"
         )
-        known = name in model.classes
-        chosen.append(model.classes.index(name) if known else int(answer.argmax()))
-        origin.append("label" if known else "model")
-    return torch.tensor(chosen), tuple(origin)
-
-
-def filled(model: VisionModel, fill: Colour | Literal["edge", "reflect"]) -> Sequence[float] | str:
-    """`fill` as `move` takes it."""
-    if isinstance(fill, str):
-        if fill not in ("edge", "reflect"):
-            raise ImageError(
-                unknown("fill", fill, ["edge", "reflect"]) + ", a colour, or None for the model's mean"
-            )
-        return fill
-    try:
-        rgb = torch.as_tensor(model.mean if fill is None else fill, dtype=torch.float64).flatten()
-    except (TypeError, ValueError, RuntimeError):
-        rgb = torch.empty(0)
-    if len(rgb) not in (1, 3) or (fill is not None and not ((rgb >= 0) & (rgb <= 255)).all()):
-        raise ImageError(
-            f"fill must be one number or three (RGB) within 0-255, 'edge' or 'reflect', not {fill!r}"
-        )
-    return [float(v) for v in rgb.expand(3)]
-
-
-@torch.inference_mode()
-def _look(
-    model: VisionModel, pictures: Tensor, layers: Sequence[str], batch_size: int
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Features of these layers, each (N, F), and probabilities (N, classes)."""
-    network = model.network
-    last = list(network.steps)[-1]
-    wanted = [*layers, last]
-    features: dict[str, list[Tensor]] = {name: [] for name in layers}
-    told = []
-    for part in pictures.split(batch_size):
-        x = model.preprocess(part).contiguous(memory_format=torch.channels_last)
-        try:
-            for step, _, y in network.walk(x, wanted):
-                if step.name in features:
-                    features[step.name].append(y.flatten(1).cpu().clone())
-                if step.name == last:
-                    told.append(probabilities(model, y).cpu())
-        except RuntimeError as error:
-            raise cannot_run(model, wanted, x, error) from error
-    return {name: torch.cat(parts) for name, parts in features.items()}, torch.cat(told)
+    chosen = [choose_target(model, t, a) for t, a in zip(targets, answers, strict=True)]
+    return torch.tensor([i for i, _ in chosen]), tuple("model" if o == "model" else origin for _, o in chosen)
 
 
 def _different_pairs(images: ImageSet | Tensor, place: Tensor) -> Tensor:
@@ -515,21 +483,11 @@ def _different_pairs(images: ImageSet | Tensor, place: Tensor) -> Tensor:
 
     Raises ImageError where there is none.
     """
-    N = len(place)
-    apart = torch.ones(N, N, dtype=torch.bool).triu(1)
-    if not isinstance(images, Tensor) and images.windows is not None:
+    apart = torch.ones(len(place), len(place), dtype=torch.bool).triu(1)
+    if isinstance(images, ImageSet) and images.windows is not None:
         apart &= ~images.windows.overlap(place)
     if not apart.any():
         raise ImageError(
             "all of these pictures are overlapping windows of one photograph: take different ones"
         )
     return apart
-
-
-def _interpolate(curves: Tensor, at: Tensor, wanted: Tensor) -> Tensor:
-    """Curves (N, T), known at `at` (T,), read between its steps -> (N, len(wanted))."""
-    order = at.argsort()
-    at, curves = at[order], curves[:, order]
-    right = torch.searchsorted(at, wanted.to(at)).clamp(1, len(at) - 1)
-    share = ((wanted - at[right - 1]) / (at[right] - at[right - 1])).clamp(0, 1)
-    return curves[:, right - 1] * (1 - share) + curves[:, right] * share

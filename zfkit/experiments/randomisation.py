@@ -12,22 +12,16 @@ them one by one, and measures how much the projection still looks like what it w
 A number means nothing without what chance would give, so two controls come with it: projections of *unrelated* units,
 and the projection's own pixels shuffled.
 
-How weights are redrawn (`randomise`): "normal" gives N(0, s^2), s the RMS that the layer's weights have, and biases
-0. That is the paper's initialisation, N(0, 0.01^2) with biases 0, up to one factor for each layer: convolution, ReLU
-and max-pooling pass such a factor on unchanged, so it makes a projection brighter or darker and nothing else (contrast
-normalisation, which knows a scale, stays on the trained one). With all layers redrawn this is the untrained network.
-"permutation" shuffles the trained weights of a layer among themselves, and its biases: the same numbers, in a
-meaningless order.
+`replacements` says how weights are redrawn, and which other switches there are.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor, nn
@@ -36,22 +30,19 @@ from ..batching import OnStep, Portions, steps
 from ..checks import layer_names, one_of, whole_number
 from ..deconv.project import Deconvnet, Tape, forward
 from ..deconv.receptive_field import field_in, units_inside
-from ..deconv.rules import RULES, Norm, Options, Rule
+from ..deconv.rules import Norm, Options, Rule
 from ..errors import ImageError, LayerError, ZfkitError
 from ..images.colour import signed_to_rgb
 from ..images.imageset import ImageSet
-from ..nets.graph import pair
 from ..nets.model import VisionModel
 from ..topk.mine import mine
 from ..topk.patches import FORWARD_PIXELS, Crop, Units, cut_windows, project_units
 from ..topk.table import LayerTop, TopK
 from ..training.data import generator
+from .replacements import Draw, Switches, no_switches, other_switches, randomise, weight_layers
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Draw = Literal["normal", "permutation"]
-Switches = Literal["centre", "random"]
 
 # What is changed, in the order of tables and figures; "down to" and "only" name a layer besides.
 CONDITIONS = {
@@ -71,151 +62,6 @@ MEASURES = {
     "absolute": "rank correlation of |values|",
     "ssim": "SSIM of the pictures as shown",
 }
-
-
-# ------------------------------------------------------------------------------------------- redrawn weights
-
-
-def weight_layers(model: VisionModel, layer: str) -> tuple[str, ...]:
-    """The layers with weights that a unit of `layer` depends on, in order of execution; its own is the last.
-
-    Raises LayerError for an unknown layer, and for one whose weights zfkit does not know how to redraw.
-    """
-    model.network.find(layer)
-    names: dict[int, str] = {}
-    for step in model.network.upto([layer]):
-        module = step.module
-        if module is None or isinstance(module, nn.BatchNorm2d) or not any(True for _ in module.parameters()):
-            continue
-        if not isinstance(module, nn.Conv2d | nn.Linear):
-            raise LayerError(
-                f"no rule says how to redraw the weights of {step.operation} (at {step.name!r}); there are rules for "
-                "Conv2d and Linear, with BatchNorm2d"
-            )
-        names.setdefault(id(module), step.name)  # a module that is used twice is one layer
-    if not names:
-        raise LayerError(f"there are no weights between the picture and {layer!r}; take a layer further up")
-    return tuple(names.values())
-
-
-def randomise(
-    model: VisionModel, layers: str | Sequence[str], *, draw: Draw = "normal", random_seed: int = 0
-) -> VisionModel:
-    """A copy of the network with the weights of these layers redrawn; the model itself is left alone.
-
-    Args:
-        layers: convolutions or fully connected layers.
-        draw: "normal", N(0, s^2) with the layer's own RMS s, and biases 0; or "permutation" of its weights and
-            of its biases. A batch normalisation right behind the layer is reset (mean 0, variance 1, factor 1,
-            offset 0), or its maps are permuted.
-        random_seed: of the draw. What a layer gets depends on it and the layer only, not on what else is redrawn.
-
-    Raises LayerError for a layer that is unknown or has no weights to redraw.
-
-    >>> untrained = randomise(model, weight_layers(model, "conv5"))
-    """
-    one_of(draw, "draw", get_args(Draw))
-    whole_number(random_seed, "random_seed", 0)
-    network = model.network
-    able = [n for n, s in network.steps.items() if isinstance(s.module, nn.Conv2d | nn.Linear)]
-    names = layer_names(layers, able, [])
-    net = copy.deepcopy(model.net)
-    paths = {id(module): path for path, module in model.net.named_modules()}
-
-    def copied(name: str) -> nn.Module:
-        return net.get_submodule(paths[id(network.steps[name].module)])
-
-    for name in names:
-        numbers = generator(random_seed, model.layers.index(name))
-        _redraw(copied(name), draw, numbers)
-        for step in network.steps.values():
-            if isinstance(step.module, nn.BatchNorm2d) and step.inputs[0] == name:
-                _redraw_norm(copied(step.name), draw, numbers)
-    redrawn = names[0] if len(names) == 1 else f"{len(names)} layers"
-    return replace(model, net=net, name=f"{model.name}, {redrawn} redrawn", _traced={}, _hashed={})
-
-
-@torch.no_grad()
-def _redraw(module: nn.Module, draw: Draw, numbers: torch.Generator) -> None:
-    for parameter in module.parameters():
-        if draw == "permutation":
-            order = torch.randperm(parameter.numel(), generator=numbers).to(parameter.device)
-            parameter.copy_(parameter.flatten()[order].view_as(parameter))
-        elif parameter.dim() == 1:
-            parameter.zero_()
-        else:
-            noise = torch.randn(parameter.shape, generator=numbers, dtype=torch.float64).to(parameter)
-            parameter.copy_(noise * parameter.square().mean().sqrt())
-
-
-@torch.no_grad()
-def _redraw_norm(norm: nn.Module, draw: Draw, numbers: torch.Generator) -> None:
-    assert isinstance(norm, nn.BatchNorm2d)
-    if draw == "normal":
-        norm.reset_parameters()
-        return
-    order = torch.randperm(norm.num_features, generator=numbers)  # one for all: a map keeps its four numbers
-    for of_maps in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
-        if of_maps is not None:
-            of_maps.copy_(of_maps[order.to(of_maps.device)])
-
-
-# ---------------------------------------------------------------------------------------- other switches
-
-
-def other_switches(model: VisionModel, tape: Tape, source: Tape) -> Tape:
-    """`tape`, with the max-pooling switches of another one; masks of ReLUs stay."""
-    return replace(tape, kept=tape.kept | {name: source.kept[name] for name in _max_pools(model, tape)})
-
-
-def no_switches(
-    model: VisionModel, tape: Tape, how: Switches = "centre", numbers: torch.Generator | None = None
-) -> Tape:
-    """`tape`, with max-pooling switches that no picture has chosen.
-
-    "centre": every value goes back to the middle of its pooling window (of its part inside the map); "random":
-    to a place of the window drawn for each channel and window alike.
-
-    Raises LayerError for adaptive max-pooling, whose windows have no fixed form.
-    """
-    record = RULES[nn.MaxPool2d].record
-    assert record is not None
-    kept = dict(tape.kept)
-    for name, module in _max_pools(model, tape).items():
-        if not isinstance(module, nn.MaxPool2d):
-            raise LayerError(f"{name!r} is {type(module).__name__}, whose windows have no fixed middle")
-        shape = (len(tape.kept[name]), *tape.shapes[name])  # (N, C, h, w)
-        sides = tape.shapes[model.network.steps[name].inputs[0]][1:]
-        rows, columns = (_in_windows(module, axis, sides[axis], shape, how, numbers) for axis in (0, 1))
-        places = rows * sides[1] + columns  # as max-pooling counts: along the rows of its input
-        switches = record(module, places.new_empty(1, 1, *sides), places, Options())
-        kept[name] = switches.to(tape.kept[name])
-    return replace(tape, kept=kept)
-
-
-def _max_pools(model: VisionModel, tape: Tape) -> dict[str, nn.Module]:
-    modules = {name: model.network.steps[name].module for name in tape.kept}
-    return {n: m for n, m in modules.items() if isinstance(m, nn.MaxPool2d | nn.AdaptiveMaxPool2d)}
-
-
-def _in_windows(
-    module: nn.MaxPool2d, axis: int, side: int, shape: tuple[int, ...], how: Switches,
-    numbers: torch.Generator | None,
-) -> Tensor:  # fmt: skip
-    """A row (axis 0) or column (1) of the input for each pooled value (N, C, h, w), inside its window and the map."""
-    kernel, stride, padding, dilation = (
-        pair(v)[axis] for v in (module.kernel_size, module.stride, module.padding, module.dilation)
-    )
-    start = torch.arange(shape[2 + axis]) * stride - padding
-    first = (-start).clamp(min=0).add(dilation - 1) // dilation  # the first tap at or after the border
-    last = ((side - 1 - start) // dilation).clamp(max=kernel - 1)
-    view = (1, 1, -1, 1) if axis == 0 else (1, 1, 1, -1)
-    first, last, start = (t.view(view).expand(shape) for t in (first, last, start))
-    if how == "centre":
-        tap = (first + last) // 2
-    else:
-        tap = first + (torch.rand(shape, generator=numbers) * (last - first + 1)).long().clamp(max=kernel - 1)
-    return start + tap * dilation
 
 
 # ------------------------------------------------------------------------------------------------- measures
@@ -427,7 +273,7 @@ def sanity_checks(
                     "weights": weights, "draw": number,
                 }  # fmt: skip
                 rows.append(pd.concat([pd.DataFrame(where), pd.DataFrame(measures)], axis=1))
-                done()
+                done(1)
     frame = pd.concat(rows, ignore_index=True)
     return SanityChecks(
         model.name, images.source, draw, draws, tuple(names), tuple(rules), frame, examples, photos

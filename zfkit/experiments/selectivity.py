@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from ..batching import OnStep, Portions, steps
+from ..checks import layer_names, whole_number
 from ..deconv.receptive_field import Interval, extents, field_in, fits_inside
 from ..errors import ImageError, LayerError, ZfkitError
 from ..health import Unit, units_of
@@ -24,6 +25,7 @@ from ..nets.activations import activations
 from ..nets.model import VisionModel
 from ..topk.mine import mine
 from ..topk.patches import sample_maps
+from ..topk.running import RunningTop
 from ..topk.table import TopK
 
 if TYPE_CHECKING:
@@ -60,20 +62,18 @@ class Selectivity:
         above: fraction of maps whose index is larger than that of 95% of the layer's maps with labels shuffled.
         entropy_most: that of k different classes, log2 k.
         """
-        rows = {}
-        for layer, part in self.maps.groupby("layer", sort=False):
-            part = part.dropna()
-            row = {"maps": float(len(part))}
-            for name in ("index", "entropy"):
-                low, middle, high = (float(part[name].quantile(q)) for q in (0.25, 0.5, 0.75))
-                shuffled = float(part[f"{name}_shuffled"].median())
-                row |= {name: middle, f"{name}_q25": low, f"{name}_q75": high, f"{name}_shuffled": shuffled}
-            row["above"] = float((part["index"] > part["index_shuffled"].quantile(0.95)).mean())
-            row["entropy_most"] = math.log2(min(self.k, self.classes))
-            rows[layer] = row
         import pandas as pd
 
-        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer").astype({"maps": int})
+        rows = {}
+        for layer, maps in self.maps.dropna().groupby("layer", sort=False):
+            row = {"maps": len(maps)}
+            for name in ("index", "entropy"):
+                low, middle, high = maps[name].quantile([0.25, 0.5, 0.75])
+                row |= {name: middle, f"{name}_q25": low, f"{name}_q75": high}
+                row |= {f"{name}_shuffled": maps[f"{name}_shuffled"].median()}
+            row["above"] = (maps["index"] > maps["index_shuffled"].quantile(0.95)).mean()
+            rows[layer] = row | {"entropy_most": math.log2(min(self.k, self.classes))}
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")
 
 
 def selectivity(
@@ -84,8 +84,9 @@ def selectivity(
     k: int = 9,
     shuffles: int = 5,
     batch_size: int = 64,
-    seed: int = 0,
+    random_seed: int = 0,
     progress: bool = True,
+    on_step: OnStep | None = None,
 ) -> Selectivity:
     """Class-selectivity index and entropy of the top k's classes, of every feature map.
 
@@ -103,7 +104,8 @@ def selectivity(
         layers: convolutions or fully connected layers with a ReLU; None for every convolution.
         k: pictures whose classes' entropy is taken.
         shuffles: how often labels are shuffled for the control.
-        seed: of the shuffles.
+        random_seed: of the shuffles.
+        on_step: called after each batch with (done, total) pictures; it may raise `Cancelled`.
 
     Raises ImageError for pictures without labels, LayerError for a layer without a ReLU.
 
@@ -112,68 +114,70 @@ def selectivity(
     import pandas as pd
 
     for what, value in (("k", k), ("shuffles", shuffles), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ZfkitError(f"{what} must be a whole number from 1 on, not {value!r}")
+        whole_number(value, what)
     units = _rectified(model, layers)
     labels, kind = _labels(images)
-    counted = (labels >= 0).nonzero()[:, 0]
-    numbers, compact = labels[counted].unique(return_inverse=True)
-    K = len(numbers)
-    if K < 2 or len(counted) <= K:
+    labelled = (labels >= 0).nonzero()[:, 0]
+    classes, numbered = labels[labelled].unique(return_inverse=True)
+    K = len(classes)
+    if K < 2 or len(labelled) <= K:
         raise ImageError(
-            f"{images.source!r} has {len(counted)} labelled pictures of {K} classes; selectivity needs at least two "
+            f"{images.source!r} has {len(labelled)} labelled pictures of {K} classes; selectivity needs at least two "
             "classes, and more pictures than classes"
         )
-    generator = torch.Generator().manual_seed(seed)
-    # Row 0 are the labels, the others shuffles of them; -1 where there is none.
+    # Row 0 are the classes, 0 to K - 1, the others shuffles of them; -1 where there is none.
+    generator = torch.Generator().manual_seed(random_seed)
     versions = torch.full((1 + shuffles, len(images)), -1)
-    versions[0, counted] = compact
-    for s in range(1, shuffles + 1):
-        versions[s, counted] = compact[torch.randperm(len(counted), generator=generator)]
-    sums: dict[str, Tensor] = {}
-    best: dict[str, tuple[Tensor, Tensor]] = {}
-    seen = torch.zeros(1 + shuffles, K, dtype=torch.float64)
-    told = f"selectivity of {model.name}"
-    with tqdm(total=len(images), desc=told, unit="img", disable=not progress, leave=False) as bar:
+    versions[0, labelled] = numbered
+    for version in versions[1:]:
+        version[labelled] = numbered[torch.randperm(len(labelled), generator=generator)]
+
+    # Running sums over classes and running maxima, so that sets of any size fit.
+    pictures = torch.zeros(1 + shuffles, K, dtype=torch.float64)
+    sums: dict[str, Tensor] = {}  # (1 + S, K, C)
+    best: dict[str, RunningTop] = {}
+    portions = Portions(f"selectivity of {model.name}", batch_size)
+    with steps(len(images), f"selectivity of {model.name}", progress=progress, on_step=on_step) as done:
         for batch in images.batches(batch_size):
             chosen = (labels[batch.indices] >= 0).nonzero()[:, 0]
-            bar.update(len(batch.indices))
-            if not len(chosen):
-                continue
-            now, places = versions[:, batch.indices[chosen]], batch.indices[chosen]
-            for s in range(1 + shuffles):
-                seen[s] += now[s].bincount(minlength=K)
-            for step, output in activations(model, batch.pixels[chosen], [u.looked_at for u in units]):
-                maps = output.flatten(2) if output.dim() > 2 else output[:, :, None]
-                mean, peak = maps.mean(2, dtype=torch.float64).cpu(), maps.amax(2).cpu()  # (n, C)
-                if step not in sums:
-                    sums[step] = torch.zeros(1 + shuffles, K, mean.shape[1], dtype=torch.float64)
-                    nothing = torch.full((0, mean.shape[1]), -1)
-                    best[step] = nothing.to(peak), nothing.long()
-                for s in range(1 + shuffles):
-                    sums[step][s].index_add_(0, now[s], mean)
-                peaks = torch.cat([best[step][0], peak])
-                taken = torch.cat([best[step][1], places[:, None].expand_as(peak)])
-                order = peaks.sort(dim=0, descending=True, stable=True).indices[:k]
-                best[step] = peaks.gather(0, order), taken.gather(0, order)
+            for part in portions.of(len(chosen)):
+                index = batch.indices[chosen[part]]
+                with portions.attempt():
+                    rows = {}
+                    looked_at = [unit.looked_at for unit in units]
+                    for name, y in activations(model, batch.pixels[chosen[part]], looked_at):
+                        maps = y.flatten(2) if y.dim() > 2 else y[:, :, None]  # (n, C, positions)
+                        rows[name] = maps.mean(2, dtype=torch.float64).cpu(), maps.amax(2).cpu()
+                    for version, count in zip(versions[:, index], pictures, strict=True):
+                        count += version.bincount(minlength=K)
+                    for name, (mean, peak) in rows.items():
+                        total = sums.setdefault(name, mean.new_zeros(1 + shuffles, K, mean.shape[1]))
+                        for version, of_version in zip(versions[:, index], total, strict=True):
+                            of_version.index_add_(0, version, mean)
+                        whole = slice(0, None)
+                        running = best.setdefault(name, RunningTop(name, k, 1, None, (whole, whole)))
+                        running.add(peak, index)
+            done(len(batch.indices))
     if not sums:
         raise ImageError(f"none of the labelled pictures of {images.source!r} can be read")
-    parts = []
+    frames = []
     for unit in units:
-        index = selectivity_index(
-            sums[unit.looked_at] / seen[:, :, None].clamp(min=1), seen > 0
-        )  # (1 + S, C)
-        entropy = torch.stack([_entropy(v[best[unit.looked_at][1]], K) for v in versions])
-        idle = best[unit.looked_at][0][0] <= 0
-        index[:, idle] = entropy[:, idle] = math.nan
+        top = best[unit.looked_at].result()
+        places = top.image[
+            :, : int(pictures[0].sum())
+        ].T  # (k, C), or fewer rows where there are fewer pictures
+        means = sums[unit.looked_at] / pictures[:, :, None].clamp(min=1)
+        indices = selectivity_index(means, pictures > 0)  # (1 + S, C)
+        entropies = torch.stack([_entropy(version[places], K) for version in versions])
+        indices[:, top.max <= 0] = entropies[:, top.max <= 0] = math.nan  # maps that are never active
         columns = {
-            "index": index[0], "entropy": entropy[0],
-            "index_shuffled": index[1:].mean(0), "entropy_shuffled": entropy[1:].mean(0),
+            "index": indices[0], "entropy": entropies[0],
+            "index_shuffled": indices[1:].mean(0), "entropy_shuffled": entropies[1:].mean(0),
         }  # fmt: skip
-        where = {"layer": unit.layer, "channel": range(index.shape[1])}
-        parts.append(pd.DataFrame(where | {name: v.numpy() for name, v in columns.items()}))
-    frame = pd.concat(parts, ignore_index=True)
-    return Selectivity(model.name, images.source, kind, K, int(seen[0].sum()), k, frame)
+        where = {"layer": unit.layer, "channel": range(indices.shape[1])}
+        frames.append(pd.DataFrame(where | {name: v.numpy() for name, v in columns.items()}))
+    frame = pd.concat(frames, ignore_index=True)
+    return Selectivity(model.name, images.source, kind, K, int(pictures[0].sum()), k, frame)
 
 
 def selectivity_index(means: Tensor, there: Tensor | None = None) -> Tensor:
@@ -196,25 +200,16 @@ def _entropy(labels: Tensor, K: int) -> Tensor:
 
 
 def _rectified(model: VisionModel, layers: str | Sequence[str] | None) -> list[Unit]:
-    units = {u.layer: u for u in units_of(model.network)}
-    wanted = [layers] if isinstance(layers, str) else list(model.conv_layers if layers is None else layers)
-    if not wanted:
-        raise LayerError(f"no layer was named; {model.name} has {', '.join(model.conv_layers)}")
-    found = []
-    for name in wanted:
-        model.network.find(name)
-        unit = units.get(name)
-        if unit is not None and unit.rectified:
-            found.append(unit)
-        elif layers is not None:
-            able = ", ".join(u.layer for u in units.values() if u.rectified)
+    """The layers that have a ReLU of their own; of the convolutions, where none is named, those that do."""
+    units = {u.layer: u for u in units_of(model.network) if u.rectified}
+    names = layer_names(layers, model.layers, [name for name in model.conv_layers if name in units])
+    for name in names:
+        if name not in units:
             raise LayerError(
                 f"{name!r} has no ReLU of its own behind it, so its activity can be negative and has no selectivity "
-                f"index; layers that have one: {able or 'none'}"
+                f"index; layers that have one: {', '.join(units) or 'none'}"
             )
-    if not found:
-        raise LayerError(f"no convolution of {model.name} has a ReLU of its own behind it; name other layers")
-    return found
+    return [units[name] for name in names]
 
 
 def _labels(images: ImageSet) -> tuple[Tensor, str]:
@@ -258,19 +253,13 @@ class PoseVariation:
         A ratio of 1: the k are as different as k of different maps. alike: fraction of maps whose k are closer to
         each other than those of 95% of the control's.
         """
-        import pandas as pd
-
-        rows = []
-        for (layer, seen_by), part in self.maps.groupby(["layer", "seen_by"], sort=False):
-            mean = float(part["control"].mean())
-            rows.append(
-                {
-                    "layer": layer, "seen_by": seen_by, "ratio": float(part["ratio"].mean()),
-                    "sd": float(part["ratio"].std()), "control_sd": float((part["control"] / mean).std()),
-                    "maps": len(part), "alike": float((part["distance"] < part["control"].quantile(0.05)).mean()),
-                }
-            )  # fmt: skip
-        return pd.DataFrame(rows).set_index(["layer", "seen_by"])
+        groups = self.maps.groupby(["layer", "seen_by"], sort=False)
+        table = groups["ratio"].agg(ratio="mean", sd="std")
+        table["control_sd"] = groups["control"].std() / groups["control"].mean()
+        table["maps"] = groups.size()
+        near = self.maps.distance < groups["control"].transform(lambda control: control.quantile(0.05))
+        table["alike"] = near.groupby([self.maps.layer, self.maps.seen_by], sort=False).mean()
+        return table
 
 
 PIXELS = "pixels"
@@ -287,8 +276,9 @@ def pose_variation(
     top: TopK | None = None,
     k: int = 9,
     maps: int = 24,
-    seed: int = 0,
+    random_seed: int = 0,
     progress: bool = True,
+    on_step: OnStep | None = None,
 ) -> PoseVariation:
     """How far apart a map's top k are: in pixels, in the layers below, and in its own.
 
@@ -301,7 +291,8 @@ def pose_variation(
     Args:
         layers: convolutions; None for all.
         top: what `mine` found, with these layers and at least k pictures; else it is mined here.
-        maps: of each layer, drawn at random by `seed` from those ever active.
+        maps: of each layer, drawn at random by `random_seed` from those ever active.
+        on_step: called after each layer with (done, total); it may raise `Cancelled`.
 
     Raises LayerError for layers that are no convolutions, ZfkitError for too few pictures.
 
@@ -309,41 +300,39 @@ def pose_variation(
     """
     import pandas as pd
 
-    for what, value, least in (("k", k, 2), ("maps", maps, 2)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ZfkitError(f"{what} must be a whole number from {least} on, not {value!r}")
-    names = [layers] if isinstance(layers, str) else list(model.conv_layers if layers is None else layers)
-    for name in names:
-        model.network.find(name)
-        if name not in model.conv_layers:
-            raise LayerError(f"{name!r} is no convolution; take one of {', '.join(model.conv_layers)}")
+    whole_number(k, "k", 2)
+    whole_number(maps, "maps", 2)
+    names = layer_names(layers, model.conv_layers, model.conv_layers)
     if top is None:
         top = mine(model, images, names, k, inside=fits_inside(model, names, images.size), progress=progress)
     top.check(model, images)
     if top.k < k:
         raise ZfkitError(f"the table has the top {top.k} of each map, fewer than k={k}: mine with k={k}")
-    chosen = sample_maps(top, names, maps, seed)
-    generator = torch.Generator().manual_seed(seed)
-    parts = []
-    for layer in tqdm(names, desc=f"pose variation of {model.name}", disable=not progress, leave=False):
-        found = top[layer]
-        channels = [c for c in chosen[layer] if int(found.image[c, k - 1]) >= 0]
-        if len(channels) < 2:
-            raise ZfkitError(
-                f"fewer than two maps of {layer!r} have {k} pictures of their own in {images.source!r}: take more "
-                "pictures, or a smaller k"
-            )
-        image, row, col = (getattr(found, n)[channels, :k] for n in ("image", "row", "col"))  # (M, k)
-        others = torch.stack([_others(image, i, generator) for i in range(len(channels))])  # (M, k)
-        for seen_by, blocks in _blocks(model, images, layer, image, row, col).items():
-            distance = _mean_distance(blocks.unflatten(0, image.shape))
-            control = _mean_distance(blocks[others])
-            columns = {
-                "layer": layer, "channel": channels, "seen_by": seen_by, "distance": distance.numpy(),
-                "control": control.numpy(), "ratio": (distance / control.mean()).numpy(),
-            }  # fmt: skip
-            parts.append(pd.DataFrame(columns))
-    return PoseVariation(model.name, images.source, k, pd.concat(parts, ignore_index=True))
+    sampled = sample_maps(top, names, maps, random_seed)
+    generator = torch.Generator().manual_seed(random_seed)
+    frames = []
+    with steps(len(names), f"pose variation of {model.name}", "layer", progress, on_step) as done:
+        for layer in names:
+            table = top[layer]
+            channels = [c for c in sampled[layer] if int(table.image[c, k - 1]) >= 0]
+            if len(channels) < 2:
+                raise ZfkitError(
+                    f"fewer than two maps of {layer!r} have {k} pictures of their own in {images.source!r}: take more "
+                    "pictures, or a smaller k"
+                )
+            image, row, col = (getattr(table, n)[channels, :k] for n in ("image", "row", "col"))  # (M, k)
+            others = torch.stack([_others(image, i, generator) for i in range(len(channels))])  # (M, k)
+            position = torch.stack([row.flatten(), col.flatten()], 1)
+            for seen_by, blocks in _blocks(model, images, layer, image.flatten(), position).items():
+                distance = _mean_distance(blocks.unflatten(0, image.shape))
+                control = _mean_distance(blocks[others])
+                columns = {
+                    "layer": layer, "channel": channels, "seen_by": seen_by, "distance": distance.numpy(),
+                    "control": control.numpy(), "ratio": (distance / control.mean()).numpy(),
+                }  # fmt: skip
+                frames.append(pd.DataFrame(columns))
+            done(1)
+    return PoseVariation(model.name, images.source, k, pd.concat(frames, ignore_index=True))
 
 
 def _others(image: Tensor, i: int, generator: torch.Generator) -> Tensor:
@@ -352,68 +341,69 @@ def _others(image: Tensor, i: int, generator: torch.Generator) -> Tensor:
     The i-th row takes its own map only for its first, so that as many units take part as there are.
     """
     M, k = image.shape
+    pictures = image.flatten().tolist()
     order = torch.randperm(M * k, generator=generator).tolist()
     order = [i * k + int(torch.randint(k, (), generator=generator)), *order]
     picked: list[int] = []
     for strict in (True, False):  # with fewer maps than k, or few pictures, they repeat
         for u in order:
-            if len(picked) == k:
-                return torch.tensor(picked)
-            maps, pictures = {p // k for p in picked}, {int(image.flatten()[p]) for p in picked}
-            clash = u // k in maps or int(image.flatten()[u]) in pictures
-            if u not in picked and not (strict and clash):
+            clash = any(u // k == p // k or pictures[u] == pictures[p] for p in picked)
+            if len(picked) < k and u not in picked and not (strict and clash):
                 picked.append(u)
     return torch.tensor(picked)
 
 
 def _mean_distance(blocks: Tensor) -> Tensor:
     """Mean over pairs of the Euclidean distance within each row of (M, k, F) -> (M,) float64."""
-    k = blocks.shape[1]
-    i, j = torch.triu_indices(k, k, 1)
+    i, j = torch.triu_indices(blocks.shape[1], blocks.shape[1], 1)
     # One map at a time: all pairs of all maps would be k times the memory.
     return torch.stack([(b[i] - b[j]).double().norm(dim=1).mean() for b in blocks])
 
 
 @torch.inference_mode()
 def _blocks(
-    model: VisionModel, images: ImageSet, layer: str, image: Tensor, row: Tensor, col: Tensor
+    model: VisionModel, images: ImageSet, layer: str, image: Tensor, position: Tensor
 ) -> dict[str, Tensor]:
-    """What each unit of `layer` sees: in pixels (as the network takes them), and in each convolution up to it.
+    """What B units of `layer` see: in pixels (as the network takes them), and in each convolution up to it.
 
-    -> {"pixels" or layer: (M * k, F) float32}; 0 outside the picture. Large blocks at every s-th place only.
+    Args:
+        image: (B,), position: (B, 2) row and column of each unit.
+
+    -> {"pixels" or layer: (B, F) float32}; 0 outside the picture. Large blocks at every s-th place only.
     """
     network = model.network
     reach = extents(network, layer)
-    units = {u.looked_at: u.layer for u in units_of(network) if u.layer in model.conv_layers}
-    needed = {s.name for s in network.upto([layer])}
-    watched = {step: name for step, name in units.items() if name in needed and reach.get(name) is not None}
-    flat_image, place = image.flatten(), torch.stack([row.flatten(), col.flatten()], 1)
-    out: dict[str, list[Tensor]] = {}
-    order = flat_image.argsort(stable=True)
+    needed = {step.name for step in network.upto([layer])}
+    # The maps of a layer are compared behind its ReLU, by the step at which they are looked at.
+    seen_by = {
+        u.looked_at: u.layer
+        for u in units_of(network)
+        if u.layer in model.conv_layers and u.layer in needed and reach.get(u.layer) is not None
+    }
+    blocks: dict[str, list[Tensor]] = {}
+    order = image.argsort(stable=True)
     for part in order.split(32):
-        pictures, local = flat_image[part].unique(return_inverse=True)
-        x = model.preprocess(images.take(pictures))
+        pictures, local = image[part].unique(return_inverse=True)
+        pixels = images.take(pictures)
         field = field_in(model, images.size, layer)
-        out.setdefault(PIXELS, []).append(_cut(x, local, place[part], field, 4 * PLACES))
-        for step, _, output in network.walk(x, list(watched)):
-            if step.name in watched:
-                span = reach[watched[step.name]]
-                assert span is not None
-                out.setdefault(watched[step.name], []).append(_cut(output, local, place[part], span, PLACES))
+        cut = _cut(model.preprocess(pixels), local, position[part], field, 4 * PLACES)
+        blocks.setdefault(PIXELS, []).append(cut)
+        for step, y in activations(model, pixels, list(seen_by)):
+            span = reach[seen_by[step]]
+            assert span is not None
+            blocks.setdefault(seen_by[step], []).append(_cut(y, local, position[part], span, PLACES))
     back = order.argsort()
-    return {name: torch.cat(blocks)[back] for name, blocks in out.items()}
+    return {name: torch.cat(parts)[back] for name, parts in blocks.items()}
 
 
-def _cut(maps: Tensor, local: Tensor, place: Tensor, span: tuple[Interval, Interval], most: int) -> Tensor:
+def _cut(maps: Tensor, image: Tensor, position: Tensor, span: tuple[Interval, Interval], most: int) -> Tensor:
     """The block that each unit depends on, out of maps (n, C, H, W) -> (B, C * places), 0 outside."""
-    index = []
-    for axis, interval in enumerate(span):
-        every = -(-interval.size // most)
-        offsets = torch.arange(interval.low, interval.high + 1, every)
-        index.append(place[:, axis, None] * interval.stride + offsets)  # (B, places)
+    rows, columns = (  # (B, places)
+        position[:, axis, None] * i.stride + torch.arange(i.low, i.high + 1, -(-i.size // most))
+        for axis, i in enumerate(span)
+    )
     H, W = maps.shape[2:]
-    rows, columns = index
     inside = ((rows >= 0) & (rows < H))[:, :, None] & ((columns >= 0) & (columns < W))[:, None]
-    maps = maps.cpu()
-    blocks = maps[local[:, None, None], :, rows.clamp(0, H - 1)[:, :, None], columns.clamp(0, W - 1)[:, None]]
+    rows, columns = rows.clamp(0, H - 1), columns.clamp(0, W - 1)
+    blocks = maps.cpu()[image[:, None, None], :, rows[:, :, None], columns[:, None]]  # (B, h, w, C)
     return (blocks * inside[..., None]).flatten(1).float()

@@ -1,0 +1,147 @@
+"""Bundled photographs with named parts, for `correspondence`: three faces and twenty ancient coins.
+
+The boxes were measured by eye, in pixels of the photographs; right and left are the sitter's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..checks import one_of, whole_number
+from ..deconv.receptive_field import Box
+from ..errors import ImageError
+from ..images.album import PHOTOGRAPHS
+from ..images.decode import decode, to_tensor
+
+Boxes = dict[str, Box | None]  # by part, and of the whole "object"; None where a part is not to be seen
+
+_FACES: dict[str, Boxes] = {
+    name: dict(zip(("object", "right eye", "left eye", "nose"), (b and Box(*b) for b in boxes), strict=True))
+    for name, boxes in {
+        "astronaut": ((170, 45, 285, 185), (190, 92, 214, 109), (236, 94, 260, 111), (210, 108, 235, 132)),
+        "chelsea": ((125, 78, 352, 268), (131, 82, 213, 151), (293, 105, 350, 167), (235, 217, 298, 264)),
+        "camera": ((165, 60, 262, 190), (219, 138, 241, 152), None, (237, 153, 257, 174)),  # in profile
+    }.items()
+}
+_COINS = (
+    (22, 34, 67, 74), (81, 39, 120, 74), (132, 28, 179, 74), (192, 29, 240, 73), (255, 34, 297, 72),
+    (25, 104, 67, 145), (84, 107, 122, 145), (134, 110, 174, 145), (186, 105, 227, 145), (245, 95, 296, 144),
+    (317, 105, 356, 145), (26, 177, 63, 217), (80, 175, 124, 217), (135, 179, 174, 217), (189, 170, 237, 217),
+    (251, 172, 297, 217), (93, 244, 136, 287), (144, 236, 201, 288), (220, 240, 269, 288), (276, 239, 327, 289),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PartPictures:
+    """Pictures with named parts, ready for `correspondence`.
+
+    Attributes:
+        pictures: (N, 3, S, S) uint8.
+        parts: by name, (N, 4) boxes in pixels, NaN where the part is not to be seen.
+        objects: (N, 4) boxes of the objects.
+        groups: (N,) int64, which object each picture shows.
+        names: of the pictures.
+    """
+
+    pictures: Tensor
+    parts: dict[str, Tensor]
+    objects: Tensor
+    groups: Tensor
+    names: tuple[str, ...]
+
+
+def part_pictures(
+    kind: str = "faces", *, size: int = 64, views: int = 5, random_seed: int = 0
+) -> PartPictures:
+    """Bundled photographs with parts marked by eye, each object in several views.
+
+    Args:
+        kind: "faces" (a woman, a cat, a man in profile: right eye, left eye, nose) or "coins" (20 ancient coins:
+            left rim, right rim, top rim, centre).
+        size: side of the pictures in pixels.
+        views: of each object, which then takes another place and another size (half to four fifths of the
+            picture's side).
+        random_seed: of the views.
+
+    Raises ZfkitError for another kind, and ImageError where this version of scikit-image lacks the photographs.
+    """
+    one_of(kind, "kind of pictures with parts", ["faces", "coins"])
+    whole_number(size, "size, in pixels,")
+    whole_number(views, "views")
+    if kind == "faces":
+        marked = [(_photograph(name), name, boxes) for name, boxes in _FACES.items()]
+    else:
+        coins = _photograph("coins")
+        marked = [(coins, f"coin {i}", _coin(Box(*box))) for i, box in enumerate(_COINS, 1)]
+    generator = torch.Generator().manual_seed(random_seed)
+    pictures, groups, names = [], [], []
+    boxes: dict[str, list[list[float]]] = {name: [] for name in marked[0][2]}
+    for group, (photo, name, marks) in enumerate(marked):
+        for view in range(1, views + 1):
+            left, top, side = _view(marks["object"], photo, torch.rand(3, generator=generator).tolist())
+            window = (left, top, left + side, top + side)
+            pictures.append(to_tensor(photo.resize((size, size), Image.Resampling.BILINEAR, box=window)))
+            for part, box in marks.items():
+                boxes[part].append(
+                    [math.nan] * 4 if box is None else _inside(box, left, top, size / side, size)
+                )
+            groups.append(group)
+            names.append(f"{name}, view {view}")
+    parts = {name: torch.tensor(b) for name, b in boxes.items()}
+    objects = parts.pop("object")
+    return PartPictures(torch.stack(pictures), parts, objects, torch.tensor(groups), tuple(names))
+
+
+def _photograph(name: str) -> Image.Image:
+    path = next(p.path for p in PHOTOGRAPHS if p.name == name)
+    if path is None:
+        raise ImageError(
+            f"the photograph {name!r} is not in the installed scikit-image: pip install -U scikit-image"
+        )
+    return decode(path, name)
+
+
+def _coin(box: Box) -> Boxes:
+    """Parts of a coin: boxes of 0.36 of its diameter, on its rim and in its middle."""
+    width, height = box.right - box.left, box.bottom - box.top
+    diameter = max(width, height)
+
+    def around(across: float, down: float) -> Box:
+        x, y, half = box.left + across * width, box.top + down * height, 0.18 * diameter
+        return Box(round(x - half), round(y - half), round(x + half), round(y + half))
+
+    reach = round(0.08 * diameter)  # as far as the boxes on the rim stick out
+    return {
+        "object": Box(box.left - reach, box.top - reach, box.right + reach, box.bottom + reach),
+        "left rim": around(0.1, 0.5),
+        "right rim": around(0.9, 0.5),
+        "top rim": around(0.5, 0.1),
+        "centre": around(0.5, 0.5),
+    }
+
+
+def _view(whole: Box | None, photo: Image.Image, shares: list[float]) -> tuple[float, float, float]:
+    """Left, top and side of a square window of the photograph around an object, for three shares from 0 to 1."""
+    assert whole is not None
+    bigness, right, down = shares
+    side = min(max(whole.right - whole.left, whole.bottom - whole.top) / (0.5 + 0.3 * bigness), *photo.size)
+    left = _start(whole.left, whole.right, side, photo.width, right)
+    return left, _start(whole.top, whole.bottom, side, photo.height, down), side
+
+
+def _start(low: float, high: float, side: float, length: int, share: float) -> float:
+    """Where a window of `side` begins so that it holds low..high, if it can, and lies within 0..length."""
+    first, last = max(0.0, min(high - side, low)), min(length - side, max(low, high - side))
+    return min(max(first + share * (last - first), 0.0), length - side)
+
+
+def _inside(box: Box, left: float, top: float, scale: float, size: int) -> list[float]:
+    """A box of the photograph in whole pixels of a view, cut off at its border."""
+    x = [min(max(round((v - left) * scale), 0), size) for v in (box.left, box.right)]
+    y = [min(max(round((v - top) * scale), 0), size) for v in (box.top, box.bottom)]
+    return [float(x[0]), float(y[0]), float(x[1]), float(y[1])]
