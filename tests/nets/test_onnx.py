@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
@@ -138,8 +138,8 @@ def photo():
     return pixels.float() - 118
 
 
-def test_zfnet512_has_the_papers_names_in_the_zoos_order():
-    net = load_onnx(ZFNET512)
+def test_zfnet512_has_the_papers_names_in_the_zoos_order(zfnet512):
+    net = load_onnx(zfnet512[1])
     assert [n for n, _ in net.named_children()] == [
         "conv1", "relu1", "norm1", "pool1", "conv2", "relu2", "norm2", "pool2", "conv3", "relu3", "conv4", "relu4",
         "conv5", "relu5", "pool5", "flatten", "fc6", "relu6", "fc7", "relu7", "fc8", "softmax",
@@ -164,10 +164,15 @@ def test_zfnet512_has_the_papers_names_in_the_zoos_order():
         assert (norm.size, norm.beta, norm.k) == (5, 0.75, 2.0) and norm.alpha == pytest.approx(
             5e-4, rel=1e-6
         )
+    assert net.input_shape == (3, 224, 224) and not net.training
+
+
+@pytest.mark.slow
+def test_zfnet512_has_87_million_parameters():
+    net = load_onnx(ZFNET512)
     connected = [tuple(net.get_submodule(n).weight.shape) for n in ("fc6", "fc7", "fc8")]
     assert connected == [(4096, 18432), (1024, 4096), (1000, 1024)]
     assert sum(p.numel() for p in net.parameters()) == 87_250_536
-    assert net.input_shape == (3, 224, 224) and not net.training
 
 
 def test_zfnet512_computes_what_onnxruntime_does_in_every_layer(zfnet512, photo):
@@ -205,16 +210,15 @@ def by_hand(model: onnx.ModelProto) -> nn.Sequential:
     return net
 
 
-@pytest.mark.parametrize("lrn", ["skip", "gradient"])
-def test_projections_are_those_of_the_same_network_by_hand(zfnet512, photo, lrn):
+def test_projections_are_those_of_the_same_network_by_hand(zfnet512, photo):
     model, path = zfnet512
     ours, theirs = (
         zfkit.wrap_model(net, mean=118, scale=1.0, input_size=224)
         for net in (load_onnx(path), by_hand(model))
     )
     batch = photo.expand(2, -1, -1, -1)
-    for layer in ("conv2", "conv5"):
-        a, b = (zfkit.project(m, batch, layer, torch.tensor([3, 200]), lrn=lrn) for m in (ours, theirs))
+    for layer in ("conv5",):
+        a, b = (zfkit.project(m, batch, layer, torch.tensor([3, 200])) for m in (ours, theirs))
         assert b.abs().max() > 0
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
@@ -265,7 +269,6 @@ def test_filters_are_turned_round_only_where_asked(folder):
 
 # ------------------------------------------------------------------------------------- drawn operations
 
-few = settings(max_examples=60, deadline=None)
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 
@@ -301,7 +304,6 @@ def agrees_or_is_uneven(model, folder, attributes):
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
-@few
 @given(windows(), st.sampled_from([1, 2]), st.booleans())
 def test_convolutions_agree_with_onnxruntime(folder, attributes, groups, biased):
     weight = numbers(6, 4 // groups, *attributes["kernel_shape"])
@@ -310,21 +312,18 @@ def test_convolutions_agree_with_onnxruntime(folder, attributes, groups, biased)
     agrees_or_is_uneven(model, folder, attributes)
 
 
-@few
 @given(windows(), st.booleans())
 def test_max_pools_agree_with_onnxruntime(folder, attributes, ceil):
     model = chain(op("MaxPool", ceil_mode=int(ceil), **attributes))
     agrees_or_is_uneven(model, folder, attributes)
 
 
-@few
 @given(windows(dilated=False), st.booleans(), st.booleans())
 def test_average_pools_agree_with_onnxruntime(folder, attributes, ceil, counted):
     model = chain(op("AveragePool", ceil_mode=int(ceil), count_include_pad=int(counted), **attributes))
     agrees_or_is_uneven(model, folder, attributes)
 
 
-@few
 @given(
     st.booleans(), st.sampled_from([1.0, 0.5]), st.sampled_from([1.0, -2.0]),
     st.sampled_from([None, (5,), (1, 5), (1,), (1, 1), ()]),
@@ -337,7 +336,6 @@ def test_gemm_agrees_with_onnxruntime(folder, transposed, alpha, beta, bias):
     assert [n for n, _ in net.named_children()] == ["flatten", "fc1"]
 
 
-@few
 @given(
     st.sampled_from([3, 5, 7]), st.floats(1e-4, 2), st.floats(0.3, 1.5), st.floats(0.5, 3), st.integers(2, 9)
 )
@@ -345,7 +343,6 @@ def test_contrast_normalisation_agrees_with_onnxruntime(folder, size, alpha, bet
     agrees(chain(op("LRN", size=size, alpha=alpha, beta=beta, bias=bias), shape=(2, maps, 3, 2)), folder)
 
 
-@few
 @given(st.data())
 def test_whole_chains_agree_with_onnxruntime(folder, data):
     ops, channels = [], 3
@@ -581,7 +578,7 @@ def test_places_of_maxima_that_are_read_are_refused(folder):
     (op("Tanh"), "(Tanh) is none of the operations that zfkit reads (Conv, Relu, LRN"),
     (op("Relu", domain="com.microsoft"), "(Relu) is none of the operations that zfkit reads"),
     (op("MaxPool", kernel_shape=[2, 2], storage_order=1), "storage_order=1"),
-    (op("MaxPool", kernel_shape=[3]), "has kernel_shape [3], and zfkit reads networks of pictures"),
+    (op("MaxPool", kernel_shape=[3]), "has kernel_shape [3]; zfkit reads networks of pictures"),
     (op("MaxPool", kernel_shape=[2, 2], auto_pad="ODD"), "auto_pad='ODD', which ONNX does not define"),
     (op("MaxPool", kernel_shape=[2, 2], pads=[2, 2, 2, 2]), "cannot work on an input (2, 3, 9, 8) (pad should be"),
     (op("MaxPool", kernel_shape=[2, 2], colour=1), "has an attribute that zfkit does not know, 'colour'"),
@@ -591,15 +588,15 @@ def test_places_of_maxima_that_are_read_are_refused(folder):
     (op("Conv", numbers(4, 3, 3)), "has weights of shape (4, 3, 3)"),
     (op("Conv", numbers(4, 5, 3, 3)), "cannot work on an input (2, 3, 9, 8)"),
     (op("Conv", numbers(4, 3, 3, 3), kernel_shape=[2, 2]), "cannot work on an input"),
-    (op("Conv", numbers(4, 3, 3, 3) * np.float32(np.nan)), "weight hold NaN or infinite values"),
+    (op("Conv", numbers(4, 3, 3, 3) * np.float32(np.nan)), "weight (float32) must be finite"),
     (op("Conv"), "lacks its input 2"),
     (op("LRN", size=4), "has size 4: torch has the odd neighbour of an even number on the other side"),
     (op("Softmax"), "reads (2, 3, 9, 8) where flattened features (N, F) belong"),
     (op("Gemm", numbers(8, 4)), "reads (2, 3, 9, 8) where flattened features (N, F) belong"),
-    (op("Flatten", axis=2), "has axis=2, which mixes pictures"),
+    (op("Flatten", axis=2), "has axis=2, and zfkit reads 1 or -3"),
     (op("Reshape", np.array([2, 9, 8, 3])), "makes [2, 9, 8, 3] out of (2, 3, 9, 8)"),
     (op("Reshape", np.array([4, -1])), "makes [4, -1] out of (2, 3, 9, 8)"),
-    (op("BatchNormalization", *[numbers(3)] * 3, numbers(3) ** 2, training_mode=1), "is in training mode"),
+    (op("BatchNormalization", *[numbers(3)] * 3, numbers(3) ** 2, training_mode=1), "has training_mode=1"),
     (op("Dropout", np.float32(0.5), np.array(True)), "is in training mode"),
 ])  # fmt: skip
 def test_what_has_no_equal_is_refused_by_name(operation, said, folder):
@@ -608,9 +605,9 @@ def test_what_has_no_equal_is_refused_by_name(operation, said, folder):
 
 
 @pytest.mark.parametrize("operation, said", [
-    (op("Gemm", numbers(3, 4), transA=1), "turns pictures into features (transA=1)"),
+    (op("Gemm", numbers(3, 4), transA=1), "has transA=1, and zfkit reads 0"),
     (op("Gemm", numbers(5, 4)), "cannot work on an input (2, 216)"),
-    (op("Softmax", axis=0), "has axis=0, which mixes pictures"),
+    (op("Softmax", axis=0), "has axis=0, and zfkit reads 1 or -1"),
     (op("MaxPool", kernel_shape=[2, 2]), "reads (2, 216) where feature maps (N, C, H, W) belong"),
     (op("GlobalAveragePool"), "reads (2, 216) where feature maps (N, C, H, W) belong"),
 ])  # fmt: skip
@@ -654,7 +651,6 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path):
         refusal(path)
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_a_file_with_a_wrong_byte_loads_or_is_refused(folder, data):
     model = chain(
