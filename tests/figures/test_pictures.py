@@ -1,11 +1,12 @@
 """Tensors to pictures, pictures to sheets, and the colours and axes that figures share."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFont
 
-import zfkit
 from zfkit.figures.pictures import (
     full_scale,
     montage,
@@ -46,6 +47,15 @@ def test_a_given_scale_compares_pictures():
     assert signed_to_rgb(signed, scale=torch.tensor(4.0))[:, 0, 0, 0].tolist() == [144, 160, 192, 255, 64, 1]
 
 
+@pytest.mark.parametrize("shape, axes", [((1,), 1), ((9, 200), 1), ((4, 3, 7, 7), 3), ((2, 5, 3, 20, 21), 4)])
+def test_the_scale_is_that_of_torchs_quantile(shape, axes):
+    values = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    scale = full_scale(values, axes)
+    assert scale.shape == (*shape[:-axes], *[1] * axes)
+    expected = torch.quantile(values.abs().flatten(-axes), 0.995, dim=-1)
+    torch.testing.assert_close(scale.flatten(), expected.flatten())
+
+
 def test_a_few_values_in_an_empty_picture_are_shown():
     signed = torch.zeros(3, 50, 50)
     signed[0, 3, 4], signed[1, 3, 4] = 1e-6, -1e-6
@@ -57,6 +67,22 @@ def test_one_channel_becomes_three():
     rgb = signed_to_rgb(signed)
     assert rgb.shape == (5, 3, 4, 4)
     assert (rgb[:, :1] == rgb).all()
+
+
+# -------------------------------------------------------------------------------------- pictures into sheets
+
+
+def test_a_picture_is_the_tensors_pixels():
+    pixels = torch.randint(0, 256, (3, 4, 6), dtype=torch.uint8)
+    assert (np.asarray(to_picture(pixels)) == pixels.permute(1, 2, 0).numpy()).all()
+
+
+def test_a_sheet_leaves_empty_places():
+    red, blue = (Image.new("RGB", (3, 2), colour) for colour in ("red", "blue"))
+    sheet = np.asarray(tile_sheet([red, None, blue], 2, (3, 2), gap=1, background="black"))
+    expected = np.zeros((5, 7, 3), np.uint8)
+    expected[:2, :3], expected[3:, :3] = (255, 0, 0), (0, 0, 255)
+    assert (sheet == expected).all()
 
 
 def test_a_montage_enlarges_by_whole_factors_and_keeps_the_order():
@@ -74,3 +100,31 @@ def test_a_montage_enlarges_by_whole_factors_and_keeps_the_order():
 def test_a_montage_brings_large_pictures_to_the_tile():
     assert montage(torch.zeros(4, 3, 60, 60, dtype=torch.uint8), columns=2, tile=40).size == (82, 82)
     assert montage(torch.zeros(1, 3, 60, 120, dtype=torch.uint8), columns=1, tile=40).size == (40, 20)
+
+
+# -------------------------------------------------------------------------------------- words, numbers, colours
+
+
+@pytest.mark.parametrize(
+    "value, text", [(0.12345, "0.123"), (12.34, "12.3"), (1234.5, "1234"), (-0.5, "-0.5"), (0, "0")]
+)
+def test_numbers_have_three_digits(value, text):
+    assert number(value) == number(torch.tensor(value)) == text
+
+
+def test_words_are_wrapped_where_they_do_not_fit():
+    font = ImageFont.load_default(14)
+    text = "a few words and one_that_is_much_too_long_for_any_line end"
+    lines = wrap_words(text, font, 100)
+    assert " ".join(lines) == text
+    assert all(font.getlength(line) <= 100 or " " not in line for line in lines)
+    longer = [f"{a} {b.split()[0]}" for a, b in pairwise(lines)]
+    assert all(font.getlength(line) > 100 for line in longer)  # no line could have taken another word
+
+
+def test_each_network_keeps_its_colour():
+    names = ["mine", "alexnet64", "yours", "mine", "zfnet64"]
+    colours = dict(zip(names, model_colours(names), strict=True))
+    assert model_colours(names)[0] == model_colours(names)[3]
+    assert len(set(colours.values())) == 4 and set(colours.values()) <= set(PALETTE)
+    assert {name: colours[name] for name in MODEL_COLOURS} == MODEL_COLOURS

@@ -78,6 +78,7 @@ def write_atlas(
     folder = writable_folder(out)
     if top is None:
         top = mine(model, images, names, k, inside=fits_inside(model, names, images.size), progress=progress)
+    channels: Mapping[str, Sequence[int]]
     if isinstance(maps, Mapping):
         channels = {name: maps[name] for name in names}
     else:
@@ -105,8 +106,8 @@ def _replace_files(folder: Path, sheets: Mapping[str, Image.Image], page: str, t
                     sheets[name].save(part / file, "PNG")
                 (part / "index.html").write_text(page, encoding="utf-8")
                 top.save(part / "topk.parquet")
-                for file in sorted(part.iterdir()):
-                    file.replace(folder / file.name)
+                for done in sorted(part.iterdir()):
+                    done.replace(folder / done.name)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
     except WriteError:

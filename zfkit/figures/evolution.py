@@ -46,7 +46,8 @@ def evolution_sheet(layer: LayerEvolution, scale: Scale = "row", tile: int = 64)
     side = max(tile // S * S, min(S, tile))  # enlarged by whole factors alone
     step = side + SHEET_GAP
     sheet = np.full((M * step - SHEET_GAP, E * step, 3), 255, np.uint8)
-    sheet[:, SHEET_GAP:] = montage(evolution_rgb(layer, scale).flatten(0, 1), E, side, gap=SHEET_GAP)
+    pictures = evolution_rgb(layer, scale).flatten(0, 1)
+    sheet[:, SHEET_GAP:] = np.asarray(montage(pictures, E, side, gap=SHEET_GAP))
     other = layer.changed[layer.channels] & layer.active[layer.channels]
     for m, e in other.nonzero().tolist():
         sheet[m * step : m * step + side, e * step + 1 : e * step + SHEET_GAP - 1] = ImageColor.getrgb(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..checks import whole_number
@@ -84,10 +84,9 @@ def sanity_sheet(
     if conditions is None:
         usual = ("trained", "other channel", "other picture", "other switches")
         conditions = [c for c in [*((name, "") for name in usual), ("down to", untrained)] if c in kept]
-    for condition in conditions:
-        if condition not in kept:
-            names = ", ".join(map(str, kept))
-            raise ZfkitError(f"{layer!r} has no projections for {condition}; there are {names}")
+    if missing := [c for c in conditions if c not in kept]:
+        names = ", ".join(map(str, kept))
+        raise ZfkitError(f"{layer!r} has no projections for {missing[0]}; there are {names}")
     whole_number(unit, "unit, of those kept,", 0, len(checks.photos[layer]) - 1)
     rows, columns = len(checks.rules), 1 + len(conditions)
     figure, panels = new_figure(rows, columns, size=(9, 0.6 + 9 / columns * rows), squeeze=False)
@@ -152,7 +151,7 @@ def photo_likeness_figure(checks: SanityChecks) -> Figure:
 
 
 def _by_layer(
-    checks: SanityChecks, panels: Sequence[Any], conditions: Sequence[str]
+    checks: SanityChecks, panels: Sequence[Any], conditions: Iterable[str]
 ) -> Iterator[tuple[Any, int, str, list[int], pd.DataFrame]]:
     """A panel for each rule, and in it for each condition the layers (by number) that have it, with their rows."""
     table = checks.table()

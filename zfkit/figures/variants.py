@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from ..experiments.ablation import Ablation
-    from ..experiments.ensemble import Ensemble
     from ..experiments.transfer import Transfer
+    from ..experiments.variants import Ablation, Ensemble
 
 FEATURE_STYLES = {
     "trained": (BLUE, "o-"),
@@ -132,7 +131,7 @@ def _effect(name: str, table: pd.DataFrame) -> str:
 
 def ablation_figure(ablation: Ablation) -> Figure:
     """Error of each variant, a dot for each seed, beside the paper's for the same change (Table 3)."""
-    from ..experiments.ablation import PAPER
+    from ..experiments.variants import PAPER
 
     table, runs, budget = ablation.table(), ablation.runs, ablation.budget
     names = list(table.index)[::-1]
