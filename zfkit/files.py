@@ -1,8 +1,9 @@
-"""Files that appear whole or not at all, and locks on them."""
+"""Files that appear whole or not at all, room for them, and locks on them."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import sys
@@ -11,11 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import WriteError, ZfkitError, printable
+from .checks import writable_folder
+from .errors import WriteError
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` with a temporary name beside `path`, then rename: nobody sees half a file.
+    """Call `write` with a temporary path beside `path`, then rename it: nobody sees half a file.
 
     Raises WriteError, an OSError, for a full disk or a read-only folder, leaving what was there before.
     """
@@ -28,9 +30,9 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         os.close(handle)
         part = Path(name)
         write(part)
-        umask = os.umask(0)
+        umask = os.umask(0)  # which can be read only by setting it
         os.umask(umask)
-        part.chmod(0o666 & ~umask)  # mkstemp made it private
+        part.chmod(0o666 & ~umask)  # as any new file: mkstemp makes private ones
         part.replace(path)
     except WriteError:
         raise
@@ -43,30 +45,23 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
             part.unlink(missing_ok=True)
 
 
-def check_room(path: Path, needed: int) -> None:
+def check_room(path: Path, needed: int = 0) -> None:
     """Raise WriteError where a file of so many bytes cannot be written: better before all the work than after."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(21, "it is a folder")
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-        free = shutil.disk_usage(path.parent).free
-    except OSError as error:
-        raise WriteError(path, error) from None
-    except ValueError as error:  # a NUL in the name
-        raise ZfkitError(f"cannot write {printable(str(path))!r} ({error}); choose another name") from None
+    folder = writable_folder(path.parent)
+    if path.is_dir():
+        raise WriteError(path, IsADirectoryError(errno.EISDIR, "it is a folder"))
+    free = shutil.disk_usage(folder).free
     if needed > free:
-        told = f"{needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free"
-        raise WriteError(path, OSError(28, told))
+        missing = f"{needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free"
+        raise WriteError(path, OSError(errno.ENOSPC, missing))
 
 
 @contextlib.contextmanager
 def only_writer(file: Path, refusal: Exception) -> Iterator[None]:
-    """Hold a lock on `file`, made where there is none; it goes with the process, however that ends.
+    """Hold a lock on `file`, which is made where there is none, or on a folder.
 
-    A folder is locked itself. Raises `refusal` where another process holds it, WriteError where it cannot be made.
-    On a file system without locks, and on Windows, nothing is held.
+    The system frees it when the process ends, however that happens. On a file system without locks, and on Windows,
+    nothing is held. Raises `refusal` where another process holds the lock, WriteError where the file cannot be made.
     """
     if sys.platform == "win32":
         yield
