@@ -319,36 +319,6 @@ def test_the_other_rules_equal_autograd(rule):
     assert_close(found, expected)
 
 
-@pytest.mark.parametrize("layer, size, blur", [("conv1", 66, 5), ("conv2", 75, 3), ("conv3", 97, 5)])
-def test_windows_cut_out_of_pictures_give_what_the_whole_picture_gives(layer, size, blur):
-    model = wrap(lively(replace(SMALL["zfnet"], conv1=(5, 2, 1), conv2=(3, 1, 1), blur=blur)))
-    pixels = torch.randint(
-        0, 256, (3, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)
-    )
-    x = model.preprocess(pixels)
-    with torch.no_grad():
-        names = list(dict(model.net.named_children()))
-        maps = model.net[: names.index(layer) + 1](x)
-    end = maps.shape[-1] - 1
-    field = zfkit.receptive_field(model, layer)
-    for row, column in [(0, 0), (end, end), (0, end // 2), (end // 2, end // 3)]:
-        whole = zfkit.project(model, x, layer, 1, (row, column))
-        assert (whole.flatten(1).abs().amax(1) > 0).all()
-        # A crop whose corner is a multiple of the stride and which reaches the borders that the field reaches.
-        left, top, right, bottom = field.box(row, column)
-        t, lft = (max(0, v) // field.stride * field.stride for v in (top, left))
-        b, r = min(size, bottom), min(size, right)
-        crop = x[:, :, t:b, lft:r]
-        place = row - t // field.stride, column - lft // field.stride
-        try:
-            part = zfkit.project(model, crop, layer, 1, place)
-        except zfkit.errors.LayerError:
-            continue  # too small a crop for the layer by itself
-        pasted = torch.zeros_like(whole)
-        pasted[:, :, t:b, lft:r] = part
-        assert_close(pasted, whole)
-
-
 def test_mined_units_are_projected_from_crops_as_from_whole_pictures():
     model = wrap(lively(replace(SMALL["alexnet"], blur=3)))
     photos = zfkit.load_images("photos", size=96, limit=3)

@@ -2,7 +2,6 @@
 
 import math
 import sys
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -186,41 +185,6 @@ def test_zfnet512_computes_what_onnxruntime_does_in_every_layer(zfnet512, photo)
             assert expected.std() > 0, name
             same(x, expected, tolerance=1e-4)
     assert x.sum() == pytest.approx(1) and x.max() > 2e-3  # probabilities, not all the same
-
-
-def by_hand(model: onnx.ModelProto) -> nn.Sequential:
-    """zfnet512 up to conv5, written down as the paper's figures are, with the file's weights."""
-    weights = {t.name: torch.tensor(numpy_helper.to_array(t)) for t in model.graph.initializer}
-    net = nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(3, 96, 7, 2), relu1=nn.ReLU(), norm1=nn.LocalResponseNorm(5, 5e-4, 0.75, 2.0),
-            pool1=nn.MaxPool2d(3, 2),
-            conv2=nn.Conv2d(96, 256, 5, 2), relu2=nn.ReLU(), norm2=nn.LocalResponseNorm(5, 5e-4, 0.75, 2.0),
-            pool2=nn.MaxPool2d(3, 2),
-            conv3=nn.Conv2d(256, 512, 3, padding=1), relu3=nn.ReLU(),
-            conv4=nn.Conv2d(512, 512, 3, padding=1), relu4=nn.ReLU(),
-            conv5=nn.Conv2d(512, 512, 3, padding=1), relu5=nn.ReLU(),
-        )
-    )  # fmt: skip
-    for n in range(1, 6):
-        layer = net.get_submodule(f"conv{n}")
-        layer.load_state_dict(
-            {"weight": weights[f"gpu_0/conv{n}_w_0"], "bias": weights[f"gpu_0/conv{n}_b_0"]}
-        )
-    return net
-
-
-def test_projections_are_those_of_the_same_network_by_hand(zfnet512, photo):
-    model, path = zfnet512
-    ours, theirs = (
-        zfkit.wrap_model(net, mean=118, scale=1.0, input_size=224)
-        for net in (load_onnx(path), by_hand(model))
-    )
-    batch = photo.expand(2, -1, -1, -1)
-    for layer in ("conv5",):
-        a, b = (zfkit.project(m, batch, layer, torch.tensor([3, 200])) for m in (ours, theirs))
-        assert b.abs().max() > 0
-        assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
 
 def zoos(folder: Path) -> tuple[Path, np.ndarray]:
@@ -494,21 +458,6 @@ def test_an_output_that_nobody_reads_is_no_branch(folder):
     agrees(model, folder)
 
 
-def test_a_softmax_at_the_end_takes_no_part_in_projections(folder):
-    ops = [
-        op("Conv", numbers(4, 3, 3, 3)),
-        op("Relu"),
-        op("Flatten"),
-        op("Gemm", numbers(168, 5)),
-        op("Softmax"),
-    ]
-    net = load_onnx(saved(chain(*ops), folder))
-    x = torch.tensor(numbers(2, 3, 9, 8))
-    model = zfkit.VisionModel(net, (0.0,) * 3, (1.0,) * 3, 9)
-    logits, probabilities = (zfkit.project(model, x, layer, 3) for layer in ("fc2", "softmax"))
-    assert logits.abs().max() > 0 and torch.equal(logits, probabilities)
-
-
 @pytest.mark.filterwarnings("ignore")  # torch recommends its newer exporter, which needs one more package
 def test_a_network_that_torch_exported_comes_back(folder):
     net = nn.Sequential(
@@ -556,22 +505,16 @@ def test_a_branch_names_the_node_and_both_of_its_ends(folder):
     model.graph.node[2].input.append("t1")
     text = refusal(model, folder)
     assert "node 'node2' (Add) reads 't2' and 't1' and gives 't3': the network branches there" in text
+    places = chain(op("MaxPool", kernel_shape=[2, 2]), op("Relu"))
+    places.graph.node[0].output.append("places")
+    places.graph.node[1].input[0] = "places"
+    assert "(MaxPool) reads 't0' and gives 't1' and 'places': the network branches" in refusal(places, folder)
     lost = chain(op("Conv", numbers(4, 3, 3, 3)))
     del lost.graph.initializer[:]
     assert "node 'node0' (Conv) reads 'w0_0', which the file does not hold" in refusal(lost, folder)
     again = chain(op("Relu"), op("Relu"), op("Relu"))
     again.graph.node[2].input[0] = "t1"
     assert "node 'node2' (Relu) reads 't1'" in refusal(again, folder)
-
-
-def test_places_of_maxima_that_are_read_are_refused(folder):
-    model = chain(op("MaxPool", kernel_shape=[2, 2]), op("Relu"))
-    model.graph.node[0].output.append("places")
-    agrees(model, folder)
-    model.graph.node[1].input[0] = "places"
-    assert "node 'node0' (MaxPool) reads 't0' and gives 't1' and 'places': the network branches" in refusal(
-        model, folder
-    )
 
 
 @pytest.mark.parametrize("operation, said", [
@@ -649,24 +592,6 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path):
     for end in [*range(0, len(whole), 101), *range(len(whole) - 12, len(whole))]:
         path.write_bytes(whole[:end])
         refusal(path)
-
-
-@given(st.data())
-def test_a_file_with_a_wrong_byte_loads_or_is_refused(folder, data):
-    model = chain(
-        op("Conv", numbers(2, 3, 1, 1)),
-        op("Relu"),
-        op("Flatten"),
-        op("Gemm", numbers(4, 2)),
-        shape=(1, 3, 1, 2),
-    )
-    damaged = bytearray(model.SerializeToString())
-    damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
-    (folder / "damaged.onnx").write_bytes(damaged)
-    try:
-        load_onnx(folder / "damaged.onnx")
-    except ModelError as error:
-        assert "\n" not in str(error)
 
 
 def test_without_onnx_the_extra_is_named(monkeypatch):

@@ -124,7 +124,7 @@ def tensors(node: Node, numbers: Mapping[str, Array | None]) -> dict[str, Tensor
 
 
 @dataclass(frozen=True)
-class Windows:
+class SlidingWindow:
     """Where the windows of a convolution or pool lie on the maps: rows, then columns, of everything."""
 
     node: Node
@@ -135,7 +135,7 @@ class Windows:
     reach: Pair  # from the first place that a window reads to the last
 
     @classmethod
-    def of(cls, node: Node, kernel: Sequence[int] = ()) -> Windows:
+    def of(cls, node: Node, kernel: Sequence[int] = ()) -> SlidingWindow:
         """From the node's attributes; kernel: where `kernel_shape` is left out."""
         node.expect_maps()
         size, stride = node.pair("kernel_shape", kernel), node.pair("strides", (1, 1))
@@ -201,7 +201,7 @@ def _conv(node: Node) -> Layer:
             f"has weights of shape {weight.shape}, and zfkit reads convolutions over rows and columns"
         )
     groups = node.take("group", 1)
-    w = Windows.of(node, weight.shape[2:])
+    w = SlidingWindow.of(node, weight.shape[2:])
     padding: Any = "same"
     # torch's "same" has the odd row or column of zeros at the end.
     if w.stride != (1, 1) or w.even or w.pads != tuple(((r - 1) // 2, r // 2) for r in w.reach):
@@ -214,7 +214,7 @@ def _conv(node: Node) -> Layer:
 
 
 def _max_pool(node: Node) -> Layer:
-    w, ceil = Windows.of(node), bool(node.take("ceil_mode", 0))
+    w, ceil = SlidingWindow.of(node), bool(node.take("ceil_mode", 0))
     node.expect("storage_order", 0)
     # Padding at the end alone is often what a converter made of rounding up.
     padding, ceil = w.fit(ceil, [ceil] if w.even else [True, False])
@@ -222,7 +222,7 @@ def _max_pool(node: Node) -> Layer:
 
 
 def _average_pool(node: Node) -> Layer:
-    w = Windows.of(node)
+    w = SlidingWindow.of(node)
     if w.dilation != (1, 1):
         raise node.refused("is dilated, which torch's average pool cannot be")
     ceil, counted = bool(node.take("ceil_mode", 0)), bool(node.take("count_include_pad", 0))
