@@ -1,0 +1,127 @@
+"""Figures of frequencies: what is drawn is what was measured."""
+
+import math
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from signals import F64, classifier, mean_of_channels, noise, random_weight, wrap
+from torch import nn
+
+import zfkit
+import zfkit.figures as figures
+from zfkit import ZfkitError
+from zfkit.errors import LayerError
+from zfkit.frequency import grating_response, lattice, measure_aliasing, random_control, shift_consistency
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def test_a_sheet_of_filters_is_sorted_and_symmetric_about_grey():
+    """Flat filters of one colour each, and one of stripes: its tile comes last, and 0 is grey 128."""
+    weight = torch.ones(4, 3, 2, 2, dtype=F64) * torch.tensor([0.5, -3.0, 1.0, 2.0], dtype=F64).view(
+        4, 1, 1, 1
+    )
+    weight[2, :, :, 1] *= -1
+    weight[3, 0] = 0
+    axes = figures.filter_sheet(zfkit.filter_spectra(weight), columns=2).axes[0]
+    sheet = np.asarray(axes.images[0].get_array())
+    tile, step = 66, 72
+    colours = [sheet[y : y + tile, x : x + tile].reshape(-1, 3) for y in (0, step) for x in (0, step)]
+    assert [set(map(tuple, c.tolist())) for c in colours] == [
+        {(255, 255, 255)}, {(1, 1, 1)}, {(128, 255, 255)}, {(255, 255, 255), (1, 1, 1)},
+    ]  # fmt: skip
+    table = zfkit.filter_spectra(weight).table()
+    firsts = [float(label.get_text()) for label in axes.get_yticklabels()]
+    np.testing.assert_allclose(firsts, table.centroid.sort_values().iloc[::2], atol=0.006)
+    with pytest.raises(LayerError, match="do not look at a picture"):
+        figures.filter_sheet(zfkit.filter_spectra(random_weight(2, 5, 3, 3)))
+    with pytest.raises(ZfkitError, match=r"there is no column 'centre'\. Did you mean 'centroid'"):
+        figures.filter_sheet(zfkit.filter_spectra(weight), order="centre")
+
+
+def test_radial_spectra_show_profiles_over_the_controls_band():
+    spectra = [zfkit.filter_spectra(random_weight(3, 3, k, k, random_seed=k), stride=k // 2) for k in (3, 5)]
+    controls = [random_control(s, draws=5) for s in spectra]
+    axes = figures.radial_spectra(controls).axes[0]
+    curves = [line for line in axes.lines if len(line.get_xdata()) == 33]
+    for control, curve, band in zip(controls, curves, axes.collections, strict=True):
+        np.testing.assert_allclose(curve.get_ydata(), control.spectra.profile())
+        corners = band.get_paths()[0].vertices[:, 1]
+        low, high = control.profile_interval()
+        np.testing.assert_allclose([corners.min(), corners.max()], [low.min(), high.max()])
+    triangles = [float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() == "^"]
+    assert triangles == [0.25]  # stride 1 folds nothing
+
+
+def test_maps_of_spectra_share_one_scale():
+    spectra = [
+        zfkit.filter_spectra(random_weight(3, 3, k, k, random_seed=k), stride=2) for k in (2, 3, 4, 5, 6)
+    ]
+    figure = figures.spectrum_maps(spectra)
+    shown = [axes.images[0] for axes in figure.axes if axes.images and axes.get_title(loc="left")]
+    assert len(shown) == 5 and len({(i.norm.vmin, i.norm.vmax) for i in shown}) == 1
+    np.testing.assert_allclose(shown[2].get_array(), spectra[2].pooled * 4096)
+    left, right, bottom, top = shown[0].get_extent()
+    assert (left + 0.5 / 64, top + 0.5 / 64) == (-0.5, -0.5) and (right + 0.5 / 64, bottom + 0.5 / 64) == (
+        0.5,
+        0.5,
+    )
+
+
+def test_the_cut_through_a_lattice_runs_from_0_to_the_nyquist_frequency():
+    normal = torch.randn(2, 50, 1, 32, 32, generator=torch.Generator().manual_seed(0), dtype=F64)
+    pictures = normal[0] * (1 + 0.5 * torch.cos(math.pi * torch.arange(32) / 2)).sqrt()
+    found, control = (
+        lattice(pictures, 4, name="grid"),
+        lattice(normal[1], 4, name="noise"),
+    )
+    axes = figures.lattice_figure(found, [control]).axes
+    curves = {line.get_label(): line for line in axes[2].lines}
+    right = curves["to the right"]
+    assert right.get_xdata()[0] == 0 and right.get_xdata()[-1] == 0.5
+    at = dict(zip(np.round(right.get_xdata(), 6), right.get_ydata(), strict=True))
+    assert at[0] == pytest.approx(1)
+    peak = found.table().iloc[0]
+    assert (peak.u, abs(peak.v)) == (0, 0.25) and at[0.25] == pytest.approx(peak.power)
+    assert curves["noise"].get_ydata()[0] == pytest.approx(1)
+
+
+def test_the_figure_of_shifts_draws_agreement_and_distances_and_marks_whole_units():
+    found = shift_consistency(classifier(), noise(4, 22), 4)
+    agreement, conv, fc = figures.shift_figure([found]).axes[:3]
+    assert np.allclose(agreement.lines[0].get_ydata(), 100 * found.consistency())
+    assert np.allclose(conv.lines[0].get_ydata(), found.distance[0].mean(0))
+    assert list(conv.lines[1].get_xdata()) == [0, 2, 4]  # stride 2
+    assert fc.get_title(loc="left") == "3, in place" or fc.get_title() == "3, in place"
+    with pytest.raises(LayerError, match="no layer with distances 'conv1'"):
+        figures.shift_figure([found], ["conv1"])
+
+
+def test_the_figure_of_aliasing_has_a_dot_for_every_filter_and_a_bar_for_the_layer():
+    torch.manual_seed(0)
+    found = measure_aliasing(wrap(nn.Conv2d(3, 7, 3, 2)), noise(3, 48), "0")
+    axes = figures.aliasing_figure([found]).axes[0]
+    assert sorted(axes.collections[0].get_offsets()[:, 1]) == pytest.approx(sorted(100 * found.share.numpy()))
+    assert axes.lines[0].get_ydata() == pytest.approx([100 * found.layer_share] * 2)
+
+
+def test_the_figure_of_gratings_is_coloured_where_answers_are_folded():
+    found = grating_response(
+        wrap(mean_of_channels(stride=2)), "0", frequencies=[0.1, 0.2, 0.3, 0.4], orientations=[0, 90]
+    )
+    before, after, arrives = figures.gratings_figure([found]).axes[:3]
+    plain, coloured = (np.asarray(axes.images[0].get_array()) for axes in (before, after))
+    assert np.ptp(plain, axis=2).max() < 1e-6  # grey
+    assert (np.ptp(coloured, axis=2) > 0.1).tolist() == [[False, False, True, True]] * 2
+    assert sum(bar.get_height() for bar in arrives.patches) == pytest.approx(100)
+    with pytest.raises(ZfkitError, match="feature map 5 of '0' did not answer"):
+        figures.gratings_figure([found], channel=5)
