@@ -31,12 +31,13 @@ from ..checks import layer_names, one_of, whole_number
 from ..deconv.project import Deconvnet, Tape, forward
 from ..deconv.receptive_field import field_in, units_inside
 from ..deconv.rules import Norm, Options, Rule
+from ..deconv.windows import paste
 from ..errors import ImageError, LayerError, ZfkitError
-from ..images.colour import signed_to_rgb
+from ..images.colour import luma, signed_to_rgb
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel
 from ..topk.mine import mine
-from ..topk.patches import FORWARD_PIXELS, Crop, Units, cut_windows, project_units
+from ..topk.patches import FORWARD_PIXELS, REVERSE_BYTES, Crop, cut_windows
 from ..topk.table import LayerTop, TopK
 from ..training.data import generator
 from .replacements import Draw, Switches, no_switches, other_switches, randomise, weight_layers
@@ -110,7 +111,7 @@ def photo_likeness(projection: Tensor, photo: Tensor) -> float:
 
     x = photo.double()
     if len(projection) == 1:
-        x = torch.tensordot(x.new_tensor([0.299, 0.587, 0.114]), x, 1)[None]
+        x = luma(x)
     return rank_correlation(projection, x - torch.from_numpy(gaussian(x.numpy(), SLOW, channel_axis=0)))
 
 
@@ -268,8 +269,8 @@ def sanity_checks(
                     for a, b, p in zip(trained[rule], pixels, photo, strict=True)
                 ]
                 where = {
-                    "layer": name, "unit": range(len(pixels)), "channel": case.own.units.channel.tolist(),
-                    "image": case.own.units.image.tolist(), "rule": rule, "condition": condition,
+                    "layer": name, "unit": range(len(pixels)), "channel": case.own.channel.tolist(),
+                    "image": case.own.image.tolist(), "rule": rule, "condition": condition,
                     "weights": weights, "draw": number,
                 }  # fmt: skip
                 rows.append(pd.concat([pd.DataFrame(where), pd.DataFrame(measures)], axis=1))
@@ -315,35 +316,44 @@ def _changed(
 
 
 @dataclass(frozen=True)
-class _Shown:
+class _Units:
     """U units of a layer, each on a picture of its own."""
 
     layer: str
-    units: Units
+    image: Tensor  # (U,) the pictures' places in the set
+    channel: Tensor  # (U,)
+    position: Tensor  # (U, 2) in the maps of the crops; not used in fully connected layers
     pixels: Tensor  # (U, 3, s, s) uint8: crops that hold the receptive fields, or whole pictures
-    position: Tensor  # (U, 2) in the maps of these crops
 
     @classmethod
-    def on(cls, model: VisionModel, images: ImageSet, layer: str, units: Units) -> _Shown:
-        pixels, position = images.take(units.image), units.position
-        crop = Crop.plan(model, layer, images.size)
+    def on(
+        cls,
+        model: VisionModel,
+        images: ImageSet,
+        layer: str,
+        image: Tensor,
+        channel: Tensor,
+        position: Tensor,
+    ) -> _Units:
+        """At these positions (U, 2) in the maps of the whole pictures."""
+        pixels, crop = images.take(image), Crop.plan(model, layer, images.size)
         if crop is not None and layer in model.conv_layers:
-            pixels, position = crop.cut(pixels, units.slot, position)
-        return cls(layer, units, pixels, position)
+            pixels, position = crop.cut(pixels, torch.arange(len(image)), position)
+        return cls(layer, image, channel, position, pixels)
+
+    def field(self, model: VisionModel) -> tuple[Tensor, tuple[int, int]]:
+        """First row and column of their receptive fields in the crops, (U, 2), and the fields' size."""
+        rows, columns = field_in(model, self.pixels.shape[-1], self.layer)
+        low, stride = torch.tensor([rows.low, columns.low]), torch.tensor([rows.stride, columns.stride])
+        return self.position * stride + low, (rows.size, columns.size)
 
     def photo(self, model: VisionModel) -> Tensor:
         """What they see, uint8 (U, 3, h, w)."""
-        rows, columns = field_in(model, self.pixels.shape[-1], self.layer)
-        origin = self.position * torch.tensor([rows.stride, columns.stride])
-        origin += torch.tensor([rows.low, columns.low])
-        return cut_windows(self.pixels, self.units.slot, origin, (rows.size, columns.size))
-
-    def tape(self, model: VisionModel, deconvnet: Deconvnet, part: slice) -> Tape:
-        """The forward pass that projections of some of them start from."""
-        return forward(model, deconvnet, model.preprocess(self.pixels[part]))
+        origin, size = self.field(model)
+        return cut_windows(self.pixels, torch.arange(len(self.pixels)), origin, size)
 
     def project(
-        self, model: VisionModel, options: Options, switches: _Shown | Switches | None = None,
+        self, model: VisionModel, options: Options, switches: _Units | Switches | None = None,
         numbers: torch.Generator | None = None,
     ) -> Tensor:  # fmt: skip
         """Projections by this network, cut to the receptive fields -> (U, C, h, w) on the CPU.
@@ -351,22 +361,29 @@ class _Shown:
         With the max-pooling switches of other units' pictures, or ones that no picture has chosen.
         """
         deconvnet = Deconvnet(model.network, [self.layer], options)
+        has_positions = self.layer in model.conv_layers
+        origin, size = self.field(model)
         projections: list[Tensor] = []
-        size = max(1, FORWARD_PIXELS // self.pixels.shape[-1] ** 2)
-        portions = Portions(f"projecting {self.layer} of {model.name}", size, "units")
-        for part in portions.of(len(self.units)):
+        at_once = max(1, FORWARD_PIXELS // self.pixels.shape[-1] ** 2)
+        portions = Portions(f"projecting {self.layer} of {model.name}", at_once, "units")
+        for part in portions.of(len(self.pixels)):
             with portions.attempt():
-                tape = self.tape(model, deconvnet, part)
-                if isinstance(switches, _Shown):
-                    tape = other_switches(model, tape, switches.tape(model, deconvnet, part))
+                tape = forward(model, deconvnet, model.preprocess(self.pixels[part]))
+                if isinstance(switches, _Units):
+                    other = forward(model, deconvnet, model.preprocess(switches.pixels[part]))
+                    tape = other_switches(model, tape, other)
                 elif switches is not None:
                     tape = no_switches(model, tape, switches, numbers)
-                units, pixels = self.units.pick(self.units.slot[part]), self.pixels[part]
-                index = torch.arange(len(units))
-                projected = project_units(
-                    model, deconvnet, tape, self.layer, units, index, self.position[part], pixels
-                )
-                projections += [p.projection for p in list(projected)]
+                of_part = []
+                few = max(1, REVERSE_BYTES // deconvnet.unit_bytes(self.layer, tape))
+                for local in torch.arange(part.stop - part.start).split(few):
+                    here = local + part.start
+                    R, window = deconvnet.reverse(
+                        tape, self.layer, local.to(model.device), self.channel[here].to(model.device),
+                        self.position[here] if has_positions else None,
+                    )  # fmt: skip
+                    of_part.append(paste(R.cpu(), window.origin.cpu() - origin[here], size))
+                projections += of_part
         return torch.cat(projections)
 
 
@@ -374,11 +391,11 @@ class _Shown:
 class _Case:
     """Units of a layer, each of its own map where it is strongest, with what they are compared with."""
 
-    own: _Shown
-    other_channel: _Shown  # at the same place of the same picture
-    other_picture: _Shown  # another of the channel's strongest, at its own place
-    unrelated_picture: _Shown  # a picture from anywhere, at the same place
-    unrelated: _Shown  # the other channel on one of its strongest pictures, another than the unit's
+    own: _Units
+    other_channel: _Units  # at the same place of the same picture
+    other_picture: _Units  # another of the channel's strongest, at its own place
+    unrelated_picture: _Units  # a picture from anywhere, at the same place
+    unrelated: _Units  # the other channel on one of its strongest pictures, another than the unit's
 
     @classmethod
     def draw(
@@ -418,18 +435,13 @@ class _Case:
             other[u] = one_of(able[able != c])
             rank[u], rank_of_other[u] = another_rank(c, i), another_rank(other[u], i)
             unrelated[u] = another(torch.arange(len(images)), i, top.image[c, rank[u]])
-        slot = torch.arange(len(channel))
         row_col = torch.stack([top.row, top.col], -1)  # (C, k, 2)
         place = row_col[channel, 0]
-        return cls(
-            *(
-                _Shown.on(model, images, layer, Units(slot, *units))
-                for units in (
-                    (image, channel, place),
-                    (image, other, place),
-                    (top.image[channel, rank], channel, row_col[channel, rank]),
-                    (unrelated, channel, place),
-                    (top.image[other, rank_of_other], other, row_col[other, rank_of_other]),
-                )
-            )
+        cases = (
+            (image, channel, place),
+            (image, other, place),
+            (top.image[channel, rank], channel, row_col[channel, rank]),
+            (unrelated, channel, place),
+            (top.image[other, rank_of_other], other, row_col[other, rank_of_other]),
         )
+        return cls(*(_Units.on(model, images, layer, *case) for case in cases))

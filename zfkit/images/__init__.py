@@ -2,13 +2,14 @@
 
 Read `decode` (one picture from bytes), `imageset` (many, with labels and names) and `sources` (`load_images`, and how
 to add a source of your own). `parquet`, `album` (the bundled photographs) and `textures` (drawn, with the truth about
-each) are sources.
+each) are sources. `colour` has what turns numbers into pictures and back.
 """
 
 from __future__ import annotations
 
 from . import parquet, textures  # which register their sources
 from .album import PHOTOGRAPHS, Photograph
+from .colour import luma, signed_to_rgb
 from .decode import MAX_PIXELS, open_image, square, to_rgb, to_tensor
 from .imageset import UNLABELLED, Batch, ImageSet, Skipped, Windows
 from .sources import image_source, load_images
@@ -24,7 +25,9 @@ __all__ = [
     "Windows",
     "image_source",
     "load_images",
+    "luma",
     "open_image",
+    "signed_to_rgb",
     "square",
     "to_rgb",
     "to_tensor",

@@ -1,4 +1,4 @@
-"""Signed arrays, as projections and filters are, as uint8 RGB pictures around mid-grey."""
+"""Brightness of RGB, and signed arrays, as projections and filters are, as uint8 RGB around mid-grey."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 PERCENTILE = 99.5  # of an array's |values|, shown at full contrast
+
+
+def luma(rgb: Tensor) -> Tensor:
+    """Brightness after ITU-R 601: floating-point (..., 3, H, W) -> (..., 1, H, W), in the same range."""
+    return (rgb * rgb.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(-3, keepdim=True)
 
 
 def full_scale(values: Tensor, axes: int = 3) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..checks import whole_number
 from ..errors import ImageError, ModelError
+from ..images.colour import luma
 from .graph import LEAVES, Network, trace
 from .weights import Provenance
 
@@ -58,7 +59,7 @@ class VisionModel:
         """`preprocess` for pictures of any dtype, not rounded to whole levels: (N, 3, H, W), 0-255."""
         x = rgb.to(self.device).to(self.dtype)
         if len(self.mean) == 1:
-            x = (x * x.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+            x = luma(x)
         return (x - x.new_tensor(self.mean).view(-1, 1, 1)) * x.new_tensor(self.scale).view(-1, 1, 1)
 
     @property
