@@ -16,7 +16,8 @@ from torch import nn
 
 import zfkit
 from zfkit.atlas import write_atlas
-from zfkit.figures.pictures import TILE, signed_to_rgb
+from zfkit.figures.pictures import TILE
+from zfkit.images.colour import signed_to_rgb
 from zfkit.images.imageset import ImageSet
 
 HOSTILE = '<script>alert("&amp;")</script><img src=http://example.org/x.png>\'"'

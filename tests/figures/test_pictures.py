@@ -7,16 +7,9 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from zfkit.figures.pictures import (
-    full_scale,
-    montage,
-    number,
-    signed_to_rgb,
-    tile_sheet,
-    to_picture,
-    wrap_words,
-)
+from zfkit.figures.pictures import montage, number, tile_sheet, to_picture, wrap_words
 from zfkit.figures.style import MODEL_COLOURS, PALETTE, model_colours
+from zfkit.images.colour import full_scale, signed_to_rgb
 
 
 def test_zero_is_grey_and_signs_are_symmetric():

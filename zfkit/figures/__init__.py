@@ -8,6 +8,7 @@ averages).
 
 from __future__ import annotations
 
+from ..images.colour import full_scale, signed_to_rgb
 from .evolution import convergence_figure, evolution_figure, evolution_rgb, evolution_sheet
 from .experiments import (
     correspondence_figure,
@@ -28,7 +29,7 @@ from .frequency import (
     spectrum_maps,
 )
 from .health import report_figure, steps_figure, strips_figure
-from .pictures import montage, number, pair_of_montages, signed_to_rgb, tile_sheet, to_picture, wrap_words
+from .pictures import montage, number, pair_of_montages, tile_sheet, to_picture, wrap_words
 from .randomisation import photo_likeness_figure, sanity_figure, sanity_layers_figure, sanity_sheet
 from .style import (
     BLACK,

@@ -12,7 +12,8 @@ from PIL import ImageColor
 
 from ..checks import one_of
 from ..errors import LayerError
-from .pictures import full_scale, montage, signed_to_rgb
+from ..images.colour import full_scale, signed_to_rgb
+from .pictures import montage
 from .style import GREY, ORANGE, new_figure, one_or_several, panel_title, shades
 
 if TYPE_CHECKING:

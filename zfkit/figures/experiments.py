@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import ImageColor
 
-from .pictures import montage, signed_to_rgb, to_picture
+from ..images.colour import signed_to_rgb
+from .pictures import montage, to_picture
 from .style import (
     BLACK,
     BLUE,
@@ -22,8 +23,9 @@ from .style import (
     YELLOW,
     legend_below,
     new_figure,
+    panel_grid,
     panel_title,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -215,13 +217,11 @@ def parts_figure(
 
     N, _, H, W = pictures.shape
     columns = min(columns, N)
-    rows = -(-N // columns)
-    figure, axes = new_figure(rows, columns, size=(9, 9 / columns * rows + 0.3), squeeze=False)
+    figure, panels = panel_grid(N, columns, row=9 / columns, beside=0.3)
     drawn = [] if objects is None else [(objects, "white", 1.0)]
     drawn += [(boxes, colour, 1.5) for boxes, colour in zip(parts.values(), PART_COLOURS, strict=False)]
-    for axis in axes.flat:
+    for i, axis in enumerate(panels):
         axis.set_axis_off()
-    for i, axis in zip(range(N), axes.flat, strict=False):
         axis.imshow(to_picture(pictures[i]), extent=(0, W, H, 0))
         for boxes, colour, width in drawn:
             left, top, right, bottom = boxes[i].tolist()

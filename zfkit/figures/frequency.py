@@ -9,7 +9,8 @@ import torch
 
 from ..errors import LayerError, ZfkitError, unknown
 from ..frequency import HIGH, LOW, wave
-from .pictures import montage, signed_to_rgb
+from ..images.colour import signed_to_rgb
+from .pictures import montage
 from .style import (
     BLUE,
     FOLDED,
@@ -22,9 +23,10 @@ from .style import (
     model_colours,
     new_figure,
     one_or_several,
+    panel_grid,
     panel_title,
     plain_log,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,18 +63,16 @@ def filter_sheet(
         weight = one.weight.float()[values.index.tolist()]
         kh, kw = weight.shape[2:]
         tile = max(kh, kw) * max(1, 66 // max(kh, kw))
-        sheet = montage(
-            signed_to_rgb(weight, weight.abs().amax((1, 2, 3), keepdim=True)), columns, tile, gap=gap
-        )
+        filters = signed_to_rgb(weight, weight.abs().amax((1, 2, 3), keepdim=True))
+        sheet = montage(filters, columns, tile, gap=gap)
         axes.imshow(sheet, interpolation="nearest")  # a pixel of a filter is a square
         axes.grid(False)
         axes.spines[:].set_visible(False)
         axes.set_xticks([])
         rows = values.iloc[::columns]
         step = (sheet.height + gap) / len(rows)
-        axes.set_yticks(
-            [(row + 0.5) * step - gap / 2 for row in range(len(rows))], [f"{v:.2f}" for v in rows]
-        )
+        middles = [(row + 0.5) * step - gap / 2 for row in range(len(rows))]
+        axes.set_yticks(middles, [f"{value:.2f}" for value in rows])
         axes.tick_params(length=0, labelsize=8)
         panel_title(axes, f"{one.title}: {kh}x{kw}, stride {one.stride[0]}")
         unit = " (cycles/px)" if order in ("centroid", "peak", "bandwidth") else ""
@@ -152,13 +152,11 @@ def spectrum_maps(spectra: FilterSpectra | Sequence[FilterSpectra]) -> Figure:
 
     several = one_or_several(spectra)
     columns = len(several) if len(several) <= 4 else 3
-    rows = -(-len(several) // columns)
     width = min(9, 3.4 * columns + 0.8)
-    size = (width, rows * (width - 1.2) / columns + 0.5)
-    figure, panels = new_figure(rows, columns, size=size, squeeze=False)
+    figure, panels = panel_grid(len(several), columns, width, row=(width - 1.2) / columns, beside=0.5)
     densities = [s.pooled * s.pooled.numel() for s in several]
     high = max(float(d.max()) for d in densities)
-    for axes, one, density in zip(panels.flat, several, densities, strict=False):
+    for axes, one, density in zip(panels, several, densities, strict=True):
         shown = _draw_plane(axes, density, high / 300, high)
         for radius in (LOW, HIGH):
             axes.add_patch(Circle((0, 0), radius, fill=False, edgecolor="white", linewidth=1))
@@ -169,8 +167,6 @@ def spectrum_maps(spectra: FilterSpectra | Sequence[FilterSpectra]) -> Figure:
             axes.add_patch(square)
         panel_title(axes, one.title)
         axes.label_outer()
-    for axes in panels.flat[len(several) :]:
-        axes.set_axis_off()
     figure.colorbar(shown, ax=panels, label="power density, 1 = white", shrink=0.85, format="%g")
     return figure
 
@@ -374,10 +370,7 @@ def shift_figure(results: Sequence[ShiftConsistency], layers: Sequence[str] | No
     classes = any(not one.agreement.isnan().all() for one in results)
     count = len(names) + classes
     columns = min(count, 3)
-    rows = -(-count // columns)
-    size = (3 * columns if columns > 1 else 5, 2.9 * rows)
-    figure, grid = new_figure(rows, columns, size=size, squeeze=False)
-    panels, unused = list(grid.flat)[:count], list(grid.flat)[count:]
+    figure, panels = panel_grid(count, columns, width=3 * columns if columns > 1 else 5, row=2.9)
     colours = model_colours([one.model for one in results])
     if classes:
         _draw_agreement(panels[0], results, colours)
@@ -392,8 +385,6 @@ def shift_figure(results: Sequence[ShiftConsistency], layers: Sequence[str] | No
         # in the first panel of a row, or beside the classes'
         if (i % columns == 0 and i >= classes) or (i == 1 and classes and columns > 1):
             axes.set_ylabel("feature distance\n1 = another picture")
-    for axes in unused:
-        axes.set_axis_off()
     panels[0].legend(fontsize=8, loc="best", frameon=False)
     return figure
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .pictures import full_scale, montage, signed_to_rgb
+from ..images.colour import full_scale, signed_to_rgb
+from .pictures import montage
 from .style import BLUE, ORANGE, RED, SKY, SOFT, STYLE, new_figure, panel_title, show_picture
 
 if TYPE_CHECKING:

@@ -9,17 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageFont
 
-from ..images.colour import PERCENTILE, full_scale, signed_to_rgb
+from ..images.colour import signed_to_rgb
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..topk.patches import Patches
-
-__all__ = [
-    "GAP", "PERCENTILE", "TILE", "full_scale", "montage", "number", "pair_of_montages", "signed_to_rgb", "tile_sheet",
-    "to_picture", "wrap_words",
-]  # fmt: skip
 
 TILE = 84  # side of one patch in the pictures, in px
 GAP = 2  # between the patches of one feature map, in px

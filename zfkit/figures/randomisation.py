@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..checks import whole_number
 from ..errors import ZfkitError
-from .pictures import signed_to_rgb, to_picture
+from ..images.colour import signed_to_rgb
+from .pictures import to_picture
 from .style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, legend_below, new_figure, show_picture
 
 if TYPE_CHECKING:

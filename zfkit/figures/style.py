@@ -51,6 +51,17 @@ def new_figure(
         return plt.subplots(rows, columns, figsize=size, layout="constrained", **options)
 
 
+def panel_grid(
+    count: int, columns: int, width: float = 9, row: float = 2.75, beside: float = 0
+) -> tuple[Figure, list[Any]]:
+    """So many panels in rows of `columns`, places left over empty; rows of so many inches, and room `beside` them."""
+    rows = -(-count // columns)
+    figure, axes = new_figure(rows, columns, size=(width, rows * row + beside), squeeze=False)
+    for unused in axes.flat[count:]:
+        unused.set_axis_off()
+    return figure, list(axes.flat)[:count]
+
+
 def one_or_several(results: T | Sequence[T]) -> list[T]:
     """Results as a list, where a figure takes one or several."""
     return list(results) if isinstance(results, Sequence) else [results]

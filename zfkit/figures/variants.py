@@ -7,7 +7,19 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .style import BLACK, BLUE, GREY, ORANGE, PALETTE, RED, SKY, legend_below, new_figure, one_or_several
+from .style import (
+    BLACK,
+    BLUE,
+    GREY,
+    ORANGE,
+    PALETTE,
+    RED,
+    SKY,
+    legend_below,
+    new_figure,
+    one_or_several,
+    panel_grid,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,10 +48,9 @@ def first_layer_figure(table: pd.DataFrame, mark: tuple[int, Mapping[str, float]
 
     same = {m: float(table[m].iloc[0]) for m in MEASURES if table[m].nunique() == 1}
     measures = [m for m in MEASURES if m not in same]
-    rows = -(-len(measures) // 3)
-    figure, panels = new_figure(rows, 3, size=(9, 2.35 * rows + 0.6), squeeze=False)
+    figure, panels = panel_grid(len(measures), 3, row=2.35, beside=0.6)
     strides = sorted(table.stride.unique(), reverse=True)
-    for axes, measure in zip(panels.flat, measures, strict=False):
+    for axes, measure in zip(panels, measures, strict=True):
         _draw_strides(axes, table, measure, strides)
         if mark is not None and mark[0] in strides:
             axes.plot(
@@ -49,11 +60,9 @@ def first_layer_figure(table: pd.DataFrame, mark: tuple[int, Mapping[str, float]
         axes.set_xlim(-0.35, len(strides) - 0.65)
         axes.set_title("\n".join(textwrap.wrap(MEASURES[measure], 32)), fontsize=9, loc="left")
         axes.tick_params(labelsize=8)
-    for axes in panels.flat[len(measures) :]:
-        axes.set_axis_off()
     alike = ", ".join(f"{MEASURES[m]} = {value:g}" for m, value in same.items())
     heading = f"the same in all runs: {alike}" if alike else None
-    legend_below(figure, panels[0, 0], fontsize=9, title=heading, title_fontsize=9)
+    legend_below(figure, panels[0], fontsize=9, title=heading, title_fontsize=9)
     return figure
 
 
