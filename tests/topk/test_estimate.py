@@ -14,7 +14,7 @@ import zfkit.cli
 import zfkit.topk.estimate
 from zfkit import ZfkitError
 from zfkit.cli import main
-from zfkit.topk import MiningPlan, duration, estimate_mining, size_of
+from zfkit.topk import MiningPlan, estimate_mining
 
 
 class Clock:
@@ -86,7 +86,7 @@ def test_the_command_says_it_before_it_starts_and_stops_there_if_asked(tmp_path,
     assert main([*given, "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("60 pictures, 96 feature maps: about ") and " pictures/s, timed on " in printed
-    sizes = f"{size_of(96 * (28 * 9 + 20))} for the table and {size_of(96 * 200)} for the state"
+    sizes = f"{96 * (28 * 9 + 20) / 1e6:.2f} MB for the table and {96 * 200 / 1e6:.2f} MB for the state"
     assert f"on disk up to {sizes}" in printed
     assert list(tmp_path.iterdir()) == []
     assert main(given) == 0
@@ -114,19 +114,6 @@ def test_commands_that_make_no_sense(given, message, tmp_path, capsys, monkeypat
     assert main([*GIVEN, *given]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("seconds, words", [
-    (0.01, "1 s"), (7.4, "7 s"), (99, "99 s"), (100, "2 min"), (3600, "60 min"), (7500, "2 h 05 min"),
-    (2 * 86400, "2 d 0 h"), (100 * 3600, "4 d 4 h"),
-])  # fmt: skip
-def test_times_in_words(seconds, words):
-    assert duration(seconds) == words
-
-
-@pytest.mark.parametrize("count, words", [(1, "1 kB"), (26_112, "26 kB"), (3_400_000, "3.4 MB")])
-def test_sizes_in_words(count, words):
-    assert size_of(count) == words
 
 
 def test_estimates_that_cannot_be_made():

@@ -22,7 +22,7 @@ from zfkit.topk import MiningPlan, mine_part
 
 def tables_of(model, images, n, inside=False, k=4, batch_size=7):
     plan = MiningPlan.checked(model, images, None, k, None, inside, batch_size, "float32")
-    return [mine_part(plan, part, None, 1000, False) for part in plan.parts(n)]
+    return [mine_part(plan, part) for part in plan.parts(n)]
 
 
 @pytest.mark.parametrize("windows", [False, True], ids=["pictures", "windows"])
@@ -159,11 +159,11 @@ def test_a_network_whose_weights_were_changed_is_another():
 
 
 def write_pictures(folder, seed):
-    """Five files of the same names whatever the seed."""
+    """Five files of the same names whatever the seed, but not of the same length."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     for i in range(5):
-        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        Image.fromarray(rng.integers(0, 16**seed, (16, 16, 3)).astype(np.uint8)).save(folder / f"{i}.png")
     return folder
 
 

@@ -4,7 +4,7 @@ Read `table` (what is found), `running` (how it is found as pictures go by), `mi
 in several processes or on a cluster), `estimate` (how long that takes), then `patches` (projections beside pictures).
 """
 
-from .estimate import Estimate, duration, estimate_mining, size_of
+from .estimate import Estimate, estimate_mining
 from .mine import MiningPlan, mine, mine_part
 from .patches import (
     FORWARD_PIXELS,
@@ -13,9 +13,11 @@ from .patches import (
     Crop,
     Patches,
     Tapes,
+    Units,
     cut_windows,
     project_many,
     project_top,
+    project_units,
     sample_maps,
 )
 from .running import RunningTop
@@ -23,6 +25,6 @@ from .table import FORMAT, LayerTop, TopK, expect_both
 
 __all__ = [
     "FORMAT", "FORWARD_PIXELS", "GREY", "REVERSE_BYTES", "Crop", "Estimate", "LayerTop", "MiningPlan", "Patches",
-    "RunningTop", "Tapes", "TopK", "cut_windows", "duration", "estimate_mining", "expect_both", "mine", "mine_part",
-    "project_many", "project_top", "sample_maps", "size_of",
+    "RunningTop", "Tapes", "TopK", "Units", "cut_windows", "estimate_mining", "expect_both", "mine", "mine_part",
+    "project_many", "project_top", "project_units", "sample_maps",
 ]  # fmt: skip

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from math import ceil
 
 import torch
 
@@ -39,11 +41,13 @@ class Estimate:
     state_bytes: int
 
     def __str__(self) -> str:
-        many = f" by {self.processes} processes" if self.processes > 1 else ""
+        by = f" by {self.processes} processes" if self.processes > 1 else ""
+        time = timedelta(seconds=ceil(self.seconds))
+        table, state = self.table_bytes / 1e6, self.processes * self.state_bytes / 1e6
         return (
-            f"{self.pictures:,} pictures, {self.maps:,} feature maps: about {duration(self.seconds)}{many} "
+            f"{self.pictures:,} pictures, {self.maps:,} feature maps: about {time}{by} "
             f"({self.timed / self.timed_seconds:,.0f} pictures/s, timed on {self.timed:,}); on disk up to "
-            f"{size_of(self.table_bytes)} for the table and {size_of(self.processes * self.state_bytes)} for the state"
+            f"{table:.2f} MB for the table and {state:.2f} MB for the state"
         )
 
 
@@ -89,18 +93,3 @@ def estimate_mining(
         len(images), maps, timed, seconds, processes, seconds / timed * len(images) / processes,
         table_bytes=maps * (28 * k + 20), state_bytes=maps * (20 * k + 20),
     )  # fmt: skip
-
-
-def duration(seconds: float) -> str:
-    """In words: 7 s, 12 min, 2 h 05 min, 3 d 4 h."""
-    minutes, hours = round(seconds / 60), round(seconds / 3600)
-    if seconds < 99.5:
-        return f"{max(1, round(seconds))} s"
-    if minutes < 100:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
-def size_of(count: int) -> str:
-    """Bytes in words: 12 kB, 3.4 MB."""
-    return f"{max(1, round(count / 1e3))} kB" if count < 1e6 else f"{count / 1e6:.1f} MB"

@@ -189,7 +189,11 @@ class MiningPlan:
 
 
 def mine_part(
-    plan: MiningPlan, part: range, checkpoint: str | Path | None, checkpoint_every: int, progress: bool
+    plan: MiningPlan,
+    part: range,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 10_000,
+    progress: bool = False,
 ) -> TopK:
     """One pass over a part of the pictures, from the checkpoint on, if there is one: a table for `TopK.merge`."""
     with contextlib.ExitStack() as stack:
@@ -335,7 +339,7 @@ def _mine_on_cluster(plan: MiningPlan, scheduler: str | Client, progress: bool) 
 
 def _mine_on_worker(part: range, plan: MiningPlan, device: str) -> tuple[range, TopK, list[Skipped]]:
     plan.model.to(device)
-    table = mine_part(plan, part, None, len(part), False)
+    table = mine_part(plan, part)
     if not table.count:
         raise ZfkitError(
             f"a worker can read none of the pictures {part.start:,} to {part.stop - 1:,} "
