@@ -11,7 +11,10 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-KEPT_METADATA = ("kernelspec", "language_info")
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 LARGEST = 2 * 2**20  # bytes, as GitHub still shows a notebook
 
@@ -29,22 +32,19 @@ def execute(path: Path) -> None:
         coalesce_streams=True,  # into how many pieces a kernel's output falls is chance
     )
     client.execute()
-    notebook.metadata = {k: notebook.metadata[k] for k in KEPT_METADATA if k in notebook.metadata}
-    notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    notebook.metadata["language_info"] = {"name": "python"}
+    notebook.metadata = METADATA
     for number, cell in enumerate(notebook.cells):
         cell.metadata.pop("execution", None)
-        for place, output in enumerate(cell.get("outputs", [])):
+        for i, output in enumerate(cell.get("outputs", [])):
             if WIDGET in output.get(
                 "data", {}
-            ):  # ids are drawn anew in each run; no state is stored under them
-                output.data[WIDGET]["model_id"] = f"{number:016x}{place:016x}"
+            ):  # ids are drawn anew in each run; no state is kept under them
+                output.data[WIDGET]["model_id"] = f"{number:016x}{i:016x}"
     part = path.with_suffix(".part")
     nbformat.write(notebook, part)
-    if part.stat().st_size >= LARGEST:
-        raise SystemExit(
-            f"{part} has {part.stat().st_size / 2**20:.1f} MiB, 2 is the most: make its pictures smaller"
-        )
+    size = part.stat().st_size
+    if size >= LARGEST:
+        raise SystemExit(f"{part} has {size / 2**20:.1f} MiB, 2 is the most: make its pictures smaller")
     part.replace(path)
 
 
