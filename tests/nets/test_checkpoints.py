@@ -13,7 +13,6 @@ from torch import nn
 
 from zfkit import load_model, save_weights
 from zfkit.errors import ModelError
-from zfkit.files import write_whole
 from zfkit.nets import Architecture, load_weights, read_provenance
 from zfkit.nets.paper import build
 from zfkit.nets.zoo import describe
@@ -225,16 +224,9 @@ def test_tensors_of_another_network_are_refused(change, message, tmp_path):
     refused(path, f"does not fit the zfnet its provenance names: {message}")
 
 
-def test_class_names_that_do_not_fit_are_refused(tmp_path):
-    path = save_weights(
-        tmp_path / "a.safetensors", tiny().state_dict(), {**PROVENANCE, "classes": ["cat", "dog"]}
-    )
-    with pytest.raises(ModelError, match="2 class names for a network with 3 outputs"):
-        load_model(path)
-
-
 @pytest.mark.parametrize("value, dtype", [
     (float("nan"), torch.float16), (float("inf"), torch.float32), (-float("inf"), torch.bfloat16),
+    (70_000, torch.float16),  # which ends at 65,504
     (1e300, torch.float64),  # finite in the file, infinite as the float32 that it becomes
 ])  # fmt: skip
 def test_weights_that_are_not_finite_are_refused_by_name(value, dtype, tmp_path):
@@ -253,15 +245,6 @@ def test_weights_that_are_not_finite_are_refused_by_name(value, dtype, tmp_path)
     refused(path, r"conv4\.bias hold NaN or infinite values; train it again")
 
 
-def test_values_beyond_half_precision_are_not_lost_in_silence(tmp_path):
-    tensors = tiny().state_dict()
-    tensors["conv2.weight"][0, 0, 0, 0] = 70_000  # float16 ends at 65,504
-    with pytest.raises(ModelError, match=r"conv2\.weight .* not finite in float16"):
-        save_weights(tmp_path / "a.safetensors", tensors, PROVENANCE)
-    save_weights(tmp_path / "a.safetensors", tensors, PROVENANCE, dtype=torch.float32)
-    assert load_weights(tmp_path / "a.safetensors")[0]["conv2.weight"][0, 0, 0, 0] == 70_000
-
-
 # ------------------------------------------------------------------------------------- interrupted writing
 
 
@@ -278,17 +261,6 @@ def test_an_interrupted_write_leaves_the_old_file(failure, saved, monkeypatch):
         save_weights(saved, tiny(seed=1).state_dict(), PROVENANCE)
     assert saved.read_bytes() == before
     assert [p.name for p in saved.parent.iterdir()] == [saved.name]  # no temporary file
-
-
-def test_a_first_write_that_fails_leaves_nothing(tmp_path):
-    def fail(part: Path) -> None:
-        assert part.parent == tmp_path / "new" and part.name != "a.bin"
-        part.write_bytes(b"half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_whole(tmp_path / "new" / "a.bin", fail)
-    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_a_write_replaces_the_old_file_whole_and_others_may_read_it(saved, monkeypatch):
