@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -12,8 +14,9 @@ from torch import nn
 
 import zfkit
 import zfkit.figures.variants as plotting
-from zfkit.experiments.first_layer import MEASURES
+from zfkit.experiments.first_layer import MEASURES, factorial_effects
 from zfkit.experiments.variants import Ablation, ensemble
+from zfkit.figures.style import GREY
 from zfkit.figures.variants import ablation_figure, ensemble_figure, transfer_figure
 from zfkit.nets.paper import build
 
@@ -87,8 +90,12 @@ def test_figure_of_the_runs_shows_every_run():
 
 def test_figure_of_effects_marks_those_that_move():
     rng = np.random.default_rng(1)
-    table = design(FACTORS, 3, lambda c, s: 5 * (c[0] == 7) + rng.normal(0, 0.1))
-    effects = zfkit.experiments.factorial_effects(table, FACTORS, ["y"])
+    rows = [
+        {"kernel": kernel, "stride": stride, "seed": seed, "y": 5 * (kernel == 7) + rng.normal(0, 0.1)}
+        for kernel, stride, seed in itertools.product((11, 7), (4, 2), range(3))
+    ]
+    table = pd.DataFrame(rows)
+    effects = factorial_effects(table, FACTORS, ["y"])
     assert effects.loc["y"].moves.tolist() == [True, False, False]
     figure = plotting.effects_figure({"plain": effects})
     bars = [axes.lines[1] for axes in figure.axes]
@@ -102,7 +109,7 @@ def test_figure_of_effects_marks_those_that_move():
 def test_figure_of_profiles_is_the_mean_and_the_range():
     generator = torch.Generator().manual_seed(0)
     group = [zfkit.filter_spectra(torch.randn(4, 3, 7, 7, generator=generator)) for _ in range(3)]
-    (axes,) = plotting.profiles_figure({"untrained": group}).axes
+    (axes,) = zfkit.figures.profiles_figure({"untrained": group}).axes
     line = next(line for line in axes.lines if line.get_label() == "untrained")
     np.testing.assert_allclose(line.get_ydata(), torch.stack([s.profile() for s in group]).mean(0))
-    assert line.get_color() == plotting.GREY
+    assert line.get_color() == GREY

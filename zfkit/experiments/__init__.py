@@ -1,7 +1,7 @@
 """The paper's experiments, a file each: functions on any model and pictures, each with a control.
 
 `occlusion` (Fig. 7), `invariance` (Fig. 5), `correspondence` (Table 1), `evolution` (Fig. 4), `selectivity` (section
-4.2), `transfer` (Tables 4 to 7), `ablation` and `ensemble` (Tables 2 and 3), `first_layer` (Fig. 6), and
+4.2), `transfer` (Tables 4 to 7), `variants` (Tables 2 and 3), `first_layer` (Fig. 6), and
 `randomisation`, the sanity checks that later work asks of such pictures.
 """
 

@@ -5,7 +5,7 @@ two are crossed: networks that differ in one of them, in both, or in a blur befo
 with several seeds. `measure_first_layer` gives the numbers of one network, `factorial_effects` says of a table of
 such numbers which factor moves which.
 
-    table = zfkit.experiments.load_first_layer_runs().table             # the runs that come with zfkit, or a sweep of your own
+    table = zfkit.experiments.load_first_layer_runs().table     # those that come with zfkit, or a sweep of your own
     plain = table[~table.blur & (table.images == "textures")]
     zfkit.experiments.factorial_effects(plain, {"kernel": (11, 7), "stride": (4, 2)}, ["mid", "agreement"])
 """
@@ -15,7 +15,8 @@ from __future__ import annotations
 import importlib.resources
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,28 +24,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError, ZfkitError, unknown
+from ..checks import between, one_of
+from ..errors import ModelError, ZfkitError
 from ..files import write_whole
 from ..frequency.aliasing import measure_aliasing
 from ..frequency.gratings import grating_response
 from ..frequency.shifts import shift_consistency
 from ..frequency.spectra import FilterSpectra, filter_spectra
 from ..images.imageset import ImageSet
+from ..nets.activations import features
 from ..nets.graph import pair
 from ..nets.model import VisionModel
 from ..nets.paper import ARCHITECTURES, Architecture, BlurPool
 from ..nets.weights import load_weights, save_weights
 from ..training.evaluate import evaluate
+from .results import sweep_results
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # ------------------------------------------------------------------------------------------- the networks
 
-TAPS = {
-    2: 3,
-    4: 5,
-}  # of the blur, by stride: 1-2-1 lets half of the power at 1/4 c/px through, too much for stride 4
+# Taps of the blur, by stride: 1-2-1 lets half of the power at 1/4 c/px through, too much for stride 4.
+TAPS = {2: 3, 4: 5}
 
 
 def first_layer(
@@ -68,16 +70,14 @@ def first_layer(
     7 with 2 is `zfnet64-narrow` and 11 with 4 `alexnet64-narrow`. Raises ModelError for another kernel, stride or
     network that cannot be had.
     """
-    names = [n for n in ARCHITECTURES if n.startswith("zfnet")]
-    if network not in names:
-        raise ModelError(unknown("network", network, names))
+    one_of(network, "network", [n for n in ARCHITECTURES if n.startswith("zfnet")], ModelError)
     if stride not in TAPS:
         raise ModelError(f"stride must be 2 or 4, not {stride!r}: the layers behind are laid out for these")
     base = ARCHITECTURES[network if stride == 2 else network.replace("zfnet", "alexnet")]
-    padding = base.conv1[2] + (kernel - base.conv1[0]) // 2 if isinstance(kernel, int) else -1
-    if padding < 0 or kernel % 2 == 0:
-        least = base.conv1[0] - 2 * base.conv1[2]
+    least = base.conv1[0] - 2 * base.conv1[2]
+    if type(kernel) is not int or kernel < least or kernel % 2 == 0:
         raise ModelError(f"kernel must be odd and at least {least} px with stride {stride}, not {kernel!r}")
+    padding = base.conv1[2] + (kernel - base.conv1[0]) // 2
     # The family decides what a start with N(0, 0.01^2) means in a narrow network; here 0.01 in conv1 of all.
     family = "zfnet" if kernel < 11 else "alexnet"
     return replace(base, family=family, conv1=(kernel, stride, padding), blur=TAPS[stride] if blur else 0)
@@ -85,7 +85,7 @@ def first_layer(
 
 # --------------------------------------------------------------------------------------- the numbers of one
 
-# What is measured of every network, in the order of tables; what each means is told at `measure_first_layer`.
+# What is measured of every network, in the order of tables; `measure_first_layer` says what each means.
 MEASURES = {
     "mid": "share of the filters' energy in the middle band",
     "mid_coverage": "coverage of the middle band",
@@ -135,24 +135,28 @@ def measure_first_layer(
     """
     conv, out, stride = _first(model)
     weight = model.net.get_parameter(f"{conv}.weight").detach()
-    spectra = filter_spectra(weight, stride=stride)
-    found = {name: spectra.summary()[name] for name in ("low", "mid", "high", "mid_coverage", "centroid")}
+    summary = filter_spectra(weight, stride=stride).summary()
+    numbers = {
+        name: summary[name] for name in ("low", "mid", "high", "mid_coverage", "centroid", "aliasable")
+    }
     size = weight.abs().flatten(1).amax(1)
-    found |= {"dead": _dead(model, images, out), "weak": float((size < WEAK * size.max()).double().mean())}
-    found["aliasable"] = spectra.summary()["aliasable"]
-    share = grating_response(model, out).share
-    found["folded_gratings"] = float(share.nanmean())
-    found["folded_pictures"] = measure_aliasing(model, images, out, progress=progress).layer_share
+    alive = features(
+        model, images, [out], lambda layer, maps, index: (maps > 0).flatten(2).any(2), batch_size=64
+    )
+    numbers["dead"] = float((~alive[out].any(0)).double().mean())
+    numbers["weak"] = float((size < WEAK * size.max()).double().mean())
+    numbers["folded_gratings"] = float(grating_response(model, out).share.nanmean())
+    numbers["folded_pictures"] = measure_aliasing(model, images, out, progress=progress).layer_share
     linear = [n for n in model.layers if isinstance(model.network.steps[n].module, nn.Linear)]
     hidden = _behind(model, linear[-2], nn.ReLU) if len(linear) > 1 else model.conv_layers[-1]
-    found |= dict.fromkeys(("distance_first", "distance_last", "agreement", "agreement_1"), math.nan)
+    numbers |= dict.fromkeys(("distance_first", "distance_last", "agreement", "agreement_1"), math.nan)
     if larger is not None:
         moved = shift_consistency(model, larger, shifts, layers=[out, hidden], progress=progress)
-        found["distance_first"], found["distance_last"] = moved.distance[:, :, 1:].mean((1, 2)).tolist()
-        found["agreement"] = float(moved.consistency()[1:].mean())
-        found["agreement_1"] = float(moved.consistency()[1])
-    found["top1"] = evaluate(model, images).top1
-    return found
+        numbers["distance_first"], numbers["distance_last"] = moved.distance[:, :, 1:].mean((1, 2)).tolist()
+        numbers["agreement"] = float(moved.consistency()[1:].mean())
+        numbers["agreement_1"] = float(moved.consistency()[1])
+    numbers["top1"] = evaluate(model, images).top1
+    return numbers
 
 
 def _first(model: VisionModel) -> tuple[str, str, int]:
@@ -173,16 +177,6 @@ def _behind(model: VisionModel, layer: str, kind: type[nn.Module]) -> str:
     """The next layer if it is of this kind, else this one."""
     after = [s for s in model.network.steps.values() if layer in s.inputs]
     return after[0].name if len(after) == 1 and isinstance(after[0].module, kind) else layer
-
-
-def _dead(model: VisionModel, images: ImageSet, layer: str) -> float:
-    """Share of a layer's maps that are 0 on all of these pictures."""
-    alive: Tensor | bool = False
-    for batch in images.batches(64):
-        *_, (_, _, maps) = model.network.walk(model.preprocess(batch.pixels), [layer])
-        alive = alive | (maps > 0).flatten(2).any(2).any(0)
-    assert isinstance(alive, Tensor)
-    return float((~alive).double().mean())
 
 
 # -------------------------------------------------------------------------------- which factor moves what
@@ -225,35 +219,35 @@ def factorial_effects(
     Raises ZfkitError where a combination is missing or there twice for a seed, or there are fewer than two seeds.
     """
     import pandas as pd
-    from scipy.stats import t as student  # comes with scikit-image
+    from scipy.stats import t as student
 
-    if not factors or not 0 < level < 1:
-        raise ZfkitError(
-            f"expected at least one factor, and a level between 0 and 1; got {dict(factors)!r}, {level!r}"
-        )
+    if not factors:
+        raise ZfkitError("no factor was given; name columns with two levels each, as {'kernel': (11, 7)}")
+    between(level, "level")
     for name in (*factors, *measures, block):
-        if name not in table:
-            raise ZfkitError(unknown("column", name, list(table.columns)))
+        one_of(name, "column", list(table.columns))
     cells = list(itertools.product(*factors.values()))
     seeds = sorted(table[block].unique())
-    places: dict[Any, list[int]] = {}
-    for place, row in zip(range(len(table)), table[[*factors, block]].itertuples(index=False), strict=True):
-        *cell, seed = row
-        places.setdefault((tuple(cell), seed), []).append(place)
+    runs = list(
+        zip(*(table[name] for name in (*factors, block)), strict=True)
+    )  # (levels..., seed) of each row
+    counts = Counter(runs)
     for cell, seed in itertools.product(cells, seeds):
-        count = len(places.get((cell, seed), ()))
+        count = counts[(*cell, seed)]
         if count != 1:
-            told = ", ".join(f"{n} {v}" for n, v in zip(factors, cell, strict=True))
+            levels = ", ".join(f"{name} {level}" for name, level in zip(factors, cell, strict=True))
             raise ZfkitError(
-                f"{told}, {block} {seed}: {count} runs, and the design needs one of each; "
+                f"{levels}, {block} {seed}: {count} runs, and the design needs one of each; "
                 + ("run what is missing" if not count else "pick out the rows that belong to one experiment")
             )
     k, r = len(factors), len(seeds)
     if r < 2:
         raise ZfkitError(f"there is one {block} only: an interval needs two at least, three are better")
     N, freedom = r * 2**k, (2**k - 1) * (r - 1)
-    order = [[places[cell, seed][0] for seed in seeds] for cell in cells]
+    t = float(student.ppf((1 + level) / 2, freedom))
+    order = [[runs.index((*cell, seed)) for seed in seeds] for cell in cells]
     signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=k)), dtype=torch.float64)  # (2^k, k)
+    subsets = [list(c) for size in range(1, k + 1) for c in itertools.combinations(range(k), size)]
     rows = {}
     for measure in measures:
         y = torch.as_tensor(table[measure].to_numpy("float64")[order])  # (2^k, r)
@@ -261,25 +255,18 @@ def factorial_effects(
         se = 2 * math.sqrt(float(residual.square().sum()) / freedom / N)
         rounding = 1e-12 * float(y.abs().max())  # what is the same in all runs has no effect at all
         se = 0.0 if se <= rounding else se
-        for chosen in _subsets(k):
+        for chosen in subsets:
             contrast = signs[:, chosen].prod(1)
             effect = float((contrast[:, None] * y).sum()) / (r * 2 ** (k - 1))
             effect = 0.0 if abs(effect) <= rounding else effect
-            reach = float(student.ppf((1 + level) / 2, freedom)) * se
             beyond = abs(effect) / se if se else (math.inf if effect else 0.0)
             rows[measure, " x ".join(list(factors)[i] for i in chosen)] = {
-                "effect": effect, "se": se, "low": effect - reach, "high": effect + reach,
-                "p": 2 * float(student.sf(beyond, freedom)), "moves": abs(effect) > reach,
+                "effect": effect, "se": se, "low": effect - t * se, "high": effect + t * se,
+                "p": 2 * float(student.sf(beyond, freedom)), "moves": abs(effect) > t * se,
             }  # fmt: skip
-    found = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["measure", "factor"])
-    found.attrs["levels"] = {name: list(levels) for name, levels in factors.items()}
-    return found
-
-
-def _subsets(k: int) -> Iterator[list[int]]:
-    """Each factor, each pair of them, and so on."""
-    for size in range(1, k + 1):
-        yield from map(list, itertools.combinations(range(k), size))
+    effects = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["measure", "factor"])
+    effects.attrs["levels"] = {name: list(levels) for name, levels in factors.items()}
+    return effects
 
 
 # --------------------------------------------------------------------------------------------- all the runs
@@ -310,37 +297,39 @@ class FirstLayerRuns:
 
         >>> runs.spectra(kernel=7, stride=2, blur=False, images="textures")     # one for each seed
         """
-        for name in where:
-            if name not in self.table:
-                raise ZfkitError(unknown("column", name, list(self.table.columns)))
-        found = []
-        for weight, row in zip(self.weights, self.table.to_dict("records"), strict=True):
-            if all(row[name] == value for name, value in where.items()):
-                name = f"{row['images']}{', blur' if row['blur'] else ''}, seed {row['seed']}"
-                found.append(replace(filter_spectra(weight, stride=int(row["stride"])), name=name))
-        if not found:
-            raise ZfkitError(f"no run has {', '.join(f'{k} {v!r}' for k, v in where.items())}")
-        return found
+        spectra = []
+        for i in self._rows(where):
+            row = self.table.iloc[i]
+            name = f"{row['images']}{', blur' if row['blur'] else ''}, seed {row['seed']}"
+            spectra.append(replace(filter_spectra(self.weights[i], stride=int(row["stride"])), name=name))
+        return spectra
 
     def summary(self, measures: Sequence[str] = tuple(MEASURES), **where: Any) -> pd.DataFrame:
         """Data frame to read: mean and standard deviation over seeds as text, a row for each measure, a column a cell.
 
         >>> runs.summary(images="textures", blur=False)
         """
-        table = self.table
-        for name, value in where.items():
-            if name not in table:
-                raise ZfkitError(unknown("column", name, list(table.columns)))
-            table = table[table[name] == value]
+        import pandas as pd
+
         columns = {}
+        table = self.table.iloc[self._rows(where)]
         for (blur, kernel, stride), part in table.groupby(["blur", "kernel", "stride"], sort=True):
             cell = f"{kernel}x{kernel} / {stride}{' + blur' if blur else ''}"
             columns[cell] = {m: _mean_and_spread(part[m], 1 if m == "top1" else 2) for m in measures}
-        import pandas as pd
+        return pd.DataFrame(columns).rename(index=MEASURES)
 
-        found = pd.DataFrame(columns)
-        found.index = pd.Index([MEASURES.get(m, m) for m in found.index])
-        return found
+    def _rows(self, where: Mapping[str, Any]) -> list[int]:
+        """Places in the table of the runs with these values."""
+        for name in where:
+            one_of(name, "column", list(self.table.columns))
+        rows = [
+            i
+            for i, row in enumerate(self.table.to_dict("records"))
+            if all(row[name] == value for name, value in where.items())
+        ]
+        if not rows:
+            raise ZfkitError(f"no run has {', '.join(f'{k} {v!r}' for k, v in where.items())}")
+        return rows
 
     def save(self, folder: str | Path) -> Path:
         """Write first_layer.parquet and first_layer.safetensors (filters in half precision)."""
@@ -354,8 +343,8 @@ class FirstLayerRuns:
 def _mean_and_spread(values: pd.Series, digits: int) -> str:
     """ "0.62 ± 0.01"; the number alone where it is the same in all runs."""
     spread = float(values.std())
-    told = f"{values.mean():.{digits}f}"
-    return told if spread < 1e-9 else f"{told} ± {spread:.{digits}f}"
+    mean = f"{values.mean():.{digits}f}"
+    return mean if spread < 1e-9 else f"{mean} ± {spread:.{digits}f}"
 
 
 TABLE, FILTERS = "first_layer.parquet", "first_layer.safetensors"
@@ -377,33 +366,17 @@ def load_first_layer_runs(folder: str | Path | None = None) -> FirstLayerRuns:
     bundled = Path(str(importlib.resources.files("zfkit"))) / "experiments" / "data"
     folder = bundled if folder is None else Path(folder).expanduser()
     if (folder / TABLE).is_file():
-        tensors, told = load_weights(folder / FILTERS)
-        return FirstLayerRuns(
-            pd.read_parquet(folder / TABLE), tuple(tensors[n] for n in sorted(tensors)), told
-        )
-    if not (folder / "results.parquet").is_file():
+        tensors, provenance = load_weights(folder / FILTERS)
+        weights = tuple(tensors[name] for name in sorted(tensors))
+        return FirstLayerRuns(pd.read_parquet(folder / TABLE), weights, provenance)
+    table = sweep_results(folder / "results.parquet", (*COLUMNS, "folder"), "04b_kernel_or_stride.ipynb")
+    if not all(table.folder):
         raise ZfkitError(
-            f"{str(folder)!r} holds neither {TABLE} nor a sweep's results.parquet; give the folder that was --out"
+            "the sweep's networks were thrown away; sweep again with keep=FOLDER, as the grid has it"
         )
-    table = pd.read_parquet(folder / "results.parquet")
-    missing = [name for name in (*COLUMNS, "folder", "status") if name not in table]
-    if missing:
-        raise ZfkitError(
-            f"{str(folder)!r} is a sweep of another notebook: its table lacks {', '.join(missing[:5])}. Sweep "
-            "notebooks/04b_kernel_or_stride.ipynb"
-        )
-    table = table[table.status == "finished"].reset_index(drop=True)
-    weights, told = [], {}
-    for where in table.folder:
-        if not where:
-            raise ZfkitError(
-                "the sweep's networks were thrown away; sweep again with keep=FOLDER, as the grid has it"
-            )
-        tensors, told = load_weights(Path(where) / "model.safetensors")
-        weights.append(tensors["conv1.weight"])
-    if not weights:
-        raise ZfkitError(f"no run of the sweep in {str(folder)!r} has finished")
-    kept = [c for c in table if c not in ("run", "status", "error", "notebook", "folder", "keep")]
-    told = {name: told.get(name) for name in ("data", "recipe", "crops", "device", "precision", "versions")}
+    networks = [load_weights(Path(where) / "model.safetensors") for where in table.folder]
+    last = networks[-1][1]
+    told = {name: last.get(name) for name in ("data", "recipe", "crops", "device", "precision", "versions")}
     told["recipe"] = {k: v for k, v in (told["recipe"] or {}).items() if k not in ("seed", "random_seed")}
-    return FirstLayerRuns(table[kept], tuple(weights), told)
+    kept = [c for c in table if c not in ("run", "status", "error", "notebook", "folder", "keep")]
+    return FirstLayerRuns(table[kept], tuple(tensors["conv1.weight"] for tensors, _ in networks), told)
