@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import torch
 from PIL import Image
@@ -24,14 +26,16 @@ def random_pixels(count, side=SIDE, random_seed=0):
     return np.random.default_rng(random_seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
 
-def image_set(pixels, labels=None, classes=(), memory=True, source="made"):
-    """uint8 pictures (N, S, S, 3) as an `ImageSet`; without labels each has -1."""
+def image_set(pixels, labels=None, classes=(), memory=True, source="made", windows=None):
+    """uint8 pictures (N, S, S, 3), or a tensor (N, 3, S, S), as an `ImageSet`; without labels each has -1."""
+    pixels = pixels.permute(0, 2, 3, 1).numpy() if isinstance(pixels, torch.Tensor) else pixels
     labels = [-1] * len(pixels) if labels is None else [int(label) for label in labels]
     names = [f"picture {i}" for i in range(len(pixels))]
     size = pixels.shape[1]
     images = ImageSet(
-        lambda i: (Image.fromarray(pixels[i]), labels[i]), names, size=size, classes=classes, source=source
-    )
+        lambda i: (Image.fromarray(pixels[i]), labels[i]), names, size=size, classes=classes, source=source,
+        windows=windows,
+    )  # fmt: skip
     return images.in_memory(progress=False) if memory else images
 
 
@@ -43,6 +47,43 @@ def network(random_seed):
         nn.Linear(45, 6),
     )  # fmt: skip
     return zfkit.wrap_model(net.double(), mean=127.5, scale=1 / 64, input_size=SIDE)
+
+
+def noise(count, height, width=None, random_seed=0):
+    """uint8 (count, 3, height, width)."""
+    generator = torch.Generator().manual_seed(random_seed)
+    return torch.randint(0, 256, (count, 3, height, width or height), generator=generator, dtype=torch.uint8)
+
+
+def random_weights(net, random_seed=0):
+    """Weights large enough that every layer, bias and norm matters."""
+    generator = torch.Generator().manual_seed(random_seed)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            fan = parameter[0].numel() if parameter.dim() > 1 else 4
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan**0.5)
+    return net
+
+
+def tiny_model():
+    """`TINY` with random weights in double precision."""
+    net = random_weights(build(TINY)).double()
+    return zfkit.wrap_model(net, mean=[100, 110, 120], scale=0.02, input_size=32, classes=list("abcde"))
+
+
+@contextlib.contextmanager
+def hooked(model, layers):
+    """What modules of these names put out at their latest forward pass, by name: copies, taken by hooks."""
+    outputs = {}
+    handles = [
+        model.net.get_submodule(n).register_forward_hook(lambda m, i, o, n=n: outputs.update({n: o.clone()}))
+        for n in layers
+    ]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def write_snapshot(path, epoch, architecture=TINY):

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ..batching import OnStep, Portions, steps
 from ..checks import layer_names, one_of, whole_number
-from ..deconv.project import Deconvnet, Tape, forward
+from ..deconv.project import Deconvnet, forward
 from ..deconv.receptive_field import field_in, units_inside
 from ..deconv.rules import Norm, Options, Rule
 from ..deconv.windows import paste
