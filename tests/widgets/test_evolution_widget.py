@@ -125,7 +125,7 @@ def test_moving_the_epoch_changes_what_is_shown(explorer):
     explorer.epoch.value = 2
     assert explorer.wait() and explorer.state.epoch == 5
     assert explorer.picture.image.value != before
-    assert "epoch 5, snapshot 3 of 3" in explorer.told.value
+    assert "epoch 5, snapshot 3 of 3" in explorer.which.value
     assert explorer.view.words(explorer.state) == explorer.picture.image.alt
     assert "After epoch 5" in explorer.words.value and "role='status'" in explorer.words.value
     assert not explorer.errors
@@ -176,19 +176,6 @@ def test_what_does_not_exist_is_refused_and_nothing_changes(explorer, changes, m
         zfkit.widgets.explore_evolution(explorer.found, **({"speed": 1} if "speed" in changes else changes))
 
 
-def test_an_error_in_a_callback_is_shown_in_place_and_recorded(explorer, monkeypatch):
-    def broken(state):
-        raise RuntimeError("no more ink")
-
-    monkeypatch.setattr(explorer.view, "strip", broken)
-    explorer.epoch.value = 0
-    assert explorer.wait()
-    assert "no more ink" in explorer.notice.value and explorer.errors[-1].message.startswith("Something")
-    monkeypatch.undo()
-    explorer.epoch.value = 2
-    assert explorer.wait() and explorer.notice.value == ""
-
-
 # ------------------------------------------------------------------------------------- from a folder at once
 
 
@@ -230,13 +217,13 @@ def test_nothing_waits_for_a_long_look(tmp_path, images, monkeypatch):
     """The widget is there at once; closing it ends the look between two snapshots."""
     looked, may_go_on = [], threading.Event()
 
-    def slow(*_, **__):
+    def slow(*_, on_step, **__):
         for i in range(1000):
             may_go_on.wait()
             looked.append(i)
-            yield widget.Progress(f"epoch {i}", i / 1000)
+            on_step(i, 1000)
 
-    monkeypatch.setattr(widget, "evolving", slow)
+    monkeypatch.setattr(widget, "evolution", slow)
     explorer = zfkit.widgets.explore_evolution(tmp_path, images)
     assert "Looking through" in explorer.picture.said and not looked
     threading.Timer(0.05, may_go_on.set).start()

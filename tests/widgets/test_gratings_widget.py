@@ -10,6 +10,7 @@ from torch import nn
 
 import zfkit
 from zfkit import ZfkitError
+from zfkit.batching import Cancelled
 from zfkit.widgets import GratingExplorer
 from zfkit.widgets.gratings import GratingState, GratingView
 
@@ -148,9 +149,9 @@ def test_another_network_keeps_what_it_can(explorer):
     ({"model": "vgg"}, "there is no network 'vgg'"),
     ({"layer": "9"}, "there is no layer '9'"),
     ({"layer": "1"}, "there is no convolution '1'"),
-    ({"channel": 3}, "'0' has feature maps 0 to 2, not 3"),
+    ({"channel": 3}, "from 0 to 2, not 3"),
     ({"colour": "mauve"}, "there is no colour 'mauve'"),
-    ({"frequency": 0.7}, "frequencies go from above 0 to 0.5 cycles/px, not 0.7"),
+    ({"frequency": 0.7}, "at most 0.5, not 0.7"),
     ({"speed": 3}, "there is no setting 'speed'"),
 ])  # fmt: skip
 def test_what_does_not_exist_is_refused_and_nothing_changes(explorer, changes, message):
@@ -158,6 +159,27 @@ def test_what_does_not_exist_is_refused_and_nothing_changes(explorer, changes, m
     with pytest.raises(ZfkitError, match=re.escape(message)):
         explorer.set(**changes)
     assert explorer.state == state
+
+
+def test_measuring_goes_on_where_it_was_cancelled(monkeypatch):
+    measured, respond = [], zfkit.widgets.gratings.grating_response
+
+    def counting(*args, **options):
+        measured.append(options["frequencies"])
+        return respond(*args, **options)
+
+    def cancel(done, total):
+        if done == 3 and total == 40:
+            raise Cancelled
+
+    monkeypatch.setattr("zfkit.widgets.gratings.grating_response", counting)
+    view, state = GratingView(tiny()), GratingState("tiny", "0")
+    with pytest.raises(Cancelled):
+        view.plane(state, cancel)
+    plane = view.plane(state)
+    assert len(measured) == 40
+    whole = respond(tiny(), "0", frequencies=plane.frequency, orientations=plane.orientation, phases=8)
+    assert torch.allclose(plane.harmonics, whole.harmonics)
 
 
 def test_networks_need_names_of_their_own():

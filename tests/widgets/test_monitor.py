@@ -48,7 +48,9 @@ def test_it_shows_the_filters_and_the_projections_as_they_are(images):
 
     run = zfkit.fit(TINY, images, images, QUICK, watch=watch, progress=False, device="cpu")
     assert monitor.errors == [] and len(seen) == 3  # before training, and after each epoch
-    assert "Epoch 2 of 2" in monitor.told.value and f"{run.history.top1.iloc[-1]:.1f} %" in monitor.told.value
+    assert (
+        "Epoch 2 of 2" in monitor.words.value and f"{run.history.top1.iloc[-1]:.1f} %" in monitor.words.value
+    )
     for weight, projection, filters, projections in seen:
         # Grey 128 + 127 times the share of the largest |weight|, upper left pixel of the first and last filter.
         grey = (128 + 127 * weight / weight.abs().max()).round()
@@ -81,4 +83,4 @@ def test_words_before_the_first_epoch(images):
     monitor = Monitor()
     untrained = zfkit.wrap_model(zfkit.nets.build(TINY), mean=0, scale=1, input_size=32)
     monitor(zfkit.training.Watched(untrained, 0, 5, ()))
-    assert "5 epochs to go" in monitor.told.value
+    assert "5 epochs to go" in monitor.words.value

@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..deconv.receptive_field import Box, Field
-from ..figures.pictures import full_scale, number, signed_to_rgb, tile_sheet, to_picture, wrap_words
+from ..figures.pictures import number, tile_sheet, to_picture, wrap_words
+from ..images.colour import full_scale, signed_to_rgb
 from ..nets.model import VisionModel
 
 TILE, GAP = 92, 2  # of the 3x3 grids, in px

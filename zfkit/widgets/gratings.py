@@ -7,6 +7,7 @@ them. `zfkit.widgets.explore_gratings` opens it.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -79,10 +80,9 @@ class GratingView:
         self.models = {m.name: m for m in several}
         if len(self.models) < len(several):
             raise ZfkitError("networks need names of their own: give them with wrap_model(..., name=...)")
-        self._planes: dict[tuple[str, str, str], GratingResponse] = {}
-        self._begun: dict[
-            tuple[str, str, str], list[GratingResponse]
-        ] = {}  # what was measured before Cancelled
+        # Responses by network, layer and colour, a frequency each, as far as they are measured.
+        self._parts: dict[tuple[str, str, str], list[GratingResponse]] = {}
+        self._lock = threading.Lock()
         self._answer = lru_cache(maxsize=256)(self._measured)
 
     def layers(self, model: str) -> tuple[str, ...]:
@@ -115,9 +115,9 @@ class GratingView:
     def plane(self, state: GratingState, on_step: OnStep | None = None) -> GratingResponse:
         """The layer's responses over all frequencies and orientations, a frequency at a time; kept."""
         key = (state.model, state.layer, state.colour)
-        if key not in self._planes:
-            frequencies, orientations = self.axes(state)
-            parts = self._begun.setdefault(key, [])
+        frequencies, orientations = self.axes(state)
+        with self._lock:  # the worker may be measuring the same
+            parts = self._parts.setdefault(key, [])
             while len(parts) < len(frequencies):
                 parts.append(
                     grating_response(
@@ -127,12 +127,8 @@ class GratingView:
                 )  # fmt: skip
                 if on_step:
                     on_step(len(parts), len(frequencies))
-            self._planes[key] = replace(
-                parts[0],
-                frequency=frequencies.double(),
-                harmonics=torch.cat([p.harmonics for p in self._begun.pop(key)], 1),
-            )
-        return self._planes[key]
+        harmonics = torch.cat([p.harmonics for p in parts], 1)
+        return replace(parts[0], frequency=frequencies.double(), harmonics=harmonics)
 
     def _measured(
         self, model: str, layer: str, channel: int, frequency: float, orientation: float, colour: str

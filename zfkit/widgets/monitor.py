@@ -12,8 +12,9 @@ from PIL import Image
 
 from ..checks import whole_number
 from ..errors import ZfkitError
-from ..figures.pictures import montage, signed_to_rgb
+from ..figures.pictures import montage
 from ..figures.training import training_figure
+from ..images.colour import signed_to_rgb
 from ..images.imageset import ImageSet
 from ..topk.mine import mine
 from ..topk.patches import project_many

@@ -1,0 +1,273 @@
+"""What all widgets are made of: worker, panel, pictures, picking a place; and names that hide ipywidgets'."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import ipywidgets as W
+import numpy as np
+import pytest
+import torch
+import traitlets
+from explored import opened, png
+from PIL import Image
+
+import zfkit
+import zfkit.widgets
+from zfkit.errors import LayerError, ZfkitError
+from zfkit.widgets import Panel, Picker, Picture, Place
+from zfkit.widgets.controls import encode, slider
+from zfkit.widgets.panel import guarded
+from zfkit.widgets.worker import Worker
+
+
+@pytest.fixture
+def worker():
+    made = Worker()
+    yield made
+    made.close()
+
+
+# --------------------------------------------------------------------------------------------------- worker
+
+
+def test_a_newer_request_ends_the_older_one(worker):
+    seen, began, gate = [], threading.Event(), threading.Event()
+
+    def job(name):
+        def work(step):
+            seen.append(f"{name} begins")
+            began.set()
+            gate.wait(5)
+            step()
+            seen.append(f"{name} shows")
+
+        return work
+
+    worker.submit("view", job("old"))
+    assert began.wait(5)
+    worker.submit("view", job("new"))
+    gate.set()
+    assert worker.wait(10)
+    assert seen == ["old begins", "new begins", "new shows"]
+
+
+def test_a_job_gives_way_to_a_more_urgent_one_and_is_begun_anew(worker):
+    seen, began, gate = [], threading.Event(), threading.Event()
+
+    def later(step):
+        began.set()
+        gate.wait(5)
+        step()
+        seen.append("later")
+
+    worker.submit("later", later, Worker.LATER)
+    assert began.wait(5)
+    worker.submit("urgent", lambda step: seen.append("urgent"))
+    gate.set()
+    assert worker.wait(10, Worker.LATER)
+    assert seen == ["urgent", "later"]
+
+
+def test_it_goes_on_after_an_error_and_ends_when_closed():
+    failures, seen = [], []
+    worker = Worker(failed=lambda error, key: failures.append((str(error), key)))
+
+    def bad(step):
+        raise ValueError("broken")
+
+    worker.submit("bad", bad)
+    worker.submit("good", lambda step: seen.append(1))
+    assert worker.wait(10)
+    assert failures == [("broken", "bad")] and seen == [1]
+    began = threading.Event()
+
+    def endless(step):
+        while True:
+            began.set()
+            step()
+
+    worker.submit("endless", endless)
+    assert began.wait(5)
+    worker.close()
+    assert not worker._thread.is_alive()
+    worker.submit("late", lambda step: seen.append(2))  # after the end: nothing, and no error
+    assert seen == [1]
+
+
+def test_the_progress_bar_appears_for_what_takes_long():
+    panel, shown = Panel("a title"), []
+    panel.busy.layout.observe(lambda change: shown.append((change.new, panel._doing.value)), "visibility")
+
+    def work(step):
+        step(1, 4)  # at once: nothing
+        step.started -= 1  # a second later
+        step(3, 4)
+
+    panel.worker.submit("slow", work, what="counting")
+    assert panel.wait(10)
+    panel.close()
+    assert shown == [("visible", "counting"), ("hidden", "counting")] and panel._bar.value == 0.75
+
+
+# --------------------------------------------------------------------------------------------------- panel
+
+
+@dataclass(frozen=True)
+class Number:
+    value: int = 0
+
+
+class Doubling(Panel):
+    """The smallest widget."""
+
+    def __init__(self):
+        super().__init__("Twice")
+        self.state, self.shown = Number(), []
+        self.slider = slider("number", 0, 9, help="what is doubled")
+        self.bind(value=self.slider)
+        self.content.children = [self.slider]
+        self.refresh()
+
+    def settled(self, **changes):
+        state = super().settled(**changes)
+        if state.value == 7:
+            raise LayerError("there is no number <7>")
+        return state
+
+    def arrange(self):
+        self.slider.value = self.state.value
+
+    def paint(self, state, step):
+        step()
+        self.shown.append(2 * state.value)
+
+
+@pytest.fixture
+def doubling():
+    made = Doubling()
+    yield made
+    made.close()
+
+
+def test_controls_change_the_state_and_the_state_the_controls(doubling):
+    doubling.slider.value = 3
+    assert doubling.wait() and doubling.state == Number(3) and doubling.shown[-1] == 6
+    assert doubling.set(value=5) is doubling and doubling.slider.value == 5
+    assert doubling.wait() and doubling.shown[-1] == 10
+    with pytest.raises(ZfkitError, match="Did you mean 'value'"):
+        doubling.set(valu=1)
+    with pytest.raises(LayerError):
+        doubling.set(value=7)
+    assert doubling.state == Number(5)
+
+
+def test_what_a_callback_raises_is_shown_and_recorded(doubling):
+    doubling.slider.value = 7
+    assert "there is no number &lt;7&gt;" in doubling.notice.value and doubling.errors[0].where == "by_user"
+    doubling.slider.value = 2
+    assert doubling.notice.value == "" and doubling.state == Number(2)
+
+    class Broken(Doubling):
+        @guarded
+        def press(self):
+            raise RuntimeError("a bug")
+
+    broken = Broken()
+    assert broken.press() is None
+    assert "RuntimeError: a bug" in broken.notice.value and "in press" in broken.errors[0].trace
+    broken.close()
+
+
+# ------------------------------------------------------------------------------------- pictures and places
+
+
+def test_picture_shows_or_says():
+    picture = Picture("a <picture>", 10, 10)
+    picture.say("no <b>picture</b>")
+    assert "&lt;b&gt;" in picture.message.value and picture.image.layout.display == "none"
+    picture.show(png((4, 4)))
+    assert picture.said == "" and picture.message.layout.display == "none"
+    assert picture.image.layout.display is None and picture.image.alt == "a <picture>"
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg"])
+def test_encode_takes_arrays_tensors_and_pictures(kind):
+    pixels = np.full((6, 8, 3), (200, 30, 90), np.uint8)
+    for given in (pixels, torch.from_numpy(pixels).permute(2, 0, 1), Image.fromarray(pixels)):
+        assert np.abs(opened(encode(given, kind)) - pixels).max() <= (0 if kind == "png" else 6)
+    assert opened(encode(pixels[..., 0], kind)).shape == (6, 8, 3)
+
+
+def test_picker_calls_back_once_and_only_for_the_user():
+    picked = []
+    picker = Picker("place", 20, 20)
+    picker.on_pick(lambda r, c: picked.append((r, c)))
+    picker.grid(5, 7)
+    picker.pick(2, 3)
+    assert picked == []
+    assert (picker.row.value, picker.col.value, picker.row.max, picker.col.max) == (2, 3, 4, 6)
+    picker.place.set_state({"row": 4, "col": 6})
+    assert picked[-1] == (4, 6) and picker.col.value == 6
+    picked.clear()
+    picker.row.value = 1
+    assert picked == [(1, 6)] and picker.place.row == 1
+
+
+def test_a_panel_goes_live_when_its_canvas_is_ready():
+    panel, place = Panel(), Place()
+    panel.watch(place)
+    place._handle_custom_msg({"kind": "something else"}, [])
+    assert not panel.live
+    place._handle_custom_msg({"kind": "ready"}, [])
+    assert panel.live
+    panel.close()
+
+
+# ------------------------------------------------------------------------------------------------ all of them
+
+MEANT = {"close", "_repr_mimebundle_", "_esm"}  # ipywidgets' own, extended on purpose
+OF_EVERY_CLASS = set(vars(type("Empty", (traitlets.HasTraits,), {})))  # that traitlets writes into it
+
+
+def widget_classes():
+    for module in pkgutil.iter_modules(zfkit.widgets.__path__):
+        for value in vars(importlib.import_module(f"zfkit.widgets.{module.name}")).values():
+            is_class = isinstance(value, type) and issubclass(value, traitlets.HasTraits)
+            if is_class and value.__module__.startswith("zfkit."):
+                yield value
+
+
+def test_no_name_of_a_widget_hides_one_of_ipywidgets(world):
+    """A method called `_compare`, say, would stand in for the one by which ipywidgets compares values."""
+    classes = set(widget_classes())
+    assert {"Explorer", "PartsExplorer", "Picker", "Place"} <= {c.__name__ for c in classes}
+    for cls in classes:
+        own, theirs = set(), set()
+        for base in cls.__mro__:
+            (own if base.__module__.startswith("zfkit.") else theirs).update(vars(base))
+        hidden = {name for name in own & theirs if not name.startswith("__")}
+        assert hidden <= MEANT | OF_EVERY_CLASS, cls
+    for made in (zfkit.explore(*world, save_to=None), Picker("place", 9, 9), Picture("picture", 9, 9)):
+        assert not {n for n in vars(made).keys() - vars(W.VBox()).keys() if hasattr(W.VBox, n)}
+        made.close()
+
+
+def test_the_canvas_asks_no_other_machine():
+    folder = Path(zfkit.__file__).parent / "widgets"
+    for file in [*folder.glob("*.js"), *folder.glob("*.css"), *folder.glob("page/**/*.j2")]:
+        source = file.read_text()
+        assert "import " not in source.split("{%")[0] or file.suffix == ".j2"
+        assert not any(word in source for word in ("http://", "https://", "@import", "url("))
+
+
+def test_importing_zfkit_leaves_ipywidgets_alone():
+    code = "import sys, zfkit; print('ipywidgets' in sys.modules, 'zfkit.widgets' in sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.split() == ["False", "False"]
