@@ -12,6 +12,8 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import zfkit
+from zfkit.deconv import RULES
+from zfkit.nets.graph import ELEMENTWISE, LEAVES
 
 # "quick" in `make test`, "thorough" in `make test-all`; deadlines are clocks, and machines are noisy.
 settings.register_profile(
@@ -57,3 +59,14 @@ def photos64():
 def mined(zfnet64, photos64):
     """The three strongest activations of every map of zfnet64 on the small photographs."""
     return zfkit.mine(zfnet64, photos64, k=3, progress=False)
+
+
+@pytest.fixture
+def own_rules():
+    """The tables of rules, put back as they were after the test."""
+    tables = (RULES, ELEMENTWISE, LEAVES)
+    before = [table.copy() for table in tables]
+    yield
+    for table, old in zip(tables, before, strict=True):
+        table.clear()
+        table.update(old)

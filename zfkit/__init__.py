@@ -7,7 +7,7 @@
 
 networks      list_models  load_model  wrap_model  save_weights  VisionModel
 pictures      load_images  open_image  ImageSet
-deconvnet     project  receptive_field  register_rule
+deconvnet     project  receptive_field  register_rule  way_back
 strongest     mine  project_top  TopK  Patches
 frequencies   filter_spectra  measure_aliasing  shift_consistency
 training      fit  evaluate  Recipe  Run
@@ -30,7 +30,7 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from .atlas import draw_layer, write_atlas
-    from .deconv import project, receptive_field, register_rule
+    from .deconv import project, receptive_field, register_rule, way_back
     from .errors import ZfkitError
     from .experiments import (
         correspondence,
@@ -56,7 +56,7 @@ _NAMES = {
     "errors": "ZfkitError",
     "images": "load_images open_image ImageSet",
     "nets": "list_models load_model wrap_model save_weights VisionModel",
-    "deconv": "project receptive_field register_rule",
+    "deconv": "project receptive_field register_rule way_back",
     "topk": "mine project_top TopK Patches",
     "frequency": "filter_spectra measure_aliasing shift_consistency",
     "training": "fit evaluate Recipe Run",

@@ -1,10 +1,10 @@
 """The deconvnet. Read `project` (the two passes), then `rules` (what each operation does on the way back).
 
-`receptive_field` says what part of the picture a unit sees; `windows` carries only that part back, which is quicker
-and gives the same.
+`generic` is the way back through operations that have no rule of their own. `receptive_field` says what part of the
+picture a unit sees; `windows` carries only that part back, which is quicker and gives the same.
 """
 
-from .project import Deconvnet, Tape, WholeMaps, forward, project
+from .project import Deconvnet, Tape, WholeMaps, by_gradient, forward, project, way_back
 from .receptive_field import (
     Box,
     Field,
@@ -20,6 +20,6 @@ from .windows import Window, Windows, paste
 
 __all__ = [
     "RULES", "Box", "Context", "Deconvnet", "Field", "Interval", "Norm", "OperationRule", "Options", "Rule", "Seed",
-    "Tape", "WholeMaps", "Window", "Windows", "extents", "field_in", "fits_inside", "forward", "paste", "project",
-    "receptive_field", "register_rule", "units_inside",
+    "Tape", "WholeMaps", "Window", "Windows", "by_gradient", "extents", "field_in", "fits_inside", "forward", "paste",
+    "project", "receptive_field", "register_rule", "units_inside", "way_back",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +28,13 @@ from ..nets import graph
 from ..nets.activations import cannot_run
 from ..nets.graph import Network, Step
 from ..nets.model import VisionModel
+from .generic import generic_rule
 from .receptive_field import Extent, extents
-from .rules import Context, Norm, OperationRule, Options, Rule, Seed, identity, rule_of
+from .rules import Context, Inputs, Norm, OperationRule, Options, Rule, Seed, rule_of
 from .windows import Shapes, Window, Windows, paste, uncrop
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -45,14 +49,22 @@ class Tape:
     @property
     def bytes(self) -> int:
         """Memory that it holds."""
-        held = [t for t in (*self.kept.values(), *self.outputs.values()) if isinstance(t, Tensor)]
+        inputs = [t for k in self.kept.values() if isinstance(k, Inputs) for t in k.maps.values()]
+        held = [t for t in (*self.kept.values(), *self.outputs.values(), *inputs) if isinstance(t, Tensor)]
         return sum(t.numel() * t.element_size() for t in held)
 
     @classmethod
     def together(cls, tapes: Sequence[Tape]) -> Tape:
         """Tapes of single images, of one size, as the tape of all of them; without outputs."""
-        first = tapes[0].kept
-        kept = {n: torch.cat([t.kept[n] for t in tapes]) for n in first if first[n] is not None}
+        kept: dict[str, Any] = {}
+        for name, first in tapes[0].kept.items():
+            each = [tape.kept[name] for tape in tapes]
+            if isinstance(first, Inputs):
+                kept[name] = Inputs(
+                    {n: torch.cat([k.maps[n] for k in each]) for n in first.maps}, first.others
+                )
+            elif first is not None:
+                kept[name] = torch.cat(each)
         return cls(tapes[0].shapes, kept, {}, tapes[0].dtype)
 
 
@@ -81,43 +93,47 @@ class WholeMaps:
 class Deconvnet:
     """Forward passes that keep switches, and reverse passes for many units of them.
 
-    Args:
+    Attributes:
         network: a traced network.
         layers: the units' layers; the forward pass ends after the last of them.
+        rules: of every operation on the way from these layers to the image, by its step's name.
 
-    Raises LayerError for an unknown layer, and for an operation on the way that no rule covers.
+    Raises LayerError for an unknown layer, and for a registered rule that leaves out some of an operation's inputs.
     """
 
     def __init__(self, network: Network, layers: Sequence[str], options: Options = Options()) -> None:
         self.network, self.layers, self.options = network, tuple(layers), options
         self._extents: dict[str, dict[str, Extent | None]] = {}
+        self.rules: dict[str, OperationRule] = {}
         for layer in layers:
             network.find(layer)
             self._extents[layer] = extents(network, layer)
-            self._check_rules(layer)
+            for step in network.way_to(layer):
+                self.rules[step.name] = self._rule(step, layer)
 
-    def _check_rules(self, layer: str) -> None:
-        """Better now than after the forward pass: has every operation on the way a rule that covers its inputs?"""
-        for step in self.network.way_to(layer):
-            rule, operation = rule_of(step), step.operation
-            inner_softmax = isinstance(step.module, nn.Softmax | nn.LogSoftmax) and step.name != layer
-            if rule is None or (inner_softmax and rule.reverse is identity):
-                raise LayerError(
-                    f"no rule says what {operation!r} (at {step.name!r}, on the way from {layer!r} to the "
-                    f"image) does on the way back. Give it one with zfkit.register_rule({operation})"
-                )
-            if rule.inputs is not None and rule.inputs < len(step.maps):
-                raise LayerError(
-                    f"the rule for {operation!r} sends something back to {rule.inputs} of the {len(step.maps)} maps "
-                    f"that it reads at {step.name!r} ({', '.join(step.maps)}), on the way from {layer!r} to the image. "
-                    f"Register one that returns a tensor for each: zfkit.register_rule({operation}, "
-                    f"inputs={len(step.maps)})"
-                )
+    def _rule(self, step: Step, layer: str) -> OperationRule:
+        """The operation's own rule, or its transpose or gradient. Raises LayerError for one that leaves inputs out."""
+        rule, operation, reads = rule_of(step), step.operation, len(step.maps)
+        if isinstance(step.module, nn.Softmax | nn.LogSoftmax) and step.name != layer:
+            rule = None  # it is left out only at the end, where a class is shown by its logit
+        if (
+            isinstance(step.module, graph.Add)
+            and len({self.network.shapes.get(name) for name in step.maps}) > 1
+        ):
+            rule = None  # a smaller map is added at many places: autograd sums what comes back from them
+        covers = rule is not None and (rule.inputs is None or rule.inputs >= reads)
+        if rule is not None and not covers and rule.treatment == "registered":
+            raise LayerError(
+                f"the rule for {operation!r} sends something back to {rule.inputs} of the {reads} maps that it reads "
+                f"at {step.name!r} ({', '.join(step.maps)}), on the way from {layer!r} to the image. Register one that "
+                f"returns a tensor for each: zfkit.register_rule({operation}, inputs={reads})"
+            )
+        return rule if rule is not None and covers else generic_rule(step)
 
     def _recording(self, step: Step) -> OperationRule | None:
         """The rule of this step, if it records something in the forward pass."""
-        rule = rule_of(step) if step.maps else None
-        return rule if rule and rule.record and rule.when(self.options) else None
+        rule = self.rules.get(step.name)
+        return rule if rule and (rule.record or rule.keeps_inputs) and rule.when(self.options) else None
 
     def forward(self, x: Tensor, outputs: bool = True, on_step: OnStep | None = None) -> Tape:
         """Run images (N, C, H, W) as far as the layers need, keeping what the reverse path asks for.
@@ -140,12 +156,16 @@ class Deconvnet:
     @torch.no_grad()
     def _forward(self, x: Tensor, needed: set[str], outputs: bool, on_step: OnStep | None) -> Tape:
         """Steps that are not `needed` run on no image at all, for the shapes of what they give."""
+        kept: dict[str, Any] = {}
         maxima_from: dict[str, Tensor] = {}  # where the maxima of max-pooling came from
 
         def run(step: Step, inputs: tuple[Any, ...]) -> Any:
             if step.name not in needed:
                 given = zip(step.inputs, inputs, strict=True)
                 return step.run(*(v[:0] if n in step.maps and isinstance(v, Tensor) else v for n, v in given))
+            rule = self._recording(step)
+            if rule is not None and rule.keeps_inputs:
+                kept[step.name] = Inputs.of(step, inputs)  # before it runs, perhaps in place
             if isinstance(step.module, nn.MaxPool2d | nn.AdaptiveMaxPool2d):
                 y, maxima_from[step.name] = _max_pool_with_places(step.module, inputs[0])
                 return y
@@ -153,31 +173,20 @@ class Deconvnet:
 
         total = len(self.network.upto(self.layers))
         shapes: Shapes = {}
-        kept, layers = {}, {}
+        layers: dict[str, Tensor] = {}
         for done, (step, inputs, y) in enumerate(self.network.walk(x, self.layers, run)):
             if on_step is not None:
                 on_step(done + 1, total)
             if not isinstance(y, Tensor):
                 continue
-            self._check_sum(step, inputs, y)
             shapes[step.name] = tuple(y.shape[1:])
             rule = self._recording(step)
             if rule is not None and rule.record is not None:
-                kept[step.name] = rule.record(
-                    step.module, inputs[0], maxima_from.pop(step.name, y), self.options
-                )
+                output = maxima_from.pop(step.name, y)
+                kept[step.name] = rule.record(step.module, inputs[0], output, self.options)
             if outputs and step.name in self.layers:
                 layers[step.name] = y.clone()  # a ReLU may follow in place
         return Tape(shapes, kept, layers, x.dtype)
-
-    def _check_sum(self, step: Step, inputs: tuple[Any, ...], y: Tensor) -> None:
-        """Raise LayerError for a sum of maps of different shapes: what goes back to the smaller is not R."""
-        terms = [x for x, name in zip(inputs, step.inputs, strict=True) if name in step.maps]
-        if isinstance(step.module, graph.Add) and any(x[: len(y)].shape != y.shape for x in terms):
-            sizes = " and ".join(str(tuple(x.shape[1:])) for x in terms)
-            raise LayerError(
-                f"{step.name!r} adds maps of different shapes, {sizes}: no rule says what that does on the way back"
-            )
 
     @torch.no_grad()
     def reverse(
@@ -207,17 +216,24 @@ class Deconvnet:
             )
         coming = {layer: maps.seed(layer, channel, self._value(tape, layer, image, channel, position))}
         for step in reversed(self.network.way_to(layer)):
-            R, rule = coming.pop(step.name), rule_of(step)
-            assert rule is not None  # see _check_rules
+            if step.name not in coming:
+                continue  # nothing comes back to it: what reads it has no gradient
+            R, rule = coming.pop(step.name), self.rules[step.name]
             shapes = tuple(tape.shapes[name] for name in step.maps)
             context = Context(
                 step, self.options, tape.kept.get(step.name), shapes, image, maps.window(step.name)
             )
             parts = rule.reverse(R, step.module, context)
             for name, part in zip(step.maps, [parts] if isinstance(parts, Tensor) else parts, strict=True):
+                if part is None:
+                    continue
                 part = maps.fit(part, step, name)
                 # Where branches part on the way forward, what comes back on each adds up.
                 coming[name] = coming[name].add_(part) if name in coming else part
+        if self.network.input not in coming:
+            raise LayerError(
+                f"nothing comes back from {layer!r} to the image: no operation on the way has a gradient"
+            )
         pixels = coming[self.network.input]
         if (window := maps.window(self.network.input)) is None:
             origin = torch.zeros(len(image), 2, dtype=torch.long, device=image.device)
@@ -304,6 +320,30 @@ def project(
     if window.size == tuple(batch.shape[2:]) and not window.origin.any():
         return pixels
     return paste(pixels, window.origin, batch.shape[2:])
+
+
+def way_back(model: VisionModel, layer: str) -> pd.DataFrame:
+    """How the deconvnet treats each operation on the way from a layer back to the image, a row each.
+
+    Columns: step, operation, and treatment: "transpose" of a linear operation; "rectified", as a ReLU; by the
+    "switches" of max-pooling; "left out" (contrast normalisation, unless ``lrn="gradient"``); "registered", by
+    `register_rule`; "gradient", of an operation about which the literature says nothing: products and gates,
+    normalisations over the picture, attention.
+
+    >>> way_back(model, "layer4").treatment.value_counts()
+    """
+    import pandas as pd
+
+    deconvnet = Deconvnet(model.network, [layer])
+    steps = reversed(model.network.way_to(layer))
+    rows = [(s.name, s.operation, deconvnet.rules[s.name].treatment) for s in steps if not s.block]
+    return pd.DataFrame(rows, columns=["step", "operation", "treatment"])
+
+
+def by_gradient(model: VisionModel, layer: str) -> list[str]:
+    """Names of the operations on the way back that are passed by their gradient, for captions; mostly none."""
+    treated = way_back(model, layer)
+    return list(dict.fromkeys(treated.operation[treated.treatment == "gradient"]))
 
 
 def forward(

@@ -8,28 +8,49 @@ becomes [s low - p, s high - p + d (k - 1)] (Araujo et al. 2019, distill.pub/201
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from fractions import Fraction
+from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from ..errors import LayerError
-from ..nets.graph import ELEMENTWISE, Add, ChannelSlice, Concat, Network, Scale, Step, pair
+from ..nets.graph import (
+    ELEMENTWISE,
+    Add,
+    ChannelSlice,
+    Concat,
+    Network,
+    Padding,
+    Pointwise,
+    ReshapeChannels,
+    Scale,
+    SlidingFunction,
+    Step,
+    pair,
+)
 from ..nets.model import VisionModel
 from ..nets.paper import BlurPool
 
 
 class Interval(NamedTuple):
-    """Positions [stride * i + low, stride * i + high] of a map that position i of a later map depends on."""
+    """Positions [stride * i + low, stride * i + high] of a map that position i of a later map depends on.
 
-    stride: int
-    low: int
-    high: int
+    Behind an upsampling the stride may be a fraction, and so may the others be.
+    """
+
+    stride: Any  # int, or Fraction
+    low: Any
+    high: Any
 
     @property
     def size(self) -> int:
-        return self.high - self.low + 1
+        """How many positions it holds at most."""
+        return math.floor(self.high - self.low) + 1
 
 
 Extent = tuple[Interval, Interval]  # along rows, along columns
@@ -49,11 +70,17 @@ class Field:
     """Receptive field of a layer: unit i along a side sees `size` pixels from ``stride * i + offset`` on.
 
     All three are pixels, for the rows; `columns` differs only in networks with filters that are not square.
-    Units that see the whole image, as those of fully connected layers do, have stride 0.
+    Units that see the whole image, as those of fully connected layers do, have stride 0. Behind an upsampling units
+    of different phase see different pixels, and the field is the smallest that holds them all.
+
+    Attributes:
+        measured: was it found by gradients of noise, since the extent of some operation is not known? Such a field
+            holds all pixels that had an influence there.
     """
 
     rows: Interval
     columns: Interval
+    measured: bool = False
 
     @property
     def size(self) -> int:
@@ -61,23 +88,28 @@ class Field:
         return self.rows.size
 
     @property
-    def stride(self) -> int:
-        """Pixels between the fields of neighbouring units."""
-        return self.rows.stride
+    def stride(self) -> int | Fraction:
+        """Pixels between the fields of neighbouring units; a fraction where there are more units than pixels."""
+        stride: int | Fraction = self.rows.stride
+        return stride
 
     @property
     def offset(self) -> int:
         """Where the field of unit 0 begins; negative where padding comes in."""
-        return self.rows.low
+        return math.ceil(self.rows.low)
 
     def box(self, row: int, col: int) -> Box:
         """Rectangle of the image, in pixels, that unit (row, col) sees; it may stick out of the image."""
         (sr, top, bottom), (sc, left, right) = self.rows, self.columns
-        return Box(sc * col + left, sr * row + top, sc * col + right + 1, sr * row + bottom + 1)
+        first = math.ceil(sc * col + left), math.ceil(sr * row + top)
+        return Box(*first, math.floor(sc * col + right) + 1, math.floor(sr * row + bottom) + 1)
 
 
 def receptive_field(model: VisionModel, layer: str) -> Field:
     """Receptive field of the units of `layer`, in pixels of the model's input.
+
+    It follows from the sizes, strides and paddings on the way. Where an operation's extent is not known, the field is
+    measured: by the gradients of units in the middle of noise (`Field.measured`).
 
     Raises LayerError for an unknown layer.
 
@@ -87,22 +119,24 @@ def receptive_field(model: VisionModel, layer: str) -> Field:
     """
     model.network.find(layer)
     extent = extents(model.network, layer).get(model.network.input)
-    if extent is None:
-        whole = Interval(0, 0, model.input_size - 1)
-        return Field(whole, whole)
-    return Field(*extent)
+    if extent is not None:
+        return Field(*extent)
+    if len(model.network.shapes.get(layer, ())) == 3 and (found := _measured(model, layer)) is not None:
+        return Field(*found, measured=True)
+    whole = Interval(0, 0, model.input_size - 1)
+    return Field(whole, whole)
 
 
 def extents(network: Network, layer: str) -> dict[str, Extent | None]:
     """For every step up to `layer`, which of its positions a unit of `layer` depends on; None for all."""
-    found: dict[str, Extent | None] = {layer: (Interval(1, 0, 0), Interval(1, 0, 0))}
+    reach: dict[str, Extent | None] = {layer: (Interval(1, 0, 0), Interval(1, 0, 0))}
     for step in reversed(network.upto([layer])):
-        if step.name not in found:
+        if step.name not in reach:
             continue
-        before = extent_before(step, found[step.name])
-        for name in step.inputs:
-            found[name] = _union(found[name], before) if name in found else before
-    return found
+        before = extent_before(step, reach[step.name])
+        for name in step.maps:
+            reach[name] = _union(reach[name], before) if name in reach else before
+    return reach
 
 
 def _union(a: Extent | None, b: Extent | None) -> Extent | None:
@@ -115,47 +149,137 @@ def _union(a: Extent | None, b: Extent | None) -> Extent | None:
     return rows, columns
 
 
-class Filter(NamedTuple):
-    """How a step slides over its input along one axis."""
+@torch.enable_grad()
+def _measured(model: VisionModel, layer: str, draws: int = 4) -> Extent | None:
+    """The field by gradients of noise, from two units near the middle; None where they see the whole picture.
 
-    kernel: int
-    stride: int
-    padding: int  # before the first position
+    What a ReLU or a maximum hides in one noise shows in another, or in another map.
+    """
+    side = (
+        2 * model.input_size
+    )  # so that border effects stay away from the middle, if the network takes that size
+    generator = torch.Generator().manual_seed(0)
+    seen: list[Tensor] = []
+    for _ in range(draws):
+        x = torch.randn(1, len(model.mean), side, side, generator=generator)
+        x = x.to(model.device, model.dtype).requires_grad_()
+        try:
+            *_, (_, _, y) = model.network.walk(x * 1, [layer])
+        except RuntimeError:
+            return None
+        middle = [n // 2 for n in y.shape[2:]]
+        if min(y.shape[2:]) < 4:
+            return None
+        weights = torch.randn(y.shape[1], generator=generator).to(y)
+        units = [(weights * y[0, :, middle[0] + i, middle[1] + i]).sum() for i in (0, 1)]
+        seen.append(
+            torch.stack([torch.autograd.grad(u, x, retain_graph=True)[0][0].abs().sum(0) > 0 for u in units])
+        )
+    support = torch.stack(seen).any(0)  # (2, side, side)
+    intervals = []
+    for axis, first in enumerate(middle):
+        lines = [mask.any(1 - axis).nonzero().flatten().tolist() for mask in support]
+        if not all(lines) or any(line[0] == 0 or line[-1] == side - 1 for line in lines):
+            return None
+        (low, high), (low_next, high_next) = ((line[0], line[-1]) for line in lines)
+        stride = low_next - low
+        if stride < 1 or high_next - high != stride:
+            return None
+        intervals.append(Interval(stride, low - stride * first, high - stride * first))
+    return intervals[0], intervals[1]
+
+
+class Filter(NamedTuple):
+    """How a step slides over its input along one axis; fractions where it makes the maps larger."""
+
+    kernel: int | Fraction
+    stride: int | Fraction
+    padding: int | Fraction  # before the first position
     dilation: int
 
 
 POINTWISE = Filter(1, 1, 0, 1)
-
-
 _POINTWISE_MODULES = (
-    Add, Concat, ChannelSlice, Scale, nn.Identity, nn.ReLU, nn.ReLU6, nn.Dropout, nn.Dropout2d,
-    nn.AlphaDropout, nn.BatchNorm2d, nn.LocalResponseNorm, nn.Softmax2d,
+    Add, Concat, ChannelSlice, Scale, Pointwise, ReshapeChannels,
+    nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.ChannelShuffle,
+    nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.Softmax2d,
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
+    nn.Hardswish, nn.Softplus, nn.Threshold, nn.Hardtanh, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.LogSigmoid,
+    nn.Softsign, nn.Tanhshrink, nn.Hardshrink, nn.Softshrink,
 )  # fmt: skip
 
 
 def filters(step: Step) -> tuple[Filter, Filter] | None:
     """How a step slides over rows and columns; None where one output depends on every position."""
-    module = step.module
+    module: Any = step.module
     if isinstance(module, _POINTWISE_MODULES) or step.target in ELEMENTWISE:
         return POINTWISE, POINTWISE
-    if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros":
+    if isinstance(module, Padding):
+        return Filter(1, 1, module.top, 1), Filter(1, 1, module.left, 1)
+    if isinstance(module, nn.ZeroPad2d | nn.ConstantPad2d):
+        left, _, top, _ = module.padding
+        return Filter(1, 1, top, 1), Filter(1, 1, left, 1)
+    if isinstance(module, nn.Upsample):
+        return (_upsampling(round(float(module.scale_factor)), module.mode),) * 2  # type: ignore[arg-type]
+    if isinstance(module, nn.PixelShuffle):
+        return (_upsampling(module.upscale_factor, "nearest"),) * 2
+    if isinstance(module, nn.PixelUnshuffle):
+        return (Filter(module.downscale_factor, module.downscale_factor, 0, 1),) * 2
+    if isinstance(module, nn.ConvTranspose2d):
+        sizes = [pair(n) for n in (module.kernel_size, module.stride, module.padding, module.dilation)]  # type: ignore[arg-type]
+        rows, columns = (_transposed(*size) for size in zip(*sizes, strict=True))
+        return rows, columns
+    if (
+        isinstance(module, nn.Conv2d | SlidingFunction)
+        and getattr(module, "padding_mode", "zeros") == "zeros"
+    ):
         kernel, stride, dilation = pair(module.kernel_size), pair(module.stride), pair(module.dilation)
         if module.padding == "same":  # torch puts the odd pixel behind
             padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
         else:
             padding = pair(0 if isinstance(module.padding, str) else module.padding)
-    elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
-        kernel = pair(module.kernel_size)
-        stride = pair(module.stride)
-        padding = pair(module.padding)
-        dilation = pair(module.dilation) if isinstance(module, nn.MaxPool2d) else (1, 1)
-    elif isinstance(module, BlurPool):
+    elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d | BlurPool):
         kernel, stride, padding = pair(module.kernel_size), pair(module.stride), pair(module.padding)
-        dilation = (1, 1)
+        dilation = pair(module.dilation) if isinstance(module, nn.MaxPool2d) else (1, 1)
     else:
         return None
     rows, columns = (Filter(*f) for f in zip(kernel, stride, padding, dilation, strict=True))
     return rows, columns
+
+
+def slides(step: Step) -> bool:
+    """Can its rule be given a window of its output, and return all that the window reaches?"""
+    how = filters(step)
+    return how == (POINTWISE, POINTWISE) or (how is not None and isinstance(step.module, _SLIDING))
+
+
+# Their rules do so; other operations with a filter are undone by autograd, which wants whole maps.
+_SLIDING = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, BlurPool)
+
+
+def _upsampling(factor: int, mode: str) -> Filter:
+    """Position i reads i // factor (nearest), or the two positions around (i + 1/2) / factor - 1/2 (bilinear)."""
+    if mode == "nearest":
+        return _phases(factor, [(0, 0)] * factor)
+    middle = [Fraction(2 * r + 1, 2 * factor) - Fraction(1, 2) for r in range(factor)]
+    return _phases(factor, [(math.floor(m), math.ceil(m)) for m in middle])
+
+
+def _transposed(kernel: int, stride: int, padding: int, dilation: int) -> Filter:
+    """Position i reads every j with i = stride j - padding + dilation t, t from 0 to kernel - 1."""
+    reads = []
+    for i in range(stride):
+        taps = [(i + padding - dilation * t) for t in range(kernel)]
+        positions = [n // stride for n in taps if n % stride == 0] or [0]  # of a gap: nothing
+        reads.append((min(positions), max(positions)))
+    return _phases(stride, reads)
+
+
+def _phases(factor: int, reads: Sequence[tuple[int, int]]) -> Filter:
+    """The interval around i / factor that holds what positions i read, whose phase i mod factor decides on it."""
+    low = min(first - Fraction(r, factor) for r, (first, _) in enumerate(reads))
+    high = max(last - Fraction(r, factor) for r, (_, last) in enumerate(reads))
+    return Filter(high - low + 1, Fraction(1, factor), -low, 1)
 
 
 def extent_before(step: Step, after: Extent | None) -> Extent | None:
@@ -163,15 +287,14 @@ def extent_before(step: Step, after: Extent | None) -> Extent | None:
     sliding = filters(step)
     if after is None or sliding is None:
         return None
-    rows, columns = (
-        Interval(
-            f.stride * i.stride,
-            f.stride * i.low - f.padding,
-            f.stride * i.high - f.padding + f.dilation * (f.kernel - 1),
-        )
-        for i, f in zip(after, sliding, strict=True)
-    )
-    return rows, columns
+    intervals = []
+    for i, f in zip(after, sliding, strict=True):
+        low, high = f.stride * i.low - f.padding, f.stride * i.high - f.padding + f.dilation * (f.kernel - 1)
+        stride = f.stride * i.stride
+        if stride == int(stride):  # then only whole positions count
+            stride, low, high = int(stride), math.ceil(low), math.floor(high)
+        intervals.append(Interval(stride, low, high))
+    return intervals[0], intervals[1]
 
 
 def units_inside(model: VisionModel, layer: str, side: int) -> tuple[slice, slice]:
@@ -180,6 +303,13 @@ def units_inside(model: VisionModel, layer: str, side: int) -> tuple[slice, slic
     Raises LayerError where there is none.
     """
     spans = []
+    if len(shape := model.network.shapes.get(layer, ())) == 3 and shape[1] * shape[2] > 1:
+        culprit = _sees_everything(model.network, layer)
+        if culprit is not None:
+            raise LayerError(
+                f"units of {layer!r} see the whole picture, through {culprit.operation!r} at {culprit.name!r} (or its "
+                "extent is not known), so none looks at the picture's inside alone: leave out inside"
+            )
     for i in field_in(model, side, layer):
         first = -(i.low // i.stride) if i.stride else 0  # the first n with n * stride + low >= 0
         last = (side - 1 - i.high) // i.stride if i.stride else 0
@@ -192,10 +322,23 @@ def units_inside(model: VisionModel, layer: str, side: int) -> tuple[slice, slic
     return spans[0], spans[1]
 
 
+def _sees_everything(network: Network, layer: str) -> Step | None:
+    """The operation through which a unit depends on the whole picture, or on an unknown part of it."""
+    reach = extents(network, layer)
+    if (extent := reach.get(network.input)) is not None and all(i.stride == int(i.stride) for i in extent):
+        return None
+    way = network.way_to(layer)
+    return next(
+        (s for s in reversed(way) if reach[s.name] is not None and extent_before(s, reach[s.name]) is None),
+        way[-1],
+    )
+
+
 def field_in(model: VisionModel, side: int, layer: str) -> Extent:
     """Receptive field of a layer's units in pictures of this side; those of fully connected layers see all."""
     extent = extents(model.network, layer).get(model.network.input)
-    return extent if extent is not None else (Interval(0, 0, side - 1), Interval(0, 0, side - 1))
+    whole = Interval(0, 0, side - 1)
+    return (whole, whole) if extent is None or any(i.stride != int(i.stride) for i in extent) else extent
 
 
 def fits_inside(model: VisionModel, layers: Sequence[str], side: int) -> bool:

@@ -72,7 +72,22 @@ class Context:
 
 
 Record = Callable[[Any, Tensor, Tensor, Options], Any]  # module, input, output, options -> kept
-Reverse = Callable[[Tensor, Any, Context], Tensor | Sequence[Tensor]]  # R, module, context -> R of the inputs
+# R, module, context -> R of the inputs; None for an input that nothing goes back to
+Reverse = Callable[[Tensor, Any, Context], Tensor | Sequence[Tensor | None]]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an operation read in the forward pass."""
+
+    maps: dict[str, Tensor]  # copies, which later steps cannot overwrite
+    others: dict[str, Any]  # parameters, constants and sizes
+
+    @classmethod
+    def of(cls, step: Step, inputs: Sequence[Any]) -> Inputs:
+        values = dict(zip(step.inputs, inputs, strict=True))
+        maps = {n: v.detach().clone() for n, v in values.items() if n in step.maps and isinstance(v, Tensor)}
+        return cls(maps, {n: v for n, v in values.items() if n not in maps})
 
 
 @dataclass(frozen=True)
@@ -83,6 +98,8 @@ class OperationRule:
     record: Record | None = None  # of max-pooling, `output` are the places that the maxima came from
     when: Callable[[Options], bool] = lambda options: True  # does it record anything under these options?
     inputs: int | None = 1  # to how many of the operation's inputs it sends something back; None: to all
+    treatment: str = "transpose"  # in a word, for `way_back`
+    keeps_inputs: bool = False  # instead of `record`: what the operation read is kept, as `Inputs`
 
 
 RULES: dict[Any, OperationRule] = {}  # by module class, function, or name of a tensor method
@@ -115,7 +132,7 @@ def register_rule(
 
     def register(reverse: Reverse) -> Reverse:
         for target in targets:
-            RULES[target] = OperationRule(reverse, record, inputs=inputs)
+            RULES[target] = OperationRule(reverse, record, inputs=inputs, treatment="registered")
             if elementwise:
                 graph.ELEMENTWISE.add(target)
             if isinstance(target, type) and not target.__module__.startswith("torch.nn."):
@@ -126,10 +143,15 @@ def register_rule(
 
 
 def rule_of(step: Step) -> OperationRule | None:
-    """The rule for a step: one registered for just this operation, else the one of its module's kind."""
+    """The rule for a step: one registered for just this operation, else the one of its module's kind, if any."""
     if step.target in RULES:
         return RULES[step.target]
-    return next((RULES[kind] for kind in type(step.module).__mro__ if kind in RULES), None)
+    module: Any = type(step.module)
+    for kind in module.__mro__:
+        # A subclass that does something else in its forward is not that kind of module.
+        if kind in RULES and (step.layer is None or module.forward is kind.forward):
+            return RULES[kind]
+    return None
 
 
 def _rule(
@@ -137,9 +159,10 @@ def _rule(
     record: Record | None = None,
     when: Callable[[Options], bool] = lambda options: True,
     inputs: int | None = 1,
+    treatment: str = "transpose",
 ) -> Callable[[Reverse], Reverse]:
     def register(reverse: Reverse) -> Reverse:
-        RULES.update(dict.fromkeys(targets, OperationRule(reverse, record, when, inputs)))
+        RULES.update(dict.fromkeys(targets, OperationRule(reverse, record, when, inputs, treatment)))
         return reverse
 
     return register
@@ -152,7 +175,13 @@ def _relu_mask(module: Any, x: Tensor, y: Tensor, options: Options) -> Tensor:
     return (y > 0) & (y < 6) if isinstance(module, nn.ReLU6) else y > 0
 
 
-@_rule(nn.ReLU, nn.ReLU6, record=_relu_mask, when=lambda options: options.rule != "deconvnet")
+@_rule(
+    nn.ReLU,
+    nn.ReLU6,
+    record=_relu_mask,
+    when=lambda options: options.rule != "deconvnet",
+    treatment="rectified",
+)
 def relu(R: Tensor, module: nn.Module, context: Context) -> Tensor:
     """Rectify what comes back; the gradient masks it by what went forward; guided backpropagation does both.
 
@@ -195,7 +224,7 @@ def _pool_starts(module: nn.MaxPool2d, h: int, w: int, device: torch.device) -> 
     return down, across
 
 
-@_rule(nn.MaxPool2d, record=_switches)
+@_rule(nn.MaxPool2d, record=_switches, treatment="switches")
 def max_unpool(R: Tensor, module: nn.MaxPool2d, context: Context) -> Tensor:
     """Put each value where its maximum came from; values of overlapping windows that meet there add up."""
     (kh, kw), (sh, sw), (dh, dw) = pair(module.kernel_size), pair(module.stride), pair(module.dilation)
@@ -211,7 +240,7 @@ def max_unpool(R: Tensor, module: nn.MaxPool2d, context: Context) -> Tensor:
     return unpooled.view(B, height, width, C).permute(0, 3, 1, 2)
 
 
-@_rule(nn.AdaptiveMaxPool2d, record=lambda module, x, y, options: y)
+@_rule(nn.AdaptiveMaxPool2d, record=lambda module, x, y, options: y, treatment="switches")
 def adaptive_max_unpool(R: Tensor, module: nn.Module, context: Context) -> Tensor:
     """As `max_unpool`, for windows that follow from the output's size."""
     C, H, W = context.shapes[0]
@@ -223,6 +252,7 @@ def adaptive_max_unpool(R: Tensor, module: nn.Module, context: Context) -> Tenso
     nn.LocalResponseNorm,
     record=lambda module, x, y, options: x.clone(),
     when=lambda options: options.lrn == "gradient",
+    treatment="left out",
 )
 def local_response_norm(R: Tensor, module: nn.LocalResponseNorm, context: Context) -> Tensor:
     """Pass it on unchanged, as the paper does, or multiply with the derivative.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..nets import graph
 from ..nets.graph import Step
 from ..nets.paper import BlurPool
-from .receptive_field import Extent, filters
+from .receptive_field import POINTWISE, Extent, filters, slides
 
 Shapes = dict[str, tuple[int, ...]]  # of every step's output, without the first axis
 
@@ -62,7 +62,7 @@ def uncrop(R: Tensor, step: Step, size: Sequence[int]) -> Tensor:
     behind the last position of the filter were never read: they get 0.
     """
     sliding = filters(step)
-    if sliding is None or R.dim() != 4:
+    if sliding is None or not slides(step) or R.dim() != 4:
         return R
     (top, left), (height, width) = (f.padding for f in sliding), size
     R = R[:, :, top : top + height, left : left + width]
@@ -93,15 +93,22 @@ class Windows:
         for step in reversed(steps):
             if step.name not in extents or step.name not in shapes or not step.inputs:
                 continue
-            if step.name in self.whole or filters(step) is None:  # such rules are given whole maps
-                self.whole.update(n for n in (step.name, *step.inputs) if n in extents and n in shapes)
+            if step.name in self.whole or not slides(step) or self._repeats(step):
+                # The rule is given whole maps, and returns whole maps.
+                self.whole.update(n for n in (step.name, *step.maps) if n in extents and n in shapes)
         self.first, self.last = position.min(0).values.tolist(), position.max(0).values.tolist()
 
     def _covers(self, name: str) -> bool:
         extent, shape = self.extents[name], self.shapes[name]
         if extent is None or len(shape) != 3:
             return True
-        return all(i.size >= n for i, n in zip(extent, shape[1:], strict=True))
+        return all(i.stride != int(i.stride) or i.size >= n for i, n in zip(extent, shape[1:], strict=True))
+
+    def _repeats(self, step: Step) -> bool:
+        """Does it read a smaller map again and again, as a product with a gate does?"""
+        return filters(step) == (POINTWISE, POINTWISE) and any(
+            self.shapes[name][1:] != self.shapes[step.name][1:] for name in step.maps if name in self.shapes
+        )
 
     def _intervals(self, name: str) -> Extent:
         extent = self.extents[name]
@@ -133,7 +140,7 @@ class Windows:
     def fit(self, R: Tensor, step: Step, name: str) -> Tensor:
         """What a rule returned, moved into the window of the step's input `name`; 0 outside the map."""
         shape, sliding = self.shapes[name], filters(step)
-        if len(shape) != 3 or sliding is None:
+        if len(shape) != 3 or sliding is None or not slides(step):
             return R
         if step.name in self.whole:
             return uncrop(R, step, shape[1:])

@@ -8,10 +8,11 @@ Read `paper` (ZFNet and AlexNet as the paper draws them), `graph` (any network, 
 from __future__ import annotations
 
 from .activations import default_batch_size, features
-from .graph import Network, Step, trace
+from .graph import Network, Step
 from .model import VisionModel, wrap_model
 from .onnx import OnnxNetwork, load_onnx
 from .paper import ARCHITECTURES, AlexNet, Architecture, BlurPool, ZFNet, build
+from .trace import trace
 from .weights import load_weights, read_provenance, save_weights
 from .zoo import describe, list_models, load_model
 

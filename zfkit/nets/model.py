@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ..checks import whole_number
 from ..errors import ImageError, ModelError
 from ..images.colour import luma
-from .graph import LEAVES, Network, trace
+from .graph import LEAVES, Network
+from .trace import trace
 from .weights import Provenance
 
 
@@ -67,7 +68,9 @@ class VisionModel:
         """The traced network; traced again if rules for more kinds of module were registered since."""
         key = frozenset(LEAVES)
         if key not in self._traced:
-            self._traced[key] = trace(self.net)
+            side, count = self.input_size, len(self.mean)
+            example = torch.zeros(1, count, side, side, device=self.device, dtype=self.dtype)
+            self._traced[key] = trace(self.net, example)
         return self._traced[key]
 
     @property
