@@ -36,14 +36,15 @@ wide_resnet50_2
 """.split()
 TIMM = """
 bat_resnext26ts botnet26t_256 convmixer_768_32 convnext_atto convnext_pico convnextv2_atto cs3darknet_s
-cs3darknet_focus_s cspdarknet53 cspresnet50 darknet17 densenet121 dla34 dla46_c dm_nfnet_f0 dpn48b dpn68 eca_nfnet_l0 eca_resnext26ts
-edgenext_xx_small efficientnet_b0 efficientnet_es efficientnet_lite0 ese_vovnet19b_slim fbnetc_100 fbnetv3_b
-fastvit_t8 gcresnet33ts gernet_s ghostnet_050 ghostnetv2_100 haloregnetz_b hardcorenas_a hgnet_tiny hgnetv2_b0
-hrnet_w18_small inception_next_atto inception_resnet_v2 inception_v3 inception_v4 lambda_resnet26t lcnet_050 legacy_xception
-mixnet_s mnasnet_small mobilenetv2_050 mobilenetv3_small_050 mobilenetv4_conv_small_035 mobileone_s0 nf_regnet_b0
-nf_resnet26 pit_ti_224 poolformer_s12 rdnet_tiny regnetx_002 regnety_002 regnetz_005 repghostnet_050 repvgg_a0
-res2net50_14w_8s resnest14d resnet10t resnet18 resnetv2_18 rexnetr_100 selecsls42 semnasnet_075 skresnet18
-spnasnet_100 starnet_s1 tf_efficientnet_b0 tinynet_e tresnet_m vgg11_bn vovnet39a xception41p
+cs3darknet_focus_s cspdarknet53 cspresnet50 darknet17 densenet121 dla34 dla46_c dm_nfnet_f0 dpn48b dpn68
+eca_nfnet_l0 eca_resnext26ts edgenext_xx_small efficientnet_b0 efficientnet_es efficientnet_lite0
+ese_vovnet19b_slim fbnetc_100 fbnetv3_b fastvit_t8 gcresnet33ts gernet_s ghostnet_050 ghostnetv2_100
+haloregnetz_b hardcorenas_a hgnet_tiny hgnetv2_b0 hrnet_w18_small inception_next_atto inception_resnet_v2
+inception_v3 inception_v4 lambda_resnet26t lcnet_050 legacy_xception mixnet_s mnasnet_small mobilenetv2_050
+mobilenetv3_small_050 mobilenetv4_conv_small_035 mobileone_s0 nf_regnet_b0 nf_resnet26 pit_ti_224
+poolformer_s12 rdnet_tiny regnetx_002 regnety_002 regnetz_005 repghostnet_050 repvgg_a0 res2net50_14w_8s
+resnest14d resnet10t resnet18 resnetv2_18 rexnetr_100 selecsls42 semnasnet_075 skresnet18 spnasnet_100
+starnet_s1 tf_efficientnet_b0 tinynet_e tresnet_m vgg11_bn vovnet39a xception41p
 """.split()
 RULES: tuple[Rule, ...] = ("deconvnet", "guided", "gradient")
 
@@ -101,7 +102,8 @@ def check(family: str, name: str, units: int = 1) -> Iterator[dict[str, Any]]:
             right += error < 1e-10
         yield {
             "family": family, "network": name, "rule": rule, "px": side, "layers": len(model.conv_layers),
-            "right": right,             "largest error": f"{worst:.0e}", "seconds": f"{time.perf_counter() - start:.1f}",
+            "right": right, "largest error": f"{worst:.0e}",
+            "seconds": f"{time.perf_counter() - start:.1f}",
             "why not": "; ".join(sorted(reasons))[:300],
         }  # fmt: skip
 

@@ -60,7 +60,7 @@ def describe(node: fx.Node, shape: Callable[[fx.Node], Shape]) -> nn.Module | No
     Args:
         shape: gives the shape, without N, of a node's output for one picture.
     """
-    name = called(node)
+    name, result = called(node), shape(node)
     known = _FORMS.get(node.target)
     if known is not None:
         try:
@@ -70,9 +70,10 @@ def describe(node: fx.Node, shape: Callable[[fx.Node], Shape]) -> nn.Module | No
     form = known(*node.args, **node.kwargs) if known is not None else None
     if form is not None:
         return form
-    before, after = (
-        (shape(n) for n in (node.all_input_nodes[0], node)) if node.all_input_nodes else (None, None)
-    )
+    read: Any = next(iter(node.all_input_nodes), None)
+    if name == "getitem" and read is not None and called(read) in TUPLES:
+        node, name, read = read, called(read), read.all_input_nodes[0]  # what one of several is a piece of
+    before, after = (shape(read), result) if read is not None else (None, None)
     if before is None or after is None:
         return Reshape() if name in ("view", "reshape", "flatten") else None
     if name in ("conv2d", "convolution"):
@@ -162,6 +163,8 @@ def _pad(input, pad, mode="constant", value=None):  # type: ignore[no-untyped-de
 
 
 def _concat(tensors, dim=0, axis=None):  # type: ignore[no-untyped-def]
+    if isinstance(tensors, fx.Node):
+        return None  # several at once, as chunk gives them
     tensors = list(tensors)
     channels = (dim if axis is None else axis) in (1, -3)
     return Concat() if channels and len(set(tensors)) == len(tensors) else None

@@ -174,14 +174,19 @@ def _counts_images(node: fx.Node) -> bool:
 
 
 def _sources(node: fx.Node) -> list[fx.Node]:
-    """What a node reads; of an index into ``x.chunk(2)``, what the chunks are made of."""
-    return _pieces(node).all_input_nodes if _pieces(node) is not node else node.all_input_nodes
+    """What a node reads; through ``x.chunk(2)``, whose result is no tensor but several, what the chunks are made of."""
+    sources: list[fx.Node] = []
+    for n in node.all_input_nodes:
+        sources += [s for s in (_sources(n) if _is_several(n) else [n]) if s not in sources]
+    return sources
 
 
-def _pieces(node: fx.Node) -> fx.Node:
-    """The operation whose several results this node takes one of; else the node itself."""
-    whole = node.args[0] if node.target is operator.getitem else None
-    return whole if isinstance(whole, fx.Node) and called(whole) in TUPLES else node
+def _is_several(node: fx.Node) -> bool:
+    """Does it give several tensors, rather than one?"""
+    if node.target is operator.getitem:
+        whole = node.args[0]
+        return isinstance(whole, fx.Node) and _is_several(whole) and isinstance(node.args[1], slice)
+    return node.op in ("call_function", "call_method") and called(node) in TUPLES
 
 
 def _step(
@@ -198,12 +203,9 @@ def _step(
         plain = len(node.args) == 1 and not node.kwargs
         run = _resting(module, module if plain else _caller(node, sources, module))
         return Step(name, type(module), module, inputs, run, layer=module)
-    pieces = _pieces(node)
-    run = _caller(pieces, sources, _callable(pieces))
-    if pieces is not node:
-        several, place = run, node.args[1]
-        return Step(name, pieces.target, None, inputs, lambda *values: several(*values)[place])
-    return Step(name, node.target, None, inputs, run)
+    of_several = node.target is operator.getitem and _is_several(node.args[0])  # type: ignore[arg-type]
+    target = node.args[0].target if of_several else node.target  # type: ignore[union-attr]
+    return Step(name, target, None, inputs, _caller(node, sources, _callable(node)))
 
 
 def _callable(node: fx.Node) -> Any:
@@ -224,8 +226,11 @@ def _caller(node: fx.Node, sources: list[fx.Node], call: Any) -> Any:
 
     def run(*values: Any) -> Any:
         bound = dict(zip(sources, values, strict=True))
-        args = fx.node.map_arg(node.args, bound.__getitem__)
-        kwargs = fx.node.map_arg(node.kwargs, bound.__getitem__)
+
+        def value(n: fx.Node) -> Any:
+            return bound[n] if n in bound else _caller(n, sources, _callable(n))(*values)
+
+        args, kwargs = fx.node.map_arg(node.args, value), fx.node.map_arg(node.kwargs, value)
         return getattr(args[0], call)(*args[1:], **kwargs) if isinstance(call, str) else call(*args, **kwargs)
 
     return run

@@ -1,0 +1,227 @@
+"""Operations without a rule of their own: exact against autograd, or refused; what was done is said."""
+
+from __future__ import annotations
+
+import oracle
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import zfkit
+from zfkit.errors import LayerError
+
+F64 = torch.float64
+
+
+class Around(nn.Module):
+    """Convolution, ReLU, what is being tested, convolution: the last one's units look through all of it."""
+
+    def __init__(self, operation, channels=4):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(channels, 3, 3, padding=1)
+        self.other, self.gate = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.operation = operation
+
+    def forward(self, x):
+        y = F.relu(self.first(x))
+        return self.last(
+            self.operation(self, y) if not isinstance(self.operation, nn.Module) else self.operation(y)
+        )
+
+
+def operation(function, channels=4):
+    return function, channels
+
+
+# Linear: padding, upsampling, shuffles, slices, sums with signs, normalisations with fixed statistics.
+LINEAR = {
+    "transposed convolution": operation(nn.ConvTranspose2d(4, 5, 3, 2, 1, 1), 5),
+    "transposed convolution to a size": operation(nn.ConvTranspose2d(4, 4, 2, 2)),
+    "upsample nearest": operation(nn.Upsample(scale_factor=2)),
+    "upsample bilinear": operation(nn.Upsample(scale_factor=2, mode="bilinear")),
+    "interpolate to a size": operation(lambda n, y: F.interpolate(y, size=(9, 11), mode="bilinear")),
+    "zero padding": operation(nn.ZeroPad2d((1, 2, 0, 3))),
+    "reflection padding": operation(nn.ReflectionPad2d(2)),
+    "pad": operation(lambda n, y: F.pad(y, (2, 1, 0, 1))),
+    "pad, cropping": operation(lambda n, y: F.pad(y, (-1, -2, 0, -1))),
+    "pixel shuffle": operation(nn.PixelShuffle(2), 1),
+    "pixel unshuffle": operation(nn.PixelUnshuffle(2), 16),
+    "channel shuffle": operation(nn.ChannelShuffle(2)),
+    "channel shuffle by views": operation(
+        lambda n, y: y.view(y.size(0), 2, 2, y.size(2), y.size(3)).transpose(1, 2).reshape(y.shape)
+    ),
+    "synchronised batch norm": operation(nn.SyncBatchNorm(4)),
+    "frozen batch norm": operation(torchvision.ops.FrozenBatchNorm2d(4)),
+    "batch norm by a function": operation(
+        lambda n, y: F.batch_norm(y, torch.arange(4.0, dtype=F64), torch.arange(1, 5.0, dtype=F64))
+    ),
+    "channels swapped": operation(lambda n, y: y[:, [2, 1, 0, 3]]),
+    "flip": operation(lambda n, y: y.flip(3)),
+    "difference": operation(lambda n, y: n.other(y) - y),
+    "negative": operation(lambda n, y: 1 - y),
+    "chunks": operation(lambda n, y: torch.cat(y.chunk(2, 1)[::-1], 1)),
+    "split along rows": operation(lambda n, y: y.split(5, 2)[0]),
+    "a smaller map added": operation(lambda n, y: y + F.adaptive_avg_pool2d(y, 1)),
+    "convolution by a function": operation(lambda n, y: F.conv2d(y, n.other.weight * 2, padding=1)),
+    "mean over channels": operation(lambda n, y: y.mean(1, keepdim=True), 1),
+    "permuted and linear": operation(
+        lambda n, y: F.linear(y.permute(0, 2, 3, 1), n.other.weight[:, :, 0, 0]).permute(0, 3, 1, 2)
+    ),
+}
+LIKE_RELU = {
+    name: operation(module)
+    for name, module in {
+        "LeakyReLU": nn.LeakyReLU(0.1), "PReLU": nn.PReLU(), "ELU": nn.ELU(), "SELU": nn.SELU(), "GELU": nn.GELU(),
+        "SiLU": nn.SiLU(inplace=True), "Mish": nn.Mish(), "Hardswish": nn.Hardswish(inplace=True),
+        "Softplus": nn.Softplus(),
+    }.items()
+}  # fmt: skip
+# Passed by their gradient, on every input.
+GRADIENT = {
+    "sigmoid": operation(nn.Sigmoid()),
+    "product of two branches": operation(lambda n, y: torch.tanh(n.other(y)) * n.gate(y)),
+    "squeeze and excitation": operation(lambda n, y: y * torch.sigmoid(n.gate(y.mean((2, 3), keepdim=True)))),
+    "product with itself": operation(lambda n, y: y * y),
+    "quotient": operation(lambda n, y: y / (1 + y.abs())),
+    "group norm": operation(nn.GroupNorm(2, 4)),
+    "instance norm": operation(nn.InstanceNorm2d(4)),
+    "layer norm": operation(lambda n, y: F.layer_norm(y.permute(0, 2, 3, 1), (4,)).permute(0, 3, 1, 2)),
+    "softmax": operation(nn.Softmax(1)),
+    "maximum of two": operation(lambda n, y: torch.maximum(y, n.other(y))),
+    "a mask that has no gradient": operation(lambda n, y: n.other(y) * (y > 0.1)),
+    "clamp in place": operation(lambda n, y: n.other(y).clamp_(-0.2, 0.3)),
+}
+
+
+def wrapped(net, size=12):
+    torch.manual_seed(0)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, 0.1, 0.5)
+    return zfkit.wrap_model(net.double(), mean=0.0, scale=1.0, input_size=size)
+
+
+def assert_exact(net, layer="last", rules=("deconvnet", "guided", "gradient"), size=12):
+    model = wrapped(net, size)
+    x = torch.randn(2, 3, size, size, dtype=F64, generator=torch.Generator().manual_seed(1))
+    shape = model.network.shapes[layer]
+    something = False
+    for unit in [(0, 0, 0), (shape[0] - 1, shape[1] // 2, shape[2] - 1)]:
+        for rule in rules:
+            expected = oracle.projection(net, x, layer, unit, rule)
+            something |= bool(expected.any())
+            pixels = zfkit.project(model, x, layer, unit[0], unit[1:], rule=rule)
+            torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-10 * float(expected.abs().max()))
+    assert something
+    return model
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_the_transpose_of_a_linear_operation(name):
+    model = assert_exact(Around(*LINEAR[name]))
+    assert not (zfkit.way_back(model, "last").treatment == "gradient").any()
+
+
+@pytest.mark.parametrize("name", LIKE_RELU)
+def test_an_activation_like_relu_is_rectified(name):
+    model = assert_exact(Around(*LIKE_RELU[name]))
+    assert (zfkit.way_back(model, "last").treatment == "rectified").sum() == 2
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_any_other_operation_is_passed_by_its_gradient_and_that_is_said(name):
+    model = assert_exact(Around(*GRADIENT[name]))
+    assert (zfkit.way_back(model, "last").treatment == "gradient").any()
+    assert zfkit.deconv.by_gradient(model, "last")
+
+
+def test_attention_between_places():
+    class Attention(Around):
+        def forward(self, x):
+            y = self.first(x).flatten(2)  # (N, C, places)
+            weights = torch.softmax(y.transpose(1, 2) @ y, -1)
+            return self.last((y @ weights).unflatten(2, (12, 12)))
+
+    assert_exact(Attention(None))
+
+
+def test_the_decoder_of_a_u_net():
+    class UNet(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down, self.deep = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 6, 3, padding=1)
+            self.up, self.out = nn.ConvTranspose2d(6, 4, 2, 2), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            y = F.relu(self.down(x))
+            return self.out(torch.cat([y, self.up(F.relu(self.deep(F.max_pool2d(y, 2))))], 1))
+
+    model = assert_exact(UNet(), "out", size=16)
+    field = zfkit.receptive_field(model, "out")
+    assert (field.stride, field.size) == (1, 9)  # 8 px through the pooled branch, either of two phases: 9
+
+
+OPERATIONS = {**LINEAR, **LIKE_RELU, **GRADIENT}
+KEEPS_FOUR_MAPS = sorted(name for name, (_, channels) in OPERATIONS.items() if channels == 4)
+
+
+class Several(nn.Module):
+    """Operations one after the other, some of them beside a shortcut."""
+
+    def __init__(self, names):
+        super().__init__()
+        self.names = names
+        self.blocks = nn.ModuleList(Around(OPERATIONS[name][0]) for name in names)
+        self.between = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in names)
+
+    def forward(self, x):
+        for block, between in zip(self.blocks, self.between, strict=True):
+            y = block(x)
+            x = between(y)
+        return x
+
+
+@given(st.lists(st.sampled_from(KEEPS_FOUR_MAPS), min_size=2, max_size=3))
+def test_networks_of_random_operations_equal_autograd(names):
+    net = Several(names)
+    assert_exact(net, f"between.{len(names) - 1}", ("deconvnet", "gradient"))
+
+
+def test_windows_equal_whole_maps():
+    net = Around(nn.GELU())
+    net.operation = nn.Sequential(nn.GELU(), nn.MaxPool2d(3, 2, 1), nn.BatchNorm2d(4), nn.AvgPool2d(2, 1))
+    model = wrapped(net, 30)
+    x = torch.randn(3, 3, 30, 30, dtype=F64, generator=torch.Generator().manual_seed(1))
+    image, channel = torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 2, 0])
+    position = torch.tensor([[0, 0], [7, 7], [13, 13], [0, 13]])
+    for rule in ("deconvnet", "guided", "gradient"):
+        deconvnet = zfkit.deconv.Deconvnet(model.network, ["last"], zfkit.deconv.Options(rule))
+        tape = deconvnet.forward(x.clone())
+        pixels, window = deconvnet.reverse(tape, "last", image, channel, position)
+        whole, _ = deconvnet.reverse(tape, "last", image, channel, position, whole_maps=True)
+        assert window.size < (30, 30)
+        torch.testing.assert_close(
+            zfkit.deconv.paste(pixels, window.origin, (30, 30)), whole, rtol=0, atol=1e-12
+        )
+
+
+def test_a_registered_rule_that_leaves_out_an_input_is_refused(own_rules):
+    zfkit.register_rule(torch.mul)(lambda R, module, context: R)
+    model = wrapped(Around(lambda n, y: torch.mul(n.other(y), n.gate(y))))
+    with pytest.raises(LayerError, match=r"1 of the 2 maps.*other, gate.*inputs=2"):
+        zfkit.project(model, torch.zeros(1, 3, 12, 12, dtype=F64), "last", 0)
+
+
+def test_what_has_no_gradient_is_refused_by_name():
+    model = wrapped(Around(lambda n, y: (y > 0.1).double()))
+    with pytest.raises(LayerError, match="gradient"):
+        zfkit.project(model, torch.ones(1, 3, 12, 12, dtype=F64), "last", 0, (5, 5))
+
+
+def test_way_back_names_every_operation_in_order():
+    table = zfkit.way_back(zfkit.load_model("zfnet64"), "conv2")
+    assert table.step.tolist() == ["conv2", "norm1", "pool1", "relu1", "conv1"]
+    assert table.treatment.tolist() == ["transpose", "left out", "switches", "rectified", "transpose"]
