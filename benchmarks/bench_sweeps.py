@@ -81,7 +81,7 @@ def many(folder: Path) -> None:
 def _key(plan: Any, run: Any) -> str:
     from zfkit.sweeps import runs
 
-    return runs._key(run, plan._digest)
+    return runs._key(run, plan.code)
 
 
 if __name__ == "__main__":

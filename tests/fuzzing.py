@@ -32,7 +32,7 @@ from zfkit import ZfkitError, load_images
 from zfkit.images.decode import decode, square, to_tensor
 from zfkit.nets.paper import Architecture, build
 from zfkit.nets.zoo import describe
-from zfkit.sweeps.parameters import expand, read_grid, read_parameters
+from zfkit.sweeps import expand, read_grid, read_parameters
 
 BORDERS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 # No "/" and no "~": what they name is large, and may be written to.
@@ -470,7 +470,7 @@ class Onnx(Target):
 
 
 class Tables(Target):
-    """Tables of `mine` and states of its shares, changed."""
+    """Tables and checkpoints of `mine`, changed."""
 
     def prepare(self) -> None:
         torch.manual_seed(0)
@@ -478,11 +478,14 @@ class Tables(Target):
         self.model = zfkit.wrap_model(net, mean=0, scale=1 / 255, input_size=8, name="m")
         drawn = [Image.fromarray(pixels(8, 8, i)) for i in range(6)]
         self.images = zfkit.ImageSet(lambda i: (drawn[i], -1), [f"p{i}" for i in range(6)], size=8)
-        self.table, self.state = self.folder / "t.parquet", self.folder / "t.part.0of1"
-        zfkit.mine(self.model, self.images, k=2, progress=False).save(self.table)
-        zfkit.topk.mine_share(self.model, self.images, self.folder / "t.part", 0, 1, k=2, progress=False)
+        self.table, self.state = self.folder / "t.parquet", self.folder / "t.part"
+        self.mine().save(self.table)
         self.samples = {self.table: self.table.read_bytes(), self.state: self.state.read_bytes()}
         self.metadata = pq.read_table(self.table)
+
+    def mine(self) -> zfkit.TopK:
+        """With a checkpoint, which it goes on from."""
+        return zfkit.mine(self.model, self.images, k=2, checkpoint=self.state, progress=False)
 
     def draw(self, rng: random.Random) -> tuple[str, bytes]:
         file = rng.choice(sorted(self.samples))
@@ -525,7 +528,7 @@ class Tables(Target):
         file = self.folder / given[0]
         file.write_bytes(given[1])
         try:
-            top = zfkit.TopK.load(file) if file == self.table else zfkit.TopK.merge([file], self.images)
+            top = zfkit.TopK.load(file) if file == self.table else self.mine()
             assert isinstance(top, zfkit.TopK) and "TopK" in repr(top)
             for layer, t in top.layers.items():
                 assert t.value.shape == (len(t.max), top.k) == t.image.shape

@@ -1,17 +1,19 @@
 """One notebook over a grid of parameters.
 
-In reading order: what a notebook takes and what a grid asks for (`parameters`), what a notebook gives back (`records`),
-the page and the table (`gallery`), and the runs themselves (`runs`).
+In reading order: what a notebook takes (`parameters`) and what a grid asks for (`grid`), both in `values` as JSON has
+them; one run (`execute`) and what a notebook gives back (`records`); the page and the table (`gallery`); all runs of a
+sweep (`runs`).
 """
 
-from .parameters import Parameter, Run, expand, read_grid, read_parameters
+from .grid import SweepRun, expand, read_grid
+from .parameters import Parameter, read_parameters
 from .records import record, recorded
-from .runs import Plan, find_workers, plan_sweep, run_sweep, sweep
+from .runs import SweepPlan, find_workers, plan_sweep, run_sweep, sweep
 
 __all__ = [
     "Parameter",
-    "Plan",
-    "Run",
+    "SweepPlan",
+    "SweepRun",
     "expand",
     "find_workers",
     "plan_sweep",

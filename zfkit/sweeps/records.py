@@ -17,7 +17,6 @@ from ..errors import ZfkitError
 MIME = "application/vnd.zfkit.record+json"
 KEY = "zfkit"  # where in the output's metadata the record lies
 Value = bool | int | float | str | None
-KINDS = ("bool", "int", "float", "str", "NoneType")
 
 
 def record(name: str, value: Value | Sequence[Value]) -> None:
@@ -33,62 +32,45 @@ def record(name: str, value: Value | Sequence[Value]) -> None:
     >>> record("top-1 accuracy in %", 46.3)
     """
     if not isinstance(name, str) or not name.strip() or len(name) > 200 or not name.isprintable():
-        raise ZfkitError(f"a record needs a name, one line of at most 200 letters, not {name!r}")
-    told = [_encode(v, name) for v in _items(value)] if _is_list(value) else _encode(value, name)
-    if not _in_notebook():
+        raise ZfkitError(f"a record needs a name, one line of at most 200 letters, not {name!r:.80}")
+    value = _as_python(value)
+    items = value if isinstance(value, list | tuple) else [value]
+    encoded = [_encode(_as_python(item), name) for item in items]
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if not hasattr(shell, "kernel"):  # there is no Jupyter kernel to send an output through
         return
     from IPython.display import display
 
     display(
         # The empty HTML is for front ends that complain of an output they cannot show.
         {MIME: {"name": name}, "text/html": ""},
-        metadata={KEY: {"record": name, "value": told}},
+        metadata={KEY: {"record": name, "value": encoded if items is value else encoded[0]}},
         raw=True,
     )
 
 
 def recorded(notebook: Any) -> dict[str, Any]:
     """Records of an executed notebook (as nbformat reads it) by name, in order."""
-    found: dict[str, Any] = {}
-    for cell in notebook.cells:
-        for output in cell.get("outputs", ()):
-            held = (output.get("metadata") or {}).get(KEY)
-            if (
-                MIME in (output.get("data") or {})
-                and isinstance(held, dict)
-                and isinstance(held.get("record"), str)
-            ):
-                told = held.get("value")
-                value = [_decode(v) for v in told] if isinstance(told, list) else _decode(told)
-                found[held["record"]] = value
-    return found
+    values: dict[str, Any] = {}
+    for output in (o for cell in notebook.cells for o in cell.get("outputs", ())):
+        held = (output.get("metadata") or {}).get(KEY)
+        if MIME not in (output.get("data") or {}) or not isinstance(held, dict):
+            continue
+        name, value = held.get("record"), held.get("value")
+        if isinstance(name, str):
+            values[name] = [_decode(v) for v in value] if isinstance(value, list) else _decode(value)
+    return values
 
 
-def _in_notebook() -> bool:
-    """Is there a Jupyter kernel to send an output through?"""
-    if "IPython" not in sys.modules:
-        return False
-    shell = sys.modules["IPython"].get_ipython()
-    return shell is not None and hasattr(shell, "kernel")
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 1
-
-
-def _items(value: Any) -> list[Any]:
-    return list(value)
-
-
-def _scalar(value: Any) -> Any:
-    """Numbers of numpy and torch as Python's."""
-    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+def _as_python(value: Any) -> Any:
+    """Numbers and arrays of numpy and torch as Python's."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _encode(value: Any, name: str) -> Any:
     """As JSON has it; a float that is not finite, which JSON lacks, as {"float": "nan"}."""
-    value = _scalar(value)
-    if type(value).__name__ not in KINDS or (isinstance(value, int) and abs(value) >= 2**63):
+    wide = type(value) is int and not -(2**63) <= value < 2**63
+    if wide or type(value) not in (bool, int, float, str, type(None)):
         raise ZfkitError(
             f"cannot record {name!r}: {type(value).__name__} is no number, text, True, False or None, nor a list "
             "of them; record several values under a name each"
@@ -96,7 +78,7 @@ def _encode(value: Any, name: str) -> Any:
     return {"float": str(value)} if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _decode(told: Any) -> Any:
-    if isinstance(told, dict):
-        return float(told["float"]) if told.get("float") in ("nan", "inf", "-inf") else None
-    return told
+def _decode(value: Any) -> Any:
+    if isinstance(value, dict):
+        return float(value["float"]) if value.get("float") in ("nan", "inf", "-inf") else None
+    return value
