@@ -6,30 +6,22 @@ import re
 
 import pytest
 import torch
-from tiny import TINY
+from tiny import hooked, noise, tiny_model
 from torch import nn
 
 import zfkit
 from zfkit.errors import ImageError, LayerError, ZfkitError
-from zfkit.experiments.correspondence import RANDOM, SAME_PLACE, default_layers
-from zfkit.nets.paper import build
+from zfkit.experiments import part_pictures
+from zfkit.experiments.correspondence import RANDOM, SAME_PLACE
 
 
-def noise(N, side, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (N, 3, side, side), generator=generator, dtype=torch.uint8)
+def correspondence(*arguments, **options):
+    return zfkit.correspondence(*arguments, progress=False, **options)
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    torch.manual_seed(0)
-    net = build(TINY).double()
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.copy_(
-                torch.randn(parameter.shape) / (parameter[0].numel() if parameter.dim() > 1 else 4) ** 0.5
-            )
-    return zfkit.wrap_model(net, mean=[100, 110, 120], scale=0.02, input_size=32)
+    return tiny_model()
 
 
 BOXES = {
@@ -38,109 +30,76 @@ BOXES = {
 }
 
 
-def sign(value, tolerance):
-    return 0 if abs(value) <= tolerance else math.copysign(1, value)
-
-
 def literal_distances(model, pictures, boxes, layer, colour, tolerance=1e-5):
     """By the formula: eps, signs and their Hamming distance, one feature after the other."""
-    caught = {}
-    handle = model.net.get_submodule(layer).register_forward_hook(lambda m, i, o: caught.update(y=o.clone()))
 
     def look(x):
-        with torch.no_grad():
+        with hooked(model, [layer]) as outputs, torch.no_grad():
             model.net(x)
-        return caught["y"].flatten().tolist()
+        return outputs[layer].flatten().tolist()
 
     stills = [look(model.preprocess(p)) for p in pictures]
-    largest = max(abs(v) for still in stills for v in still)
+    rounding = tolerance * max(abs(v) for still in stills for v in still)
     signs = {}
     for i, box in enumerate(boxes):
-        if box is None:
-            continue
-        x = model.preprocess(pictures[i])
-        x[0, :, box[1] : box[3], box[0] : box[2]] = colour
-        signs[i] = [sign(a - b, tolerance * largest) for a, b in zip(stills[i], look(x), strict=True)]
-    handle.remove()
-    found = {}
-    for i, j in itertools.permutations(signs, 2):
-        unequal = sum(a != b for a, b in zip(signs[i], signs[j], strict=True))
-        found[i, j] = unequal / len(signs[i])
+        if box is not None:
+            x = model.preprocess(pictures[i])
+            x[0, :, box[1] : box[3], box[0] : box[2]] = colour
+            eps = [a - b for a, b in zip(stills[i], look(x), strict=True)]
+            signs[i] = [0 if abs(e) <= rounding else math.copysign(1, e) for e in eps]
+    distances = {
+        (i, j): sum(a != b for a, b in zip(signs[i], signs[j], strict=True)) / len(signs[i])
+        for i, j in itertools.permutations(signs, 2)
+    }
     zeros = [s.count(0) / len(s) for s in signs.values()]
-    return found, sum(zeros) / len(zeros)
+    return distances, sum(zeros) / len(zeros)
 
 
 @pytest.mark.parametrize("fill", [None, 200])
 def test_equals_the_formula_feature_by_feature(tiny, fill):
-    pictures = noise(4, 32)
-    layers = ["relu1", "relu5", "pool5", "fc7", "relu7"]
-    found = zfkit.correspondence(
-        tiny, pictures, BOXES, layers=layers, draws=2, fill=fill, batch_size=3, progress=False
-    )
+    pictures, layers = noise(4, 32), ["relu1", "pool5", "relu7"]
+    result = correspondence(tiny, pictures, BOXES, layers=layers, draws=2, fill=fill, batch_size=3)
     mean = torch.tensor([100.0, 110.0, 120.0]).double()
     colour = torch.zeros(3, 1, 1) if fill is None else ((fill - mean) * 0.02)[:, None, None]
     for layer in layers:
         for part, boxes in BOXES.items():
             expected, zeros = literal_distances(tiny, pictures, boxes, layer, colour)
-            values = found.pairs[layer, part]
             for i, j in itertools.product(range(4), repeat=2):
-                if (i, j) in expected:
-                    assert float(values[i, j]) == pytest.approx(expected[i, j], abs=1e-6)
-                else:
-                    assert math.isnan(values[i, j])
-            assert found.score(layer, part) == pytest.approx(sum(expected.values()) / len(expected))
-            assert found.unchanged[layer, part] == pytest.approx(zeros)
-            once = [v for (i, j), v in expected.items() if i < j]
-            assert found.spread(layer, part) == pytest.approx(
-                torch.tensor(once * 2).double().std().item(), rel=1e-6
-            )
+                value = float(result.pairs[layer, part][i, j])
+                assert value == pytest.approx(expected.get((i, j), math.nan), abs=1e-6, nan_ok=True)
+            assert result.score(layer, part) == pytest.approx(sum(expected.values()) / len(expected))
+            assert result.unchanged[layer, part] == pytest.approx(zeros)
+            spread = torch.tensor(list(expected.values()), dtype=torch.float64).std()
+            assert result.spread(layer, part) == pytest.approx(float(spread), rel=1e-6)
 
 
-def test_standard_error_is_the_jackknife_over_pictures(tiny):
-    pictures = noise(4, 32)
-    found = zfkit.correspondence(tiny, pictures, BOXES, layers=["relu5"], draws=1, progress=False)
-    values = found.pairs["relu5", "eye"]
-    means = []
-    for out in range(4):
-        kept = [float(values[i, j]) for i, j in itertools.permutations(range(4), 2) if out not in (i, j)]
-        means.append(sum(kept) / len(kept))
-    middle = sum(means) / 4
-    expected = (3 / 4 * sum((m - middle) ** 2 for m in means)) ** 0.5
-    assert found.error("relu5", "eye") == pytest.approx(expected)
-
-
-def test_standard_error_leaves_out_whole_groups(tiny):
-    pictures = noise(6, 32)
-    groups = [0, 0, 1, 2, 2, 2]
-    boxes = {"eye": [[i, 2 * i, i + 9, 2 * i + 8] for i in range(6)]}
-    found = zfkit.correspondence(
-        tiny, pictures, boxes, groups=groups, layers=["relu5"], draws=1, progress=False
-    )
-    values = found.pairs["relu5", "eye"]
-    means = []
-    for out in range(3):
-        kept = [
-            float(values[i, j])
-            for i, j in itertools.permutations(range(6), 2)
-            if groups[i] != groups[j] and out not in (groups[i], groups[j])
-        ]
-        means.append(sum(kept) / len(kept))
-    middle = sum(means) / 3
-    assert found.error("relu5", "eye") == pytest.approx(
-        (2 / 3 * sum((m - middle) ** 2 for m in means)) ** 0.5
-    )
-    two = zfkit.correspondence(
-        tiny, pictures, boxes, groups=[0, 0, 0, 1, 1, 1], layers=["relu5"], draws=1, progress=False
-    )
+def test_standard_error_leaves_out_one_group_after_the_other(tiny):
+    """The jackknife: of single pictures where there are no groups."""
+    for groups in (None, [0, 0, 1, 2, 2, 2]):
+        boxes = {"eye": [[i, 2 * i, i + 9, 2 * i + 8] for i in range(6)]}
+        result = correspondence(tiny, noise(6, 32), boxes, groups=groups, layers=["relu5"], draws=1)
+        values, of = result.pairs["relu5", "eye"], groups or list(range(6))
+        means = []
+        for out in sorted(set(of)):
+            kept = [
+                float(values[i, j])
+                for i, j in itertools.permutations(range(6), 2)
+                if of[i] != of[j] and out not in (of[i], of[j])
+            ]
+            means.append(sum(kept) / len(kept))
+        n, middle = len(means), sum(means) / len(means)
+        expected = ((n - 1) / n * sum((m - middle) ** 2 for m in means)) ** 0.5
+        assert result.error("relu5", "eye") == pytest.approx(expected)
+    two = correspondence(tiny, noise(6, 32), boxes, groups=[0, 0, 0, 1, 1, 1], layers=["relu5"], draws=1)
     assert math.isnan(two.error("relu5", "eye"))  # two things have no spread to judge by
 
 
 # --------------------------------------------------------------------------------- sets with a known answer
 
 
-def pooled_model(maps=400, side=24, seed=0):
+def pooled_model(maps=400, side=24, random_seed=0):
     """Features are sums over all places of linear filters: what a part does to them is its own, wherever it lies."""
-    torch.manual_seed(seed)
+    torch.manual_seed(random_seed)
     net = nn.Sequential(
         nn.Conv2d(3, maps, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(maps, 2)
     )
@@ -150,20 +109,18 @@ def pooled_model(maps=400, side=24, seed=0):
 def test_the_same_part_at_other_places_agrees_and_random_parts_do_not():
     """Known answer: eps is the part's own, so equal parts have distance 0; unrelated ones differ in half the signs."""
     pictures = noise(6, 24)
-    part = noise(1, 5, seed=9)[0]
+    part = noise(1, 5, random_seed=9)[0]
     places = [(0, 0), (19, 3), (7, 11), (2, 18), (13, 13), (5, 2)]
     for picture, (left, top) in zip(pictures, places, strict=True):
         picture[:, top : top + 5, left : left + 5] = part
     boxes = torch.tensor([[x, y, x + 5, y + 5] for x, y in places])
-    found = zfkit.correspondence(
-        pooled_model(), pictures, {"part": boxes}, layers=["2"], draws=30, progress=False
-    )
-    assert found.score("2", "part") == 0 and found.relative("2", "part") == 0
-    assert found.chance("2", "part") == 0 and found.chance("2", "part", SAME_PLACE) == 0
+    result = correspondence(pooled_model(), pictures, {"part": boxes}, layers=["2"], draws=30)
+    assert result.score("2", "part") == 0 and result.relative("2", "part") == 0
+    assert result.chance("2", "part") == 0 and result.chance("2", "part", SAME_PLACE) == 0
     # two random vectors a, b of 3 numbers: signs of a.w and b.w differ in angle / pi of all w, half on average
     for control in (RANDOM, SAME_PLACE):
-        assert found.score("2", control) == pytest.approx(0.5, abs=0.06)
-        assert found.relative("2", control) == pytest.approx(1.0, abs=0.12)
+        assert result.score("2", control) == pytest.approx(0.5, abs=0.06)
+        assert result.relative("2", control) == pytest.approx(1.0, abs=0.12)
 
 
 def test_features_that_only_know_places_agree_at_the_same_place_alone():
@@ -174,15 +131,15 @@ def test_features_that_only_know_places_agree_at_the_same_place_alone():
     model = zfkit.wrap_model(net.double(), mean=0, scale=1 / 255, input_size=20)
     white = torch.full((5, 3, 20, 20), 255, dtype=torch.uint8)
     boxes = torch.tensor([[4 * i, 0, 4 * i + 4, 4] for i in range(5)])  # nowhere the same
-    found = zfkit.correspondence(model, white, {"part": boxes}, layers=["2"], draws=12, progress=False)
-    assert found.score("2", "part") == pytest.approx(2 * 16 / 400)  # 16 pixels here, 16 there
-    assert found.unchanged["2", "part"] == pytest.approx(1 - 16 / 400)
-    assert found.moved["2", "part"] == pytest.approx((16 / 400) ** 0.5)
+    result = correspondence(model, white, {"part": boxes}, layers=["2"], draws=12)
+    assert result.score("2", "part") == pytest.approx(2 * 16 / 400)  # 16 pixels here, 16 there
+    assert result.unchanged["2", "part"] == pytest.approx(1 - 16 / 400)
+    assert result.moved["2", "part"] == pytest.approx((16 / 400) ** 0.5)
     p = 16 / 400
-    assert found.relative("2", "part") == pytest.approx(2 * p / (1 - p**2 - (1 - p) ** 2))
-    assert found.score("2", SAME_PLACE) == 0
-    assert 0 < found.score("2", RANDOM) <= 2 * 16 / 400
-    assert found.chance("2", "part", SAME_PLACE) == 1
+    assert result.relative("2", "part") == pytest.approx(2 * p / (1 - p**2 - (1 - p) ** 2))
+    assert result.score("2", SAME_PLACE) == 0
+    assert 0 < result.score("2", RANDOM) <= 2 * 16 / 400
+    assert result.chance("2", "part", SAME_PLACE) == 1
 
 
 def test_controls_lie_in_the_object_and_have_the_parts_sizes():
@@ -194,43 +151,36 @@ def test_controls_lie_in_the_object_and_have_the_parts_sizes():
     white = torch.full((3, 3, 30, 30), 255, dtype=torch.uint8)
     objects = torch.tensor([[0, 0, 12, 14], [10, 12, 22, 26], [18, 16, 30, 30]])
     parts = {"wide": objects[:, [0, 1, 0, 1]] + torch.tensor([0, 0, 6, 2])}
-    found = zfkit.correspondence(
-        model, white, parts, objects=objects, layers=["2"], draws=40, seed=3, progress=False
-    )
+    result = correspondence(model, white, parts, objects=objects, layers=["2"], draws=40, random_seed=3)
     # Objects 0 and 2 do not meet, so their controls never do: 2 x 12 pixels differ. Always 6 x 2 are covered.
     for control in (RANDOM, SAME_PLACE):
-        values = found.controls["2", control]
+        values = result.controls["2", control]
         assert values.shape == (40, 3, 3)
         assert (values[:, 0, 2] * 900).round().eq(24).all()
-        assert found.unchanged["2", control] == pytest.approx(1 - 12 / 900)
-    again = zfkit.correspondence(
-        model, white, parts, objects=objects, layers=["2"], draws=40, seed=3, progress=False
-    )
-    assert torch.allclose(again.controls["2", RANDOM], found.controls["2", RANDOM], equal_nan=True)
+        assert result.unchanged["2", control] == pytest.approx(1 - 12 / 900)
+    again = correspondence(model, white, parts, objects=objects, layers=["2"], draws=40, random_seed=3)
+    assert torch.allclose(again.controls["2", RANDOM], result.controls["2", RANDOM], equal_nan=True)
 
 
 def test_pairs_within_a_group_are_left_out(tiny):
     pictures = noise(4, 32)
     boxes = {"eye": BOXES["eye"]}
-    all_pairs = zfkit.correspondence(tiny, pictures, boxes, layers=["relu5"], draws=1, progress=False)
-    found = zfkit.correspondence(
-        tiny, pictures, boxes, groups=[7, 7, 3, 3], layers=["relu5"], draws=1, progress=False
-    )
+    all_pairs = correspondence(tiny, pictures, boxes, layers=["relu5"], draws=1)
+    result = correspondence(tiny, pictures, boxes, groups=[7, 7, 3, 3], layers=["relu5"], draws=1)
     values = all_pairs.pairs["relu5", "eye"]
     across = [float(values[i, j]) for i in (0, 1) for j in (2, 3)]
-    assert found.score("relu5", "eye") == pytest.approx(sum(across) / 4)
-    assert found.pairs["relu5", "eye"][0, 1].isnan() and found.pairs["relu5", "eye"][2, 3].isnan()
+    assert result.score("relu5", "eye") == pytest.approx(sum(across) / 4)
+    assert result.pairs["relu5", "eye"][0, 1].isnan() and result.pairs["relu5", "eye"][2, 3].isnan()
 
 
 def test_table_has_parts_then_controls(tiny):
-    found = zfkit.correspondence(tiny, noise(4, 32), BOXES, draws=4, progress=False)
-    assert found.layers == default_layers(tiny) == ("relu5", "relu7")
-    table = found.table()
+    result = correspondence(tiny, noise(4, 32), BOXES, draws=4)
+    assert result.layers == ("relu5", "relu7")
+    table = result.table()
     assert table.part.tolist() == ["eye", "ear", RANDOM, SAME_PLACE] * 2
     line = table[(table.layer == "relu7") & (table.part == "ear")].iloc[0]
-    assert line.score == found.score("relu7", "ear") and line.error == found.error("relu7", "ear")
-    draws = found.controls["relu7", RANDOM]
-    scores = [float(d[~d.isnan()].mean()) for d in draws]
+    assert line.score == result.score("relu7", "ear") and line.error == result.error("relu7", "ear")
+    scores = [float(d[~d.isnan()].mean()) for d in result.controls["relu7", RANDOM]]
     assert line.below_random == sum(s <= line.score for s in scores) / 4
     assert math.isnan(table[table.part == RANDOM].below_random.iloc[0])
 
@@ -240,34 +190,34 @@ def test_table_has_parts_then_controls(tiny):
 
 @pytest.mark.parametrize(("kind", "objects"), [("faces", 3), ("coins", 20)])
 def test_bundled_parts_lie_in_their_objects(kind, objects):
-    found = zfkit.experiments.part_pictures(kind, size=64, views=3)
+    result = part_pictures(kind, size=64, views=3)
     N = 3 * objects
-    assert found.pictures.shape == (N, 3, 64, 64) and found.groups.tolist() == sorted(
+    assert result.pictures.shape == (N, 3, 64, 64) and result.groups.tolist() == sorted(
         list(range(objects)) * 3
     )
-    assert len(found.names) == N
-    for name, boxes in found.parts.items():
+    assert len(result.names) == N
+    for name, boxes in result.parts.items():
         seen = ~boxes[:, 0].isnan()
         assert seen.sum() >= 6 * (1 if kind == "faces" else 10)
         centre = (boxes[:, :2] + boxes[:, 2:])[seen] / 2
-        assert (centre > found.objects[seen, :2]).all() and (centre < found.objects[seen, 2:]).all(), name
+        assert (centre > result.objects[seen, :2]).all() and (centre < result.objects[seen, 2:]).all(), name
         assert (boxes[seen] >= 0).all() and (boxes[seen] <= 64).all()
-    again = zfkit.experiments.part_pictures(kind, size=64, views=3)
-    assert torch.equal(found.pictures, again.pictures)
+    again = part_pictures(kind, size=64, views=3)
+    assert torch.equal(result.pictures, again.pictures)
 
 
 def test_bundled_boxes_show_what_they_are_called():
     """Measured on the photographs: pupils are darker than what surrounds them, the cat's nose is redder."""
-    found = zfkit.experiments.part_pictures("faces", size=224, views=2)
-    light = found.pictures.double().mean(1)
+    result = part_pictures("faces", size=224, views=2)
+    light = result.pictures.double().mean(1)
 
     def mean(picture, box, grow=0):
         left, top, right, bottom = (int(v) for v in box)
         return picture[..., top - grow : bottom + grow, left - grow : right + grow]
 
-    for i, name in enumerate(found.names):
+    for i, name in enumerate(result.names):
         for part in ("right eye", "left eye"):
-            box = found.parts[part][i]
+            box = result.parts[part][i]
             if box.isnan().any() or name.startswith("camera"):
                 continue
             inner = mean(light[i], box)
@@ -275,16 +225,9 @@ def test_bundled_boxes_show_what_they_are_called():
             middle = inner[h // 4 : -(h // 4), w // 4 : -(w // 4)]
             assert middle.min() < mean(light[i], box, 4).mean() - 40, (name, part)
         if name.startswith("chelsea"):
-            nose = mean(found.pictures[i].double(), found.parts["nose"][i]).mean((1, 2))
-            face = mean(found.pictures[i].double(), found.objects[i]).mean((1, 2))
+            nose = mean(result.pictures[i].double(), result.parts["nose"][i]).mean((1, 2))
+            face = mean(result.pictures[i].double(), result.objects[i]).mean((1, 2))
             assert nose[0] / nose[2] > 1.15 * face[0] / face[2]
-
-
-def test_bad_kinds_are_told():
-    with pytest.raises(ZfkitError, match="there is no kind of pictures with parts 'dogs'"):
-        zfkit.experiments.part_pictures("dogs")
-    with pytest.raises(ZfkitError, match="views must be a whole number of at least 1, not 0"):
-        zfkit.experiments.part_pictures(views=0)
 
 
 # ----------------------------------------------------------------------------------------------- bad input
@@ -293,48 +236,43 @@ def test_bad_kinds_are_told():
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"parts": {}}, ZfkitError, "parts must be a dictionary of at least one name with its boxes"),
         ({"parts": [[0, 0, 1, 1]]}, ZfkitError, "parts must be a dictionary"),
         ({"parts": {"random": [[0, 0, 1, 1]] * 3}}, ZfkitError, "'random' is the name of a control"),
-        ({"parts": {"eye": [[0, 0, 1, 1]] * 2}}, ImageError, "3 pictures need 3 boxes of 'eye'"),
         ({"parts": {"eye": [[0, 0, 1]] * 3}}, ImageError, "3 pictures need 3 boxes of 'eye'"),
-        ({"parts": {"eye": "abc"}}, ImageError, "boxes of 'eye' must be (left, top, right, bottom)"),
+        ({"parts": {"eye": "abc"}}, ImageError, "3 pictures need 3 boxes of 'eye'"),
         (
             {"parts": {"eye": [[0, 0, 4, 4], [30, 2, 33, 5], [0, 0, 4, 4]]}},
             ImageError,
             "picture 1: the box of 'eye' (30, 2, 33, 5) is empty or not within the picture of 32 x 32 px",
         ),
-        ({"parts": {"eye": [[-1, 0, 4, 4]] * 3}}, ImageError, "picture 0: the box of 'eye' (-1, 0, 4, 4)"),
         ({"parts": {"eye": [[4, 4, 4, 8]] * 3}}, ImageError, "is empty or not within"),
         ({"parts": {"eye": [[0, 0, 4, 4], None, None]}}, ImageError, "part 'eye' is not to be seen in two"),
         ({"objects": [[0, 0, 9, 9], None, [0, 0, 9, 9]]}, ImageError, "every picture needs a box of its object"),
-        ({"objects": [[0, 0, 40, 9]] * 3}, ImageError, "the box of 'object' (0, 0, 40, 9)"),
         ({"groups": [0, 1]}, ZfkitError, "groups must be one number for each of the 3 pictures"),
         ({"groups": [4, 4, 4]}, ZfkitError, "all pictures are of one group"),
         ({"layers": ["relu9"]}, LayerError, "there is no layer 'relu9'"),
-        ({"layers": []}, LayerError, "no layer was named"),
-        ({"draws": 0}, ZfkitError, "draws must be a whole number of at least 1, not 0"),
-        ({"tolerance": -1}, ZfkitError, "tolerance must be a share"),
-        ({"fill": 300}, ImageError, "fill must be one number or three"),
+        ({"draws": 0}, ZfkitError, "draws"),
+        ({"tolerance": -1}, ZfkitError, "tolerance"),
+        ({"fill": 300}, ImageError, "fill"),
         ({"pictures": noise(1, 32)}, ImageError, "at least 2 pictures are needed to compare; there are 1"),
-        ({"pictures": noise(3, 32).float()}, ImageError, "expected uint8 RGB pictures (N, 3, H, W), got torch.float32"),
-        ({"pictures": [1, 2]}, ImageError, "expected uint8 RGB pictures (N, 3, H, W), got list"),
+        ({"pictures": noise(3, 32).float()}, ImageError, "expected uint8 RGB pictures (N, 3, H, W)"),
+        ({"pictures": noise(3, 40)}, LayerError, "cannot run to relu5, relu7 on images of 40 x 40 px"),
     ],
 )  # fmt: skip
-def test_bad_input_is_told(tiny, options, kind, message):
-    options = {"pictures": noise(3, 32), "parts": {"eye": [[0, 0, 4, 4]] * 3}} | options
+def test_bad_input_is_refused(tiny, options, kind, message):
+    options = {"pictures": noise(3, 32), "parts": {"eye": [[0, 0, 4, 4]] * 3}, "draws": 1} | options
     with pytest.raises(kind, match=re.escape(message)):
-        zfkit.correspondence(tiny, progress=False, draws=options.pop("draws", 1), **options)
+        correspondence(tiny, **options)
 
 
-def test_unknown_layers_and_parts_of_a_result_are_told(tiny):
-    found = zfkit.correspondence(tiny, noise(4, 32), BOXES, draws=1, progress=False)
-    with pytest.raises(LayerError, match="layer 'conv1' was not looked at; there are relu5, relu7"):
-        found.score("conv1", "eye")
+def test_what_was_not_measured_is_refused(tiny):
+    result = correspondence(tiny, noise(4, 32), BOXES, draws=1)
+    with pytest.raises(LayerError, match="looked at 'conv1'"):
+        result.score("conv1", "eye")
     with pytest.raises(ZfkitError, match=r"there is no part 'ey'\. Did you mean 'eye'\?"):
-        found.score("relu5", "ey")
-    with pytest.raises(LayerError, match="cannot run to relu5, relu7 on images of 40 x 40 px"):
-        zfkit.correspondence(tiny, noise(2, 40), {"a": [[0, 0, 4, 4]] * 2}, progress=False)
+        result.score("relu5", "ey")
+    with pytest.raises(ZfkitError, match="there is no kind of pictures with parts 'dogs'"):
+        part_pictures("dogs")
 
 
 # ------------------------------------------------------------------------------------------ widget and figure
@@ -352,7 +290,7 @@ def test_boxes_drawn_by_hand_are_compared(tiny):
         assert widget.parts["ear"] == [None] * 3
         widget.go.click()
         assert widget.wait()
-        expected = zfkit.correspondence(tiny, pictures, {"eye": widget.parts["eye"]}, draws=2, progress=False)
+        expected = correspondence(tiny, pictures, {"eye": widget.parts["eye"]}, draws=2)
         assert widget.found.score("relu5", "eye") == expected.score("relu5", "eye")
         assert f"{expected.score('relu5', 'eye'):.3f}" in widget.result.value
         widget.choose("eye", 1)
@@ -396,17 +334,17 @@ def test_the_figure_draws_scores_and_draws(tiny):
     from zfkit.figures.experiments import correspondence_figure, parts_figure
 
     pictures = noise(4, 32)
-    found = zfkit.correspondence(tiny, pictures, BOXES, draws=3, progress=False)
-    figure = correspondence_figure(found)
+    result = correspondence(tiny, pictures, BOXES, draws=3)
+    figure = correspondence_figure(result)
     axes = figure.axes[1]
     assert axes.get_title(loc="left") == "mine relu7"
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["eye", "ear", RANDOM, SAME_PLACE]
     drawn = [line.get_xdata() for line in axes.get_lines() if len(line.get_xdata()) == 3]
     assert sorted(drawn[0]) == pytest.approx(
-        sorted(float(d[~d.isnan()].mean()) for d in found.controls["relu7", RANDOM])
+        sorted(float(d[~d.isnan()].mean()) for d in result.controls["relu7", RANDOM])
     )
     plt.close(figure)
-    figure = parts_figure(pictures, found.boxes)
+    figure = parts_figure(pictures, result.boxes)
     counted = [len(axes.patches) for axes in figure.axes[:4]]
     assert counted == [2, 1, 2, 2]  # the ear is not to be seen in the second
     plt.close(figure)

@@ -9,33 +9,34 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from tiny import image_set
+from tiny import random_pixels as pixels_of_side
 from torch import nn
 
 import zfkit
-from zfkit.experiments.selectivity import pose_variation, selectivity, selectivity_index
-from zfkit.images.imageset import ImageSet
+from zfkit.errors import ImageError, LayerError, ZfkitError
+from zfkit.experiments.selectivity import _others, selectivity_index
+from zfkit.images.imageset import Windows
 
 SIDE = 14
 
 
-def image_set(pixels, labels=None, classes=()):
-    label = (lambda i: -1) if labels is None else (lambda i: int(labels[i]))
-    names = [f"picture {i}" for i in range(len(pixels))]
-    images = ImageSet(
-        lambda i: (Image.fromarray(pixels[i]), label(i)), names, size=pixels.shape[1], classes=classes
-    )
-    return images.in_memory(progress=False)
+def random_pixels(count, random_seed=0):
+    return pixels_of_side(count, SIDE, random_seed)
 
 
-def random_pixels(count, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
+def selectivity(*arguments, **options):
+    return zfkit.experiments.selectivity(*arguments, progress=False, **options)
 
 
-def network(seed=0):
-    torch.manual_seed(seed)
+def pose_variation(*arguments, **options):
+    return zfkit.experiments.pose_variation(*arguments, progress=False, **options)
+
+
+def network(random_seed=0):
+    torch.manual_seed(random_seed)
     net = nn.Sequential(
         nn.Conv2d(3, 5, 3, 2), nn.ReLU(), nn.Conv2d(5, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 4), nn.ReLU(),
         nn.Linear(4, 3),
@@ -60,48 +61,40 @@ def test_index_in_closed_form(means, index):
     assert float(selectivity_index(torch.tensor(means).double()[:, None])) == pytest.approx(index)
 
 
-@settings(deadline=None, max_examples=15)
 @given(st.integers(2, 5), st.integers(8, 20), st.integers(1, 6), st.integers(1, 7), st.integers(0, 99))
 def test_index_and_entropy_are_the_literal_ones(classes, count, k, batch, seed):
     rng = np.random.default_rng(seed)
-    labels = (
-        np.concatenate([np.arange(classes), rng.integers(0, classes, count - classes)])
-        if count > classes
-        else []
-    )
-    labels[-1] = -1 if count - 1 > classes else labels[-1]  # one without a label
-    pixels = random_pixels(count, seed)
-    model = network(seed)
+    labels = np.concatenate([np.arange(classes), rng.integers(0, classes, count - classes)])
+    labels[-1] = -1  # one without a label
+    pixels, model = random_pixels(count, seed), network(seed)
     images = image_set(pixels, labels, [str(c) for c in range(classes)])
-    found = selectivity(
-        model, images, ["0", "2", "5"], k=k, shuffles=1, batch_size=batch, progress=False
-    ).maps
-    known = [i for i in range(count) if labels[i] >= 0]
-    x = (torch.from_numpy(pixels[known]).permute(0, 3, 1, 2).double() - 127.5) / 58
+    result = selectivity(model, images, ["0", "2", "5"], k=k, shuffles=1, batch_size=batch).maps
+    labels = labels[:-1].tolist()
+    x = (torch.from_numpy(pixels[:-1]).permute(0, 3, 1, 2).double() - 127.5) / 58
     for layer, behind in (("0", 2), ("2", 4), ("5", 7)):
         with torch.no_grad():
-            maps = model.net[:behind](x)
-        maps = maps.reshape(len(known), maps.shape[1], -1).numpy()
-        rows = found[found.layer == layer]
+            maps = model.net[:behind](x).reshape(
+                count - 1, -1, 1 if layer == "5" else 36 if layer == "0" else 16
+            )
+        rows = result[result.layer == layer].reset_index()
         for c in range(maps.shape[1]):
-            activity, peak = maps[:, c].mean(1), maps[:, c].max(1)
+            activity, peak = maps[:, c].mean(1).tolist(), maps[:, c].amax(1)
             if peak.max() <= 0:
-                assert math.isnan(rows["index"].iloc[c])
+                assert math.isnan(rows["index"][c])
                 continue
-            of = [labels[i] for i in known]
-            means = sorted(np.mean([a for a, b in zip(activity, of, strict=True) if b == n]) for n in set(of))
+            means = sorted(
+                np.mean([a for a, b in zip(activity, labels, strict=True) if b == n]) for n in set(labels)
+            )
             rest = np.mean(means[:-1])
-            assert rows["index"].iloc[c] == pytest.approx((means[-1] - rest) / (means[-1] + rest), abs=1e-9)
-            best = sorted(range(len(known)), key=lambda i: (-np.float32(peak[i]), i))[:k]
-            if len(set(peak.astype(np.float32).tolist())) < len(known):
-                continue  # ties, of which only the order is in question
-            share = [n / len(best) for n in Counter(of[i] for i in best).values()]
-            assert rows["entropy"].iloc[c] == pytest.approx(-sum(p * math.log2(p) for p in share), abs=1e-9)
+            assert rows["index"][c] == pytest.approx((means[-1] - rest) / (means[-1] + rest), abs=1e-9)
+            best = sorted(range(count - 1), key=lambda i: (-float(peak[i].float()), i))[:k]
+            share = [n / len(best) for n in Counter(labels[i] for i in best).values()]
+            assert rows["entropy"][c] == pytest.approx(-sum(p * math.log2(p) for p in share), abs=1e-9)
 
 
-def by_colour(count=60, seed=0):
+def by_colour(count=60):
     """Pictures that are red, green or blue with noise, their labels, and a network with a map for each colour."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, count)
     pixels = rng.integers(0, 60, (count, SIDE, SIDE, 3), dtype=np.uint8)
     for i, label in enumerate(labels):
@@ -116,51 +109,48 @@ def by_colour(count=60, seed=0):
 
 def test_maps_that_see_one_class_only_and_maps_that_see_all_alike():
     model, images = by_colour()
-    found = selectivity(model, images, progress=False)
-    maps = found.maps
-    assert found.kind == "class" and found.classes == 3 and found.pictures == 60
+    result = selectivity(model, images)
+    maps = result.maps
+    assert result.kind == "class" and result.classes == 3 and result.pictures == 60
     assert maps["index"][:3].tolist() == [1, 1, 1] and maps["index"][3] < 0.05
     assert maps["entropy"][:3].tolist() == [0, 0, 0]
     assert (maps["index_shuffled"][:3] < 0.5).all() and (maps["entropy_shuffled"][:3] > 0.8).all()
-    table = found.table()
+    table = result.table()
     assert table.entropy_most["0"] == pytest.approx(math.log2(3)) and table.above["0"] >= 0.75
 
 
 def test_shuffles_follow_the_seed_and_do_not_touch_torchs_own():
     model, images = by_colour()
     state = torch.random.get_rng_state()
-    first, same, other = (selectivity(model, images, seed=s, progress=False).maps for s in (1, 1, 2))
+    first, same, other = (selectivity(model, images, random_seed=s).maps for s in (1, 1, 2))
     assert torch.equal(state, torch.random.get_rng_state())
     assert first.equals(same) and not first.equals(other)
     assert first["index"].equals(other["index"])
 
 
 def test_windows_of_photographs_are_classes_where_there_are_no_labels():
-    photos = zfkit.load_images("photos", size=64, limit=120, progress=False)
-    found = selectivity(zfkit.load_model("zfnet64"), photos, "conv1", shuffles=1, progress=False)
-    assert found.kind == "photograph"
-    assert found.classes == len(photos.windows.photograph.unique())
-    assert found.table()["index"]["conv1"] > found.table()["index_shuffled"]["conv1"]
+    model, images = by_colour()
+    labels = images.labels
+    pixels = images.take(range(60))
+    windows = image_set(pixels, windows=Windows(labels + 7, torch.zeros(60, 4)))
+    photographs, classes = selectivity(model, windows), selectivity(model, images)
+    assert (photographs.kind, photographs.classes) == ("photograph", 3)
+    assert photographs.maps.equals(classes.maps)
 
 
-def test_what_selectivity_refuses():
-    model = network()
-    with pytest.raises(zfkit.errors.ImageError, match="'custom' has no labels, which selectivity is about"):
-        selectivity(model, image_set(random_pixels(4)), progress=False)
-    labelled = image_set(random_pixels(4), [0, 0, 0, 0], ["a"])
-    with pytest.raises(
-        zfkit.errors.ImageError, match="4 labelled pictures of 1 classes; selectivity needs at least two"
-    ):
-        selectivity(model, labelled, progress=False)
-    labelled = image_set(random_pixels(4), [0, 1, 0, 1], ["a", "b"])
-    with pytest.raises(
-        zfkit.errors.LayerError, match=r"'7' has no ReLU of its own.*layers that have one: 0, 2, 5"
-    ):
-        selectivity(model, labelled, ["7"], progress=False)
-    with pytest.raises(zfkit.errors.LayerError, match="there is no layer 'conv1'"):
-        selectivity(model, labelled, "conv1", progress=False)
-    with pytest.raises(zfkit.ZfkitError, match="shuffles must be a whole number from 1 on, not 0"):
-        selectivity(model, labelled, shuffles=0, progress=False)
+@pytest.mark.parametrize(
+    ("labels", "options", "kind", "message"),
+    [
+        (None, {}, ImageError, "'made' has no labels, which selectivity is about"),
+        ([0, 0, 0, 0], {}, ImageError, "4 labelled pictures of 1 classes; selectivity needs at least two"),
+        ([0, 1, 0, 1], {"layers": ["7"]}, LayerError, "'7' has no ReLU of its own.*that have one: 0, 2, 5"),
+        ([0, 1, 0, 1], {"layers": "conv1"}, LayerError, "there is no layer 'conv1'"),
+        ([0, 1, 0, 1], {"shuffles": 0}, ZfkitError, "shuffles must be a whole number from 1 on"),
+    ],
+)
+def test_what_selectivity_refuses(labels, options, kind, message):
+    with pytest.raises(kind, match=message):
+        selectivity(network(), image_set(random_pixels(4), labels, ["a", "b"]), **options)
 
 
 # ----------------------------------------------------------------------------------------- pose variation
@@ -170,10 +160,10 @@ def test_distances_are_those_of_the_windows_that_project_top_shows():
     """In pixels, of units that see no padding: the mean distance between photo patches, as the network takes them."""
     model, images = network(1), image_set(random_pixels(30))
     top = zfkit.mine(model, images, ["0", "2"], k=4, inside=True, progress=False)
-    found = pose_variation(model, images, ["0", "2"], top=top, k=4, maps=5, progress=False).maps
+    result = pose_variation(model, images, ["0", "2"], top=top, k=4, maps=5).maps
     for layer in ("0", "2"):
         patches = zfkit.project_top(model, images, top, layer)
-        rows = found[(found.layer == layer) & (found.seen_by == "pixels")]
+        rows = result[(result.layer == layer) & (result.seen_by == "pixels")]
         assert len(rows) >= 3
         for row in rows.itertuples():
             photo = patches.photo[row.channel].double() / 58
@@ -185,11 +175,11 @@ def test_distances_are_those_of_the_windows_that_project_top_shows():
 def test_distances_in_lower_layers_are_those_of_the_maps_within_the_receptive_field():
     model, images = network(1), image_set(random_pixels(30))
     top = zfkit.mine(model, images, ["2"], k=4, progress=False)
-    found = pose_variation(model, images, ["2"], top=top, k=4, maps=6, progress=False).maps
+    result = pose_variation(model, images, ["2"], top=top, k=4, maps=6).maps
     with torch.no_grad():
         first = model.net[:2](model.preprocess(images.take(range(30))))
         second = model.net[:4](model.preprocess(images.take(range(30))))
-    for row in found[found.seen_by != "pixels"].itertuples():
+    for row in result[result.seen_by != "pixels"].itertuples():
         blocks = []
         for i, r, c in zip(
             *(getattr(top["2"], n)[row.channel].tolist() for n in ("image", "row", "col")), strict=True
@@ -197,7 +187,7 @@ def test_distances_in_lower_layers_are_those_of_the_maps_within_the_receptive_fi
             blocks.append(first[i, :, r : r + 3, c : c + 3] if row.seen_by == "0" else second[i, :, r, c])
         pairs = [float((a - b).norm()) for a, b in combinations(blocks, 2)]
         assert row.distance == pytest.approx(np.mean(pairs), rel=1e-5)
-    assert set(found.seen_by) == {"pixels", "0", "2"}
+    assert set(result.seen_by) == {"pixels", "0", "2"}
 
 
 def test_copies_of_one_window_do_not_vary_and_others_do():
@@ -214,16 +204,14 @@ def test_copies_of_one_window_do_not_vary_and_others_do():
         net[0].weight.copy_(template / template.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
         net[0].bias.zero_()
     model = zfkit.wrap_model(net, mean=128, scale=1, input_size=SIDE)
-    found = pose_variation(model, image_set(pixels), ["0"], progress=False)
-    table = found.table()
+    result = pose_variation(model, image_set(pixels), ["0"])
+    table = result.table()
     assert table.ratio["0", "pixels"] == 0 and table.ratio["0", "0"] == pytest.approx(0, abs=1e-6)
     assert table.alike["0", "pixels"] == 1
 
 
 def test_control_mixes_maps_and_pictures():
     """k units of the control come from k maps and k pictures wherever there are as many."""
-    from zfkit.experiments.selectivity import _others
-
     image = torch.arange(12 * 4).reshape(12, 4) % 31
     generator = torch.Generator().manual_seed(0)
     for i in range(12):
@@ -234,26 +222,26 @@ def test_control_mixes_maps_and_pictures():
 
 def test_what_pose_variation_refuses():
     model, images = network(), image_set(random_pixels(12))
-    with pytest.raises(zfkit.errors.LayerError, match="'5' is no convolution; take one of 0, 2"):
-        pose_variation(model, images, "5", progress=False)
-    with pytest.raises(zfkit.ZfkitError, match="k must be a whole number from 2 on, not 1"):
-        pose_variation(model, images, k=1, progress=False)
-    with pytest.raises(zfkit.ZfkitError, match="fewer than two maps of '0' have 13 pictures of their own"):
-        pose_variation(model, images, "0", k=13, progress=False)
+    with pytest.raises(LayerError, match=r"there is no layer '5'.*0, 2"):
+        pose_variation(model, images, "5")
+    with pytest.raises(ZfkitError, match="k must be a whole number from 2 on, not 1"):
+        pose_variation(model, images, k=1)
+    with pytest.raises(ZfkitError, match="fewer than two maps of '0' have 13 pictures of their own"):
+        pose_variation(model, images, "0", k=13)
     top = zfkit.mine(model, images, ["0"], k=2, progress=False)
-    with pytest.raises(zfkit.ZfkitError, match="has the top 2 of each map, fewer than k=9"):
-        pose_variation(model, images, "0", top=top, progress=False)
+    with pytest.raises(ZfkitError, match="has the top 2 of each map, fewer than k=9"):
+        pose_variation(model, images, "0", top=top)
 
 
 def test_figures_show_what_the_tables_hold():
     from zfkit.figures.experiments import pose_variation_figure, selectivity_figure
 
     model, images = by_colour()
-    found = selectivity(model, images, progress=False)
-    figure = selectivity_figure(found)
+    result = selectivity(model, images)
+    figure = selectivity_figure(result)
     median = next(line for line in figure.axes[0].lines if line.get_label() == "median map")
-    assert list(median.get_ydata()) == found.table()["index"].tolist()
-    pose = pose_variation(network(1), image_set(random_pixels(30)), k=4, progress=False)
+    assert list(median.get_ydata()) == result.table()["index"].tolist()
+    pose = pose_variation(network(1), image_set(random_pixels(30)), k=4)
     figure = pose_variation_figure(pose)
     assert len(figure.axes[0].containers) == 2  # a line for each layer
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["pixels", "0", "2"]
