@@ -412,7 +412,7 @@ def _draw_distances(
         if not one.inside[i]:
             in_place.append(one.model)
             continue
-        whole = list(range(0, int(one.shifts[-1]) + 1, one.spacing[i]))
+        whole = [shift for shift in range(int(one.shifts[-1]) + 1) if shift % one.spacing[i] == 0]
         mark = {"color": colour, "markersize": 8, "alpha": 0.8, "clip_on": False}
         axes.plot(whole, [0] * len(whole), "^", transform=axes.get_xaxis_transform(), **mark)
     words = [", in place"] if len(in_place) == len(results) else [f", {m} in place" for m in in_place]
