@@ -1,6 +1,6 @@
-"""A long-lived store: memory of mining from 10^3 to 10^6 pictures, killed and resumed, in shares that are merged.
+"""A long-lived store: memory of mining from 10^3 to 10^6 pictures, killed and resumed, on a cluster, merged.
 
-    .venv/bin/python benchmarks/bench_million.py [--pictures 1000000] [--what memory kill shares] [--folder DIR]
+    .venv/bin/python benchmarks/bench_million.py [--pictures 1000000] [--what memory kill cluster merge] [--folder DIR]
 
 The source are Parquet shards of 8 x 8 px PNGs of noise, 50,000 rows each, drawn and encoded here and streamed as
 ImageNet would be (sets that fit are otherwise kept in memory); the network is two small convolutions, so that what is
@@ -9,8 +9,8 @@ measured is the way of the pictures and the table. Every measurement is a proces
 memory   peak resident memory, by number of pictures
 kill     the run is ended by SIGKILL three times on its way; the table has to be that of the undisturbed run, byte by
          byte
-shares   eight shares, two processes at a time, one of which is killed and started again; merged, the table has to be
-         the same; and what merging costs, by number of shares
+cluster  on a Dask cluster of two workers, one of which is killed on its way; the table has to be the same
+merge    what merging the tables of parts costs, by number of parts
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zlib
 from pathlib import Path
@@ -88,26 +89,21 @@ def network() -> zfkit.VisionModel:
     return zfkit.wrap_model(net, mean=128, scale=1 / 64, input_size=SIDE, name="two small convolutions")
 
 
-def worker(folder: Path, count: int, out: Path, share: tuple[int, int] | None) -> None:
-    """One process: mine so many pictures, or a share of them, and tell of time and memory."""
+def worker(folder: Path, count: int, out: Path) -> None:
+    """One process: mine so many pictures, and tell of time and memory."""
     torch.set_num_threads(1)
-    zfkit.images.imageset.IN_MEMORY_BYTES = 0  # stream, as a set does that does not fit
     model = network()
     before = resident()
     started = time.perf_counter()
-    images = zfkit.load_images(f"parquet:{folder}", size=SIDE, limit=count, progress=False)
-    if share:
-        zfkit.topk.mine_share(model, images, f"{out}.part", *share, **OPTIONS, checkpoint_every=EVERY)  # type: ignore[arg-type]
-    else:
-        zfkit.mine(model, images, checkpoint=f"{out}.part", checkpoint_every=EVERY, **OPTIONS).save(out)  # type: ignore[arg-type]
+    images = load(folder, count)
+    zfkit.mine(model, images, checkpoint=f"{out}.part", checkpoint_every=EVERY, **OPTIONS).save(out)  # type: ignore[arg-type]
     told = {"seconds": time.perf_counter() - started, "before": before, "peak": resident()}
     print(json.dumps(told))
 
 
-def start(folder: Path, count: int, out: Path, share: tuple[int, int] | None = None) -> subprocess.Popen[str]:
+def start(folder: Path, count: int, out: Path) -> subprocess.Popen[str]:
     """The same in another process."""
     command = [sys.executable, __file__, "--folder", str(folder), "--worker", str(count), str(out)]
-    command += [] if share is None else [str(share[0]), str(share[1])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
@@ -165,64 +161,52 @@ def kill(folder: Path, out: Path, count: int) -> None:
     print(f"killed at {', '.join(f'{n:,}' for n in stood)} of {count:,} and resumed: identical: {same}")
 
 
-def shares(folder: Path, out: Path, count: int, of: int = 8) -> None:
-    """A rehearsal of many machines: shares by themselves, one dies and is started again; then what merging costs."""
-    import shutil
+def cluster(folder: Path, out: Path, count: int) -> None:
+    """A rehearsal of many machines: two workers, one dies when the first third is done."""
+    from distributed import Client, LocalCluster
 
-    whole, shared = out / f"{count}.parquet", out / "shared.parquet"
+    whole, shared = out / f"{count}.parquet", out / "cluster.parquet"
     if not whole.exists():
         told(start(folder, count, whole))
-    started = time.perf_counter()
-    for pair in range(0, of, 2):
-        processes = {i: start(folder, count, shared, (i, of)) for i in range(pair, min(pair + 2, of))}
-        if pair == 2:
-            part = Path(f"{shared}.part.2of{of}")
-            stood = kill_at(processes.pop(2), part, int(2.4 * count / of))
-            images = load(folder, count)
-            try:
-                zfkit.TopK.merge([f"{shared}.part.{i}of{of}" for i in range(3)], images)
-            except zfkit.ZfkitError as error:
-                print(
-                    f"share 2 was killed at picture {stood:,}; merging then says: {error}".replace(
-                        str(out), "DIR"
-                    )
-                )
-            processes[2] = start(folder, count, shared, (2, of))
-        for process in processes.values():
-            told(process)
-    print(f"{of} shares in {time.perf_counter() - started:.0f} s")
-    images = load(folder, count)
-    states = [Path(f"{shared}.part.{i}of{of}") for i in range(of)]
-    zfkit.TopK.merge(states, images).save(shared)
-    print(f"merged: identical: {shared.read_bytes() == whole.read_bytes()}\n")
-    # What merging costs: states as large as those of an AlexNet's five layers, whatever made them.
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as local,
+        Client(local) as client,
+    ):
+        pids = list(client.run(os.getpid).values())
+        started = time.perf_counter()
+        # A million pictures take one process some minutes: in the middle of the work.
+        killer = threading.Timer(2 + count / 10_000, os.kill, (pids[0], signal.SIGKILL))
+        killer.start()
+        zfkit.mine(network(), load(folder, count), scheduler=client, **OPTIONS).save(shared)  # type: ignore[arg-type]
+        seconds = time.perf_counter() - started
+        killer.cancel()
+        survivors = len({*pids} & {*client.run(os.getpid).values()})
+    same = shared.read_bytes() == whole.read_bytes()
+    print(f"two workers, {2 - survivors} of them killed on the way: {seconds:.0f} s; identical: {same}")
+
+
+def merge(folder: Path, out: Path, count: int) -> None:
+    """What merging costs: tables as large as those of an AlexNet's five layers, whatever made them."""
     torch.manual_seed(0)
-    net = nn.Sequential(
-        *[nn.Conv2d(a, b, 1) for a, b in ((3, 64), (64, 192), (192, 384), (384, 256), (256, 256))]
-    )
+    channels = ((3, 64), (64, 192), (192, 384), (384, 256), (256, 256))
+    net = nn.Sequential(*[nn.Conv2d(a, b, 1) for a, b in channels])
     model = zfkit.wrap_model(net, mean=0, scale=1, input_size=SIDE, name="as many maps as AlexNet")
-    rows = []
+    images, rows = load(folder, 256 * 10), []
+    plan = zfkit.topk.MiningPlan.checked(model, images, None, 9, None, False, 10, "float32")
     for n in (1, 4, 16, 64, 256):
-        some = load(folder, 256 * 10)
-        place = out / "merging"
-        shutil.rmtree(place, ignore_errors=True)
-        files = [
-            zfkit.topk.mine_share(model, some, place / "m", i, n, k=9, batch_size=10, progress=False)
-            for i in range(n)
-        ]
-        size = sum(f.stat().st_size for f in files)
+        tables = [zfkit.topk.mine_part(plan, part) for part in plan.parts(n)]
         times = []
         for _ in range(3):
             begun = time.perf_counter()
-            zfkit.TopK.merge(files, some)
+            zfkit.TopK.merge(tables, images)
             times.append(time.perf_counter() - begun)
-        rows.append([str(n), f"{size / 1e6:.1f}", f"{min(times) * 1e3:.0f}", f"{min(times) / n * 1e3:.1f}"])
+        rows.append([str(n), f"{min(times) * 1e3:.0f}", f"{min(times) / n * 1e3:.1f}"])
     print("1,152 feature maps, k 9:\n")
-    table(["shares", "states, MB", "merging, ms", "ms a share"], rows)
+    table(["parts", "merging, ms", "ms a part"], rows)
 
 
 def load(folder: Path, count: int) -> zfkit.ImageSet:
-    """The pictures, streamed."""
+    """The pictures, streamed, as a set is that does not fit."""
     zfkit.images.imageset.IN_MEMORY_BYTES = 0
     return zfkit.load_images(f"parquet:{folder}", size=SIDE, limit=count, progress=False)
 
@@ -233,13 +217,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--pictures", type=int, default=1_000_000)
-    parser.add_argument("--what", nargs="+", default=["memory", "kill", "shares"])
+    parser.add_argument("--what", nargs="+", default=["memory", "kill", "cluster", "merge"])
     parser.add_argument("--folder", type=Path, help="keep the shards there (default: a temporary folder)")
-    parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        count, out, *share = args.worker
-        worker(args.folder, int(count), Path(out), (int(share[0]), int(share[1])) if share else None)
+        count, out = args.worker
+        worker(args.folder, int(count), Path(out))
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary) / "shards"
@@ -252,7 +236,9 @@ def main() -> None:
         print(f"{machine()}; one thread a process; {args.pictures:,} pictures, {size / 1e6:.0f} MB, drawn in "
               f"{time.perf_counter() - started:.0f} s\n", flush=True)  # fmt: skip
         for what in args.what:
-            {"memory": memory, "kill": kill, "shares": shares}[what](folder, out, args.pictures)
+            {"memory": memory, "kill": kill, "cluster": cluster, "merge": merge}[what](
+                folder, out, args.pictures
+            )
             print(flush=True)
 
 

@@ -20,7 +20,7 @@ from torch import nn
 
 import zfkit
 from zfkit.images.imageset import ImageSet
-from zfkit.topk.mine import _batch_size
+from zfkit.nets.activations import default_batch_size
 
 
 def separate(album: ImageSet) -> ImageSet:
@@ -48,7 +48,7 @@ def main() -> None:
         assert isinstance(net, nn.Sequential)
         last = max(i for i, layer in enumerate(net) if isinstance(layer, nn.Conv2d))
         cut = net[: last + 1]
-        size = _batch_size(model, photos, model.conv_layers)
+        size = default_batch_size(model, photos.size, model.conv_layers)
         cuda = model.device.type == "cuda"
 
         def now(cuda: bool = cuda) -> float:

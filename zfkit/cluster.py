@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
-from . import __version__
 from .checks import expect
 from .errors import ZfkitError
 
@@ -52,12 +52,13 @@ def _check_workers(client: Any) -> None:
         raise ZfkitError(
             f"the scheduler at {address} has no workers: start some with 'dask worker {address}'"
         )
-    if versions != {__version__}:
+    if versions != {_version()}:
         raise ZfkitError(
-            f"the workers of {address} have zfkit {', '.join(sorted(versions))}, this is {__version__}: install the "
+            f"the workers of {address} have zfkit {', '.join(sorted(versions))}, this is {_version()}: install the "
             "same"
         )
 
 
 def _version() -> str:
-    return __version__
+    # Looked up when asked: the top of the package imports, for type checkers, the rooms that import this module.
+    return str(importlib.import_module("zfkit").__version__)

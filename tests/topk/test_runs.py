@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from mining import assert_same, exact_model, pictures, run
@@ -195,6 +199,31 @@ def cluster(workers, **options):
     return distributed.LocalCluster(
         n_workers=workers, threads_per_worker=1, dashboard_address=None, **options
     )
+
+
+@pytest.mark.parametrize("source", ["photos", "textures", "folder", "parquet"])
+def test_image_sets_that_stream_travel_to_other_processes(source, folder, tmp_path, monkeypatch):
+    cloudpickle = pytest.importorskip("cloudpickle")
+    if source == "parquet":
+        rows = [{"bytes": f.read_bytes(), "path": None} for f in sorted(folder.iterdir())]
+        pq.write_table(pa.table({"image": rows}), tmp_path / "p.parquet")
+    path = {"folder": f"folder:{folder}", "parquet": f"parquet:{tmp_path / 'p.parquet'}"}.get(source, source)
+    monkeypatch.setattr(zfkit.images.imageset, "IN_MEMORY_BYTES", 0)
+    images = zfkit.load_images(path, size=32, limit=20, progress=False)
+    first = images[0][0]  # something was read, and is kept, before it travels
+    there = pickle.loads(cloudpickle.dumps(images))
+    assert torch.equal(there[0][0], first) and torch.equal(there[7][0], images[7][0])
+    assert there.fingerprint() == images.fingerprint()
+
+
+def test_what_cannot_travel_is_said():
+    lock = threading.Lock()
+    images = pictures(9, before=lambda i: lock.locked())
+    with (
+        cluster(1, processes=False) as local,
+        pytest.raises(ZfkitError, match=r"'custom' or 'exact' cannot be sent to another process: .*lock"),
+    ):
+        zfkit.mine(exact_model(), images, scheduler=local.scheduler_address, **OPTIONS)
 
 
 @pytest.mark.slow

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import threading
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 from PIL import Image
 
 from ..errors import ImageError
+from .caching import CachedReads
 from .decode import decode
 from .imageset import UNLABELLED, ImageSet, Skipped, Windows
 from .sources import image_source
@@ -93,16 +92,15 @@ def photos(rest: str, size: int, **_: Any) -> ImageSet:
                     names.append(f"{photo.name} (scale {factor:.2f}, left {box[0]:.0f}, top {box[1]:.0f})")
     if not cuts:
         raise ImageError("no bundled photograph found: pip install scikit-image scikit-learn")
-    lock = threading.Lock()
 
-    @lru_cache(maxsize=2 * len(SCALES))
-    def whole(photo: Photograph, scaled: tuple[int, int]) -> Image.Image:
+    def scaled_whole(photo: Photograph, scaled: tuple[int, int]) -> Image.Image:
         return decode(photo.path or "", photo.name).resize(scaled, Image.Resampling.BICUBIC)
+
+    whole = CachedReads(scaled_whole, 2 * len(SCALES))
 
     def read(i: int) -> tuple[Image.Image, int]:
         photo, scaled, (left, top) = cuts[i]
-        with lock:  # each photograph is decoded and scaled once, not once a window
-            resized = whole(photo, scaled)
+        resized = whole(photo, scaled)  # once for all its windows
         return resized.crop((left, top, left + size, top + size)), UNLABELLED
 
     windows = Windows(torch.tensor(photograph), torch.tensor(boxes, dtype=torch.float32))

@@ -6,9 +6,7 @@ import glob
 import hashlib
 import json
 import os
-import threading
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +15,7 @@ import torch
 from PIL import Image
 
 from ..errors import ImageError, printable
+from .caching import CachedReads
 from .decode import decode, one_line
 from .imageset import UNLABELLED, ImageSet
 from .sources import image_source
@@ -51,9 +50,7 @@ def parquet(path: str, size: int, **_: Any) -> ImageSet:
     groups = [(file, g) for file in files for g in range(len(file.groups))]
     ends = np.cumsum([rows for file in files for rows in file.groups], dtype=np.int64)
     starts = np.concatenate([np.zeros(1, np.int64), ends])[: len(groups)]  # first row of each group
-    lock = threading.Lock()
 
-    @lru_cache(maxsize=BLOCKS_KEPT)
     def read_group(g: int) -> tuple[list[bytes | None], list[int]] | str:
         """Pictures and labels of a row group, or why it cannot be read."""
         file, inside = groups[g]
@@ -68,10 +65,11 @@ def parquet(path: str, size: int, **_: Any) -> ImageSet:
         except Exception as error:  # Arrow raises all sorts on damaged files
             return one_line(error)
 
+    cached_group = CachedReads(read_group, BLOCKS_KEPT)
+
     def read(i: int) -> tuple[Image.Image, int]:
         g = int(np.searchsorted(starts, i, side="right")) - 1
-        with lock:  # each group is read once, not once a thread
-            content = read_group(g)
+        content = cached_group(g)
         if isinstance(content, str):
             raise ImageError(
                 f"{printable(names[i])}: damaged Parquet row group ({content}); replace the file"

@@ -274,7 +274,7 @@ class _Checkpoint:
             if metadata["digest"] != _digest(metadata["zfkit mining"], tensors):
                 raise ValueError("it is not as it was written")
             return json.loads(metadata["zfkit mining"]), tensors
-        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        except (SafetensorError, OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
             raise ZfkitError(
                 f"{self.path} is no checkpoint of mine ({error}); delete it to start again"
             ) from None
@@ -309,10 +309,16 @@ def _mine_on_cluster(plan: MiningPlan, scheduler: str | Client, progress: bool) 
         device = plan.model.device.type
         if device != "cpu":  # the network travels on its own, and goes to the worker's GPU there
             plan = replace(plan, model=copy.deepcopy(plan.model).to("cpu"))
+        try:
+            pickled = cloudpickle.dumps(plan)
+        except Exception as error:  # whatever a network or an image source of the user's holds
+            raise ZfkitError(
+                f"{plan.images.source!r} or {plan.model.name!r} cannot be sent to another process: {error}"
+            ) from error
         # Made on a worker by a task, which Dask runs again where that worker dies; data sent there would be lost.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sending large graph")  # the network, once
-            shared = client.submit(pickle.loads, cloudpickle.dumps(plan), pure=False)
+            shared = client.submit(pickle.loads, pickled, pure=False)
         futures = client.map(_mine_on_worker, parts, plan=shared, device=device, pure=False)
         tables, skipped = [], []
         try:
