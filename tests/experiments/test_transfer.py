@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections import Counter
 from dataclasses import replace
@@ -10,19 +11,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tiny import TINY
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
+from sklearn.svm import LinearSVC
+from tiny import TINY, image_set
 from torch import nn
 
 import zfkit
 from zfkit.errors import ImageError, LayerError, ZfkitError
-from zfkit.experiments import transfer as module
+from zfkit.experiments.splits import divide
 from zfkit.experiments.transfer import coordinates, feature_layers, transfer
-from zfkit.images.imageset import ImageSet
 from zfkit.nets.paper import build
 
+module = importlib.import_module("zfkit.experiments.transfer")  # its name is its function's, too
 CLASSES = ("red", "green", "blue")
 
 
@@ -35,20 +40,15 @@ def model():
     return zfkit.wrap_model(net, mean=120.0, scale=1 / 60, input_size=32, name="tiny")
 
 
-def colours(per_class=8, seed=0, classes=CLASSES, size=32, labels=None, contrast=40, named=True):
+def colours(per_class=8, random_seed=0, classes=CLASSES, size=32, labels=None, contrast=40, named=True):
     """Noise with a little more of one colour: easy to tell apart linearly, in pixels already."""
-    rng = np.random.default_rng(seed)
     labels = np.arange(per_class * len(classes)) % len(classes) if labels is None else np.asarray(labels)
-    pixels = rng.integers(0, 200, (len(labels), size, size, 3))
+    pixels = np.random.default_rng(random_seed).integers(0, 200, (len(labels), size, size, 3))
     for i, label in enumerate(labels):
         pixels[i, :, :, label % 3] += contrast
-
-    def read(i):
-        return Image.fromarray(pixels[i].astype(np.uint8)), int(labels[i])
-
-    names = [f"{seed}-{i}" for i in range(len(labels))]
-    told = classes if named else ()
-    return ImageSet(read, names, size=size, classes=told, source=f"colours{seed}").in_memory(progress=False)
+    return image_set(
+        pixels.astype(np.uint8), labels, classes if named else (), source=f"colours{random_seed}"
+    )
 
 
 # ------------------------------------------------------------------------------------------------- layers
@@ -68,10 +68,10 @@ def test_layers_end_where_the_next_begins(model):
 
 
 def test_features_are_the_layers_outputs_in_the_pictures_order(model):
-    images, test = colours(), colours(4, seed=1)
-    task = module._Task.make(images, test, 4, 2, seed=3)
+    images, test = colours(), colours(4, random_seed=1)
+    task = divide(images, test, 4, 2, 3)
     names = feature_layers(model)
-    with module._features(model, task, names, 25_000, 5, {}) as features:
+    with module._features(model, task, names, 25_000, 5) as features:
         places = task.needed
         pixels = torch.stack([images[int(p)][0] if p < 24 else test[int(p) - 24][0] for p in places])
         x, expected = model.preprocess(pixels), {}
@@ -89,11 +89,11 @@ def test_features_that_fit_nowhere_are_refused(model, monkeypatch):
     monkeypatch.setattr(module, "IN_MEMORY_BYTES", 100)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 50_000}))
     with pytest.raises(ZfkitError, match=r"of 36 pictures take 0.0 GB, and 0.0 GB are free.*per_class"):
-        transfer(model, colours(), colours(4, seed=1), ["norm1", "pool5"], splits=1, progress=False)
+        transfer(model, colours(), colours(4, random_seed=1), ["norm1", "pool5"], splits=1, progress=False)
 
 
 def test_large_maps_are_averaged_and_large_features_lie_in_a_file(model, monkeypatch):
-    images, test = colours(), colours(4, seed=1)
+    images, test = colours(), colours(4, random_seed=1)
     whole = transfer(model, images, test, ["norm1", "relu7"], splits=1, controls=[], progress=False)
     monkeypatch.setattr(module, "IN_MEMORY_BYTES", 100)
     filed = transfer(model, images, test, ["norm1", "relu7"], splits=1, controls=[], progress=False)
@@ -114,50 +114,57 @@ def test_large_maps_are_averaged_and_large_features_lie_in_a_file(model, monkeyp
 # ------------------------------------------------------------------------------------------------- splits
 
 
-@settings(max_examples=20, deadline=None)
 @given(st.integers(2, 6), st.integers(3, 9), st.integers(1, 3), st.integers(0, 5), st.data())
 def test_splits_hold_what_they_should(classes, there, splits, seed, data):
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.repeat(np.arange(classes), there))
     images = colours(labels=labels, classes=tuple("abcdef"[:classes]), size=4)
-    test = colours(labels=np.arange(classes), classes=images.classes, size=4, seed=1)
+    test = colours(labels=np.arange(classes), classes=images.classes, size=4, random_seed=1)
     counts = data.draw(st.lists(st.integers(1, there), min_size=1, max_size=3))
-    task = module._Task.make(images, test, counts, splits, seed)
+    task = divide(images, test, counts, splits, seed)
     before = {}
-    for split, count, trained_on, tested_on in task.splits():
-        assert Counter(task.labels[trained_on].tolist()) == dict.fromkeys(range(classes), count)
-        assert len(set(trained_on)) == len(trained_on)
-        assert max(trained_on) < len(images) <= min(tested_on)
-        assert len(tested_on) == len(test)
-        assert before.get(split, set()) <= set(trained_on)  # smaller sets lie within larger ones
-        before[split] = set(trained_on)
-    again = module._Task.make(images, test, counts, splits, seed)
-    assert all(np.array_equal(a, b) for a, b in zip(task.pools, again.pools, strict=True))
-    if splits > 1 and there > 4:
-        small = [set(p[:, :2].flatten()) for p in task.pools]
-        assert any(s != small[0] for s in small) or max(counts) < 2
+    for split in task.splits:
+        trained_on = set(split.trained_on)
+        assert Counter(task.labels[split.trained_on].tolist()) == dict.fromkeys(
+            range(classes), split.per_class
+        )
+        assert len(trained_on) == len(split.trained_on) == classes * split.per_class
+        assert max(trained_on) < len(images) <= min(split.tested_on)
+        assert len(split.tested_on) == len(test)
+        assert before.get(split.number, set()) <= trained_on  # smaller sets lie within larger ones
+        before[split.number] = trained_on
+    again = divide(images, test, counts, splits, seed)
+    assert all(
+        np.array_equal(a.trained_on, b.trained_on) for a, b in zip(task.splits, again.splits, strict=True)
+    )
 
 
 def test_one_set_is_divided_as_the_paper_divides_caltech():
     labels = [0] * 70 + [1] * 9
     images = colours(labels=labels, classes=("many", "few"), size=4)
-    task = module._Task.make(images, None, 5, 3, seed=0)
-    for _, _, trained_on, tested_on in task.splits():
-        assert not set(trained_on) & set(tested_on)
-        assert Counter(task.labels[tested_on].tolist()) == {0: 50, 1: 4}
-    assert module._Task.make(images, None, None, 1, seed=0).counts == (8,)
+    task = divide(images, None, 5, 3, 0)
+    for split in task.splits:
+        assert not set(split.trained_on) & set(split.tested_on)
+        assert Counter(task.labels[split.tested_on].tolist()) == {0: 50, 1: 4}
+    assert not np.array_equal(task.splits[0].trained_on, task.splits[1].trained_on)
+    assert divide(images, None, None, 1, 0).splits[0].per_class == 8
 
 
 def test_accuracy_is_the_mean_over_classes():
-    labels = np.array([0] * 8 + [1, 1])
-    right = np.array([True] * 8 + [False, True])
-    assert module._scores(right, labels) == {"accuracy": 75, "overall": 90}
+    task = divide(colours(labels=[0, 0] + [0] * 8 + [1] * 4, classes=("many", "few"), size=4), None, 2, 1, 0)
+    (split,) = task.splits
+    labels = task.labels[split.tested_on]
+    assert Counter(labels.tolist()) == {0: 8, 1: 2}
+    predicted = (
+        np.where(labels == 1, [0, *[1] * 9], 0) if labels[0] else np.where(np.arange(10) == 9, 0, labels)
+    )
+    scores = task.scores(split, predicted, 1.0)
+    assert (scores["accuracy"], scores["overall"]) == (75, 90)
 
 
 # ------------------------------------------------------------------------------------------------- classifiers
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.integers(2, 12), st.integers(1, 40), st.integers(1, 5), st.integers(0, 3), st.integers(0, 99))
 def test_coordinates_have_the_inner_products_of_standardised_features(n, width, tests, constant, seed):
     """Against literal standardisation, with features that are constant, and with n below and above their number."""
@@ -190,11 +197,10 @@ def test_the_reduced_classifier_answers_as_the_whole_one(classifier):
     assert z.shape[1] < 24
     standard = (x - x.mean(0)) / x.std(0) / math.sqrt(300)
     standard_test = (x_test - x.mean(0)) / x.std(0) / math.sqrt(300)
+    kind = LinearSVC(random_state=0) if classifier == "svm" else LogisticRegression()
     for strength in (0.1, 10.0):
-        reduced = module._linear(classifier, strength, 0).set_params(tol=1e-8, max_iter=100_000).fit(z, y)
-        whole = (
-            module._linear(classifier, strength, 0).set_params(tol=1e-8, max_iter=100_000).fit(standard, y)
-        )
+        kind.set_params(C=strength, tol=1e-8, max_iter=100_000)
+        reduced, whole = clone(kind).fit(z, y), clone(kind).fit(standard, y)
         assert np.allclose(
             reduced.decision_function(z_test), whole.decision_function(standard_test), atol=1e-3
         )
@@ -202,10 +208,9 @@ def test_the_reduced_classifier_answers_as_the_whole_one(classifier):
 
 
 def test_scores_are_those_of_the_steps_by_hand(model):
-    images, test = colours(contrast=8), colours(10, seed=1, contrast=8)
+    images, test = colours(contrast=8), colours(10, random_seed=1, contrast=8)
     found = transfer(model, images, test, ["relu3"], per_class=[3, 6], splits=2, controls=[], progress=False)
-    task = module._Task.make(images, test, [3, 6], 2, seed=0)
-    from sklearn.svm import LinearSVC
+    task = divide(images, test, [3, 6], 2, 0)
 
     def features(places):
         x = model.preprocess(
@@ -216,17 +221,15 @@ def test_scores_are_those_of_the_steps_by_hand(model):
                 if step.name == "relu3":
                     return y.flatten(1).float().double().numpy()
 
-    for row, (split, count, trained_on, tested_on) in zip(
-        found.scores.itertuples(), task.splits(), strict=True
-    ):
-        x, x_test = features(trained_on), np.concatenate([features([p]) for p in tested_on])
+    for row, split in zip(found.scores.itertuples(), task.splits, strict=True):
+        x, x_test = features(split.trained_on), np.concatenate([features([p]) for p in split.tested_on])
         keep = x.std(0) > 1e-6 * abs(x).max(0)
         mean, std = x.mean(0)[keep], x.std(0)[keep] * math.sqrt(keep.sum())
         classifier = LinearSVC(C=row.strength, random_state=0, max_iter=100_000)
-        classifier.fit((x[:, keep] - mean) / std, task.labels[trained_on])
+        classifier.fit((x[:, keep] - mean) / std, task.labels[split.trained_on])
         told = classifier.predict((x_test[:, keep] - mean) / std)
         right = told == test.labels.numpy()
-        assert (row.split, row.per_class) == (split, count)
+        assert (row.split, row.per_class) == (split.number, split.per_class)
         assert row.overall == pytest.approx(100 * right.mean())
         assert row.accuracy == pytest.approx(100 * np.mean([right[c::3].mean() for c in range(3)]))
 
@@ -234,27 +237,18 @@ def test_scores_are_those_of_the_steps_by_hand(model):
 def test_the_test_pictures_change_nothing_but_the_score(model, monkeypatch):
     """No leak: with other test pictures and labels, the same classifiers with the same C are trained."""
     seen = []
-    real = module._linear
+    real = module.fitted
 
-    class Watched:
-        def __init__(self, inner):
-            self.inner = inner
+    def watched(points, y, *more):
+        trained = real(points, y, *more)
+        seen.append((points.tobytes(), y.tobytes(), trained.C, trained.coef_.tobytes()))
+        return trained
 
-        def fit(self, z, y):
-            seen.append((np.asarray(z).tobytes(), y.tobytes(), self.inner.C))
-            self.inner.fit(z, y)
-            return self
-
-        def predict(self, z):
-            return self.inner.predict(z)
-
-    monkeypatch.setattr(module, "_linear", lambda *a: Watched(real(*a)))
+    monkeypatch.setattr(module, "fitted", watched)
     images = colours(contrast=6)
-    for test in (colours(3, seed=1), colours(5, seed=2, contrast=0)):
+    for test in (colours(3, 1), colours(5, 2, contrast=0)):
         transfer(model, images, test, ["relu3"], splits=2, controls=["pixels"], progress=False)
-    half = len(seen) // 2
-    assert half > 20
-    assert seen[:half] == seen[half:]
+    assert len(seen) == 8 and seen[:4] == seen[4:]
 
 
 def test_regularisation_is_chosen_within_the_training_pictures():
@@ -263,24 +257,23 @@ def test_regularisation_is_chosen_within_the_training_pictures():
     y = np.arange(60) % 2
     z = random.normal(size=(60, 200)) / 10
     z[:, 0] += y - 0.5
-    assert module._choose(z, y, "svm", 0) in module.STRENGTHS
-    assert module._choose(z[:2], y[:2], "svm", 0) == 1.0  # one of a class: nothing to validate on
-    scores = {}
-    from sklearn.model_selection import StratifiedKFold
-
+    assert module.fitted(z[:2], y[:2], "svm", 0).C == 1.0  # one of a class: nothing to validate on
+    right = dict.fromkeys(module.STRENGTHS, 0)
     for kept, out in StratifiedKFold(3, shuffle=True, random_state=0).split(z, y):
         for strength in module.STRENGTHS:
-            told = module._linear("svm", strength, 0).fit(z[kept], y[kept]).predict(z[out])
-            scores[strength] = scores.get(strength, 0) + (told == y[out]).sum()
-    best = max(scores.values())
-    assert module._choose(z, y, "svm", 0) == min(s for s, v in scores.items() if v == best)
+            trained = LinearSVC(C=strength, random_state=0, max_iter=5000).fit(z[kept], y[kept])
+            right[strength] += int((trained.predict(z[out]) == y[out]).sum())
+    chosen = module.fitted(z, y, "svm", 0).C
+    assert chosen == min(s for s, count in right.items() if count == max(right.values()))
 
 
 # ------------------------------------------------------------------------------------------------- the whole
 
 
 def test_classes_that_anyone_can_tell_apart_are_told_apart(model):
-    found = transfer(model, colours(), colours(10, seed=1), ["norm1", "pool5"], splits=2, progress=False)
+    found = transfer(
+        model, colours(), colours(10, random_seed=1), ["norm1", "pool5"], splits=2, progress=False
+    )
     table = found.table()
     assert found.chance == pytest.approx(100 / 3)
     assert (table.loc["pixels"].accuracy == 100).all()
@@ -295,27 +288,10 @@ def test_classes_that_anyone_can_tell_apart_are_told_apart(model):
     assert spread == pytest.approx(means.std()) if means.std() else spread == 0
 
 
-def test_the_figure_shows_the_tables_numbers(model):
-    from zfkit.figures.variants import transfer_figure
-
-    found = transfer(
-        model, colours(), colours(10, seed=1), ["norm1", "pool5"], per_class=[2, 8], splits=2, progress=False
-    )
-    by_layer, by_count = transfer_figure(found, "norm1").axes
-    assert [t.get_text() for t in by_layer.get_xticklabels()] == ["norm1", "pool5"]
-    lines = {c.get_label(): c.lines[0].get_ydata() for c in by_layer.containers}
-    for kind, values in lines.items():
-        assert values.tolist() == pytest.approx(found.by_layer()[kind].tolist())
-    lines = {c.get_label(): c.lines[0].get_ydata() for c in by_count.containers}
-    assert set(lines) == {"trained", "random weights", "pixels"}
-    for kind, values in lines.items():
-        assert values.tolist() == pytest.approx(found.by_count("norm1")[kind].tolist())
-
-
 def test_shuffled_labels_are_at_chance(model):
     random = np.random.default_rng(0)
     images = colours(labels=random.permutation(np.arange(60) % 3), contrast=0)
-    test = colours(labels=random.permutation(np.arange(150) % 3), contrast=0, seed=1)
+    test = colours(labels=random.permutation(np.arange(150) % 3), contrast=0, random_seed=1)
     found = transfer(model, images, test, ["relu3"], splits=3, progress=False)
     assert (found.scores.accuracy - 100 / 3).abs().max() < 17  # 3 standard errors and more of 150 pictures
 
@@ -323,9 +299,9 @@ def test_shuffled_labels_are_at_chance(model):
 def test_random_weights_are_other_weights_and_the_model_stays(model):
     before = model.fingerprint()
     options = {"layers": ["relu3"], "splits": 1, "progress": False}
-    images, test = colours(contrast=5), colours(20, seed=1, contrast=5)
+    images, test = colours(contrast=5), colours(20, random_seed=1, contrast=5)
     found = transfer(model, images, test, **options)
-    other = transfer(model, images, test, seed=1, **options)
+    other = transfer(model, images, test, random_seed=1, **options)
     assert model.fingerprint() == before
     accuracy = found.scores.set_index("features").accuracy
     assert accuracy["trained"] != accuracy["random weights"]
@@ -336,7 +312,7 @@ def test_random_weights_are_other_weights_and_the_model_stays(model):
 def test_from_scratch_learns_from_the_few_alone(model):
     recipe = zfkit.Recipe(epochs=12, batch_size=4, init="he", inputs="std", dropout=0)
     wider = replace(TINY, widths=(12, 12, 12, 12, 12), hidden=16, without=("conv3", "conv4", "fc7"))
-    images, test = colours(4, contrast=55), colours(6, seed=1, contrast=55)
+    images, test = colours(4, contrast=55), colours(6, random_seed=1, contrast=55)
     options = {"splits": 2, "scratch_splits": 1, "controls": [], "progress": False}
     found = transfer(model, images, test, ["pool5"], scratch=recipe, scratch_architecture=wider, **options)
     assert found.table().splits.tolist() == [2, 1]
@@ -356,7 +332,7 @@ def test_from_scratch_learns_from_the_few_alone(model):
 
 def test_sets_without_class_names_and_with_gaps_in_their_labels(model):
     images = colours(labels=[2, 5, 2, 5, 2, 5], named=False)
-    test = colours(labels=[5, 2, -1], named=False, seed=1)
+    test = colours(labels=[5, 2, -1], named=False, random_seed=1)
     found = transfer(model, images, test, ["pool5"], splits=1, progress=False)
     assert found.classes == ("2", "5")
     assert found.tested == 2
@@ -367,7 +343,7 @@ def test_sets_without_class_names_and_with_gaps_in_their_labels(model):
 
 
 def test_bad_data_is_refused(model):
-    images, test = colours(), colours(4, seed=1)
+    images, test = colours(), colours(4, random_seed=1)
     options = {"layers": ["relu3"], "progress": False}
     for arguments, match in (
         ((colours(labels=[-1] * 6), test), "has no labels"),
@@ -387,19 +363,19 @@ def test_bad_data_is_refused(model):
 
 
 def test_bad_arguments_are_refused(model):
-    images, test = colours(), colours(4, seed=1)
+    images, test = colours(), colours(4, random_seed=1)
     with pytest.raises(LayerError, match=r"'conv9'.*conv"):
         transfer(model, images, test, ["conv9"], progress=False)
     with pytest.raises(LayerError, match=r"no layer was named.*norm1"):
         transfer(model, images, test, [], progress=False)
     with pytest.raises(LayerError, match="tiny"):
-        transfer(model, colours(size=64), colours(4, seed=1, size=64), ["relu6"], progress=False)
+        transfer(model, colours(size=64), colours(4, random_seed=1, size=64), ["relu6"], progress=False)
     for options, match in (
         ({"classifier": "forest"}, "no classifier 'forest'"),
         ({"controls": ["noise"]}, "no control 'noise'"),
         ({"splits": 0}, "splits must be"),
         ({"max_features": 0}, "max_features must be"),
-        ({"seed": -1}, "seed must be"),
+        ({"random_seed": -1}, "random_seed must be"),
         ({"scratch_splits": 6}, "scratch_splits must be a whole number from 1 to 5, not 6"),
         ({"per_class": 0}, "per_class must be"),
         ({"per_class": []}, "per_class must be"),
