@@ -5,11 +5,15 @@ from __future__ import annotations
 import ast
 import json
 import os
+import pydoc
 import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -21,40 +25,106 @@ else:
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
-# In reading order: a module imports only those above it.
+# In reading order: a room, or a file beside the rooms, imports only those above it.
 ORDER = [
-    "errors", "textures", "images", "graph", "checkpoints", "onnx_import", "models", "runs", "augmentation",
-    "training_layers", "training", "receptive_field", "deconv", "topk", "patches", "atlas", "spectra", "aliasing",
-    "health", "experiments", "plotting", "widgets", "sweeps", "doctor", "cli", "__init__", "__main__",
+    "errors", "checks", "files", "batching", "cluster", "images", "nets", "deconv", "topk", "frequency", "training",
+    "health", "experiments", "figures", "atlas", "widgets", "sweeps", "doctor", "cli", "__init__", "__main__",
 ]  # fmt: skip
+LONGEST = 500  # lines of a file of zfkit
+MOST = {"zfkit": 15_000, "tests": 14_000}  # lines of Python
+HEAVY = {
+    "torch", "torchvision", "matplotlib", "plotly", "pandas", "IPython", "ipywidgets", "jupyter_core", "pyarrow",
+    "onnx", "scipy", "skimage", "sklearn", "papermill", "captum", "lightning", "distributed",
+}  # fmt: skip
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+FILES = sorted((ROOT / "zfkit").rglob("*.py"))
 
 
-def imports_of(module: Path) -> set[str]:
-    """Modules of zfkit that a module, or any file of a sub-package, imports, at its top or inside functions."""
-    found = set()
-    for file in [module] if module.suffix else module.glob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.level == (1 if module.suffix else 2):
-                found |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
-    return found - {"__version__"}
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
 
 
-def test_imports_go_one_way():
-    files = {f.stem: f for f in (ROOT / "zfkit").glob("*.py")}
-    files |= {f.parent.name: f.parent for f in (ROOT / "zfkit").glob("*/__init__.py")}
-    assert set(files) == set(ORDER), "a new module needs its place in the reading order"
-    for i, name in enumerate(ORDER):
-        assert imports_of(files[name]) <= set(ORDER[:i]), f"{name} imports a module below it"
+def nodes_that_run(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes, at the top and inside functions, but for what only type checkers read."""
+    for node in ast.iter_child_nodes(tree):
+        if not is_type_checking(node):
+            yield node
+            yield from nodes_that_run(node)
 
 
-def test_importing_zfkit_brings_in_nothing_that_a_server_lacks():
-    code = (
-        "import sys, zfkit; heavy = {'matplotlib', 'pandas', 'IPython', 'ipywidgets', 'jupyter_core', 'pyarrow', "
-        "'torchvision', 'onnx', 'skimage', 'sklearn', 'papermill', 'captum'}; print(sorted(heavy & set(sys.modules)))"
-    )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert told.strip() == "[]"
+def imports_of(file: Path) -> set[str]:
+    """What a file of zfkit imports of zfkit, as "room", "room.file" or "room.name"."""
+    package = file.relative_to(ROOT).with_suffix("").parts[:-1]  # ("zfkit",) or ("zfkit", room)
+    imported = set()
+    for node in nodes_that_run(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*start, *([node.module] if node.module else [])])
+            imported |= {f"{module}.{alias.name}" for alias in node.names}
+    inside = {name.removeprefix("zfkit.") for name in imported if name.startswith("zfkit.")}
+    return {name for name in inside if name != "__version__"}
+
+
+def room_of(file: Path) -> str:
+    return file.relative_to(ROOT / "zfkit").parts[0].removesuffix(".py")
+
+
+def test_imports_go_one_way_between_rooms():
+    assert {room_of(file) for file in FILES} == set(ORDER), "a new room needs its place in the reading order"
+    wrong = [
+        f"{file.relative_to(ROOT)} imports {name}"
+        for file in FILES
+        for name in imports_of(file)
+        if (room := name.partition(".")[0]) != room_of(file)
+        and room not in ORDER[: ORDER.index(room_of(file))]
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("room", sorted({room_of(f) for f in FILES if f.parent.name != "zfkit"}))
+def test_no_cycle_within_a_room(room):
+    files = {file.stem: file for file in FILES if room_of(file) == room}
+    graph = {}
+    for stem, file in files.items():
+        names = {name.split(".")[1] for name in imports_of(file) if name.startswith(f"{room}.")}
+        # What is no file is a name that the room's __init__ offers.
+        graph[stem] = {name if name in files else "__init__" for name in names} - {stem}
+    TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_files_and_folders_stay_small():
+    lines = {file.relative_to(ROOT): len(file.read_text().splitlines()) for file in FILES}
+    assert {str(file): n for file, n in lines.items() if n > LONGEST} == {}
+    tests = sum(len(file.read_text().splitlines()) for file in (ROOT / "tests").rglob("*.py"))
+    total = {"zfkit": sum(lines.values()), "tests": tests}
+    assert {folder: n for folder, n in total.items() if n > MOST[folder]} == {}
+
+
+def test_the_top_level_is_some_36_names_and_help_fits_a_screen():
+    import zfkit
+
+    names = [name for name in dir(zfkit) if not name.startswith("_")]
+    offered = [name for name in names if not isinstance(getattr(zfkit, name), ModuleType)]
+    offered = [name for name in offered if name not in ("annotations", "Any", "TYPE_CHECKING")]
+    assert 30 <= len(offered) <= 40
+    assert [name for name in offered if name not in zfkit.__doc__] == [], "help(zfkit) groups them"
+    assert len(pydoc.plain(pydoc.render_doc(zfkit)).strip().splitlines()) <= 60
+
+
+def test_importing_zfkit_brings_in_nothing_heavy():
+    code = f"import sys, zfkit; print(sorted({HEAVY} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_everything_above_widgets_does_without_jupyter():
+    """A GPU server has no Jupyter and no matplotlib: there the rooms are imported all the same."""
+    rooms = ", ".join(f"zfkit.{room}" for room in ORDER[: ORDER.index("widgets")] if room != "figures")
+    lacking = {"matplotlib", "plotly", "IPython", "ipywidgets", "jupyter_client", "papermill", "anywidget"}
+    code = f"import sys; sys.modules.update(dict.fromkeys({lacking})); import {rooms}"
+    subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
 
 def test_conda_environment_has_the_same_dependencies():
@@ -94,6 +164,7 @@ def test_notebook_links_lead_somewhere():
                     assert (notebook.parent / target).exists(), f"{notebook.name} links to {target}"
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_weights_and_no_stray_files(tmp_path):
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT],
@@ -107,41 +178,20 @@ def test_the_wheel_holds_weights_and_no_stray_files(tmp_path):
         "zfkit/experiments/data/ablation-textures.csv",
         "zfkit/experiments/data/first_layer.parquet",
     } <= names
+    assert {"zfkit/atlas/templates/base.html", "zfkit/sweeps/templates/sweep.html"} <= names
     inside = {n.split("/")[0] for n in names}
     assert inside == {"zfkit", next(n for n in inside if n.endswith(".dist-info"))}
 
     # Installed somewhere else, it makes an atlas from an empty folder: weights, album and style came along.
     empty, elsewhere = tmp_path / "empty", tmp_path / "installed"
     empty.mkdir()
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-        "--target",
-        elsewhere,
-        wheel,
-    ]
+    install = ["install", "--quiet", "--no-deps", "--no-index", "--target", str(elsewhere), str(wheel)]
+    pip = [sys.executable, "-m", "pip", *install]
     subprocess.run(pip, check=True, capture_output=True)
     code = (
         "import sys, zfkit; print(zfkit.__file__); from zfkit.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    options = [
-        "atlas",
-        "--images",
-        "photos",
-        "--limit",
-        "12",
-        "--maps",
-        "2",
-        "--layers",
-        "conv1",
-        "--out",
-        "atlas",
-    ]
+    options = "atlas --images photos --limit 12 --maps 2 --layers conv1 --out atlas".split()
     done = subprocess.run(
         [sys.executable, "-c", code, *options],
         cwd=empty,
