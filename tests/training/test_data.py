@@ -120,8 +120,8 @@ def test_accuracy_is_the_literal_one(crops):
 @pytest.mark.parametrize("pixels, label, options, message", [
     (36, 0, {"crops": 5}, "crops must be 1 or 10, not 5"),
     (20, 0, {}, "takes 32 px and the pictures are 20.*size=32"),
-    (36, -1, {}, "labels from -1 to -1, and the network has 5 classes"),
-    (36, 5, {}, "labels from 5 to 5, and the network has 5 classes"),
+    (36, -1, {}, "labels from -1 to -1 .*network has 5 classes"),
+    (36, 5, {}, "labels from 5 to 5 .*network has 5 classes"),
 ])  # fmt: skip
 def test_what_has_no_accuracy_is_refused(pixels, label, options, message):
     model = zfkit.wrap_model(zfkit.nets.build(TINY), mean=110, scale=0.02, input_size=32)

@@ -217,12 +217,12 @@ def labelled(labels, classes=(), size=32):
     (labelled([-1]), labelled([0, 1]), "8 of 8 training pictures of 'mine' have no label"),
     (labelled([0, 1]), labelled([0, -1]), "4 of 8 validation pictures"),
     (labelled([0, 2], ("a", "b", "c")), labelled([0]), r"1 of 3 classes have no training picture \(b\)"),
-    (labelled([0, 3], ("a", "b")), labelled([0]), "a training label is 3, and there are 2 classes: 0 to 1"),
+    (labelled([0, 3], ("a", "b")), labelled([0]), "a training label is 3, and classes go from 0 to 1"),
     (labelled([0, 1]), labelled([5]), "a validation label is 5"),
     (labelled([0]), labelled([0]), "one class only"),
-    (labelled([0, 1], size=16), labelled([0, 1], size=16), "are 16 px and the network takes 32.*size=32"),
-    (labelled([0, 1], size=40), labelled([0, 1]), "training pictures are 40 px and validation 32"),
-    (labelled([0, 1], ("a", "b")), labelled([0, 1], ("b", "a")), "must be the same, in the same order"),
+    (labelled([0, 1], size=16), labelled([0, 1], size=16), "the training pictures are 16 px: .*size=32"),
+    (labelled([0, 1], size=40), labelled([0, 1]), "the validation pictures are 32 px: load both sets alike"),
+    (labelled([0, 1], ("a", "b")), labelled([0, 1], ("b", "a")), "the same classes, in the same order"),
 ])  # fmt: skip
 def test_data_that_cannot_be_trained_on_are_refused_before_the_first_step(
     train_set, val_set, message, tmp_path

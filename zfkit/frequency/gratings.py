@@ -223,10 +223,12 @@ def grating_response(
     """
     window = receptive_field(model, layer)
     spacing = (window.rows.stride, window.columns.stride)
-    if 0 in spacing:
+    if not all(
+        isinstance(s, int) and s for s in spacing
+    ):  # 0, or a fraction behind a layer that enlarges maps
         raise LayerError(
-            f"units of {layer!r} see the whole picture, or have no even grid: there is no place at which they could "
-            f"follow a grating. Take a convolutional layer: {', '.join(model.conv_layers)}"
+            f"units of {layer!r} see the whole picture, or lie on no grid of whole pixels, so they follow no grating. "
+            f"Take a convolutional layer: {', '.join(model.conv_layers)}"
         )
     whole_number(phases, "phases", low=4)
     f = _float64([i / 48 for i in range(1, 25)] if frequencies is None else frequencies).flatten()

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,7 +45,7 @@ class ShiftConsistency:
 
     model: str
     layers: tuple[str, ...]
-    spacing: tuple[int, ...]
+    spacing: tuple[int | Fraction, ...]
     inside: tuple[bool, ...]
     shifts: Tensor
     distance: Tensor
@@ -113,16 +114,25 @@ def shift_consistency(
     side = model.input_size if window is None else whole_number(window, "window, in pixels,")
     names, classes = _layers_to_compare(model, layers, side)
     compare = [_Comparison.of(model, name, side) for name in names]
-    cut = _Windows(tuple(pictures_at(images, [0]).shape[2:]), side, shifts, circular)
-    N, D, starts = len(images), shifts + 1, cut.starts
+    height, width = pictures_at(images, [0]).shape[2:]
+    need = side if circular else side + shifts
+    if min(height, width) < need:
+        raise ZfkitError(
+            f"pictures of {width} x {height} px have no room for windows of {side} px"
+            + ("" if circular else f" that shift by {shifts} px")
+            + f"; take pictures of {need} px, as load_images(..., size={need}) gives them"
+        )
+    N, D = len(images), shifts + 1
+    starts = 1 if circular else min(height, width) - need + 1  # places that leave room for all shifts
     distance = torch.zeros(len(names), 2, D, dtype=torch.float64)
     agreement = torch.full((2, D, N), math.nan if classes is None else 0.0, dtype=torch.float64)
     probability = agreement.clone()
 
     def outputs(pictures: Tensor, axis: int, start: int) -> dict[str, Tensor]:
-        wanted = dict.fromkeys([*names, classes] if classes else names)
-        layered = activations(model, cut(pictures, axis, start), list(wanted))
-        return {name: y.clone() for name, y in layered}  # a ReLU may follow in place
+        window = _window(pictures, side, axis, start, circular)
+        layers = [*names, classes] if classes else names
+        # Copies: a ReLU may follow in place.
+        return {name: y.clone() for name, y in activations(model, window, layers)}
 
     chunks = torch.arange(N).split(max(1, min(32, 2**18 // side**2)))
     with steps(2 * N * (starts + shifts), "shifting", progress=progress) as done:
@@ -167,26 +177,12 @@ def _layers_to_compare(
     return names, flat[-1] if flat else None
 
 
-class _Windows:
-    """Windows of `side` px of pictures (N, 3, H, W), whose place moves along one axis."""
-
-    def __init__(self, size: tuple[int, ...], side: int, shifts: int, circular: bool) -> None:
-        need = side if circular else side + shifts
-        if min(size) < need:
-            raise ZfkitError(
-                f"pictures of {size[1]} x {size[0]} px have no room for windows of {side} px"
-                + ("" if circular else f" that shift by {shifts} px")
-                + f"; take pictures of {need} px, as load_images(..., size={need}) gives them"
-            )
-        self.side, self.circular = side, circular
-        self.starts = 1 if circular else min(size) - need + 1  # places that leave room for all shifts
-
-    def __call__(self, pictures: Tensor, axis: int, start: int) -> Tensor:
-        """(N, 3, side, side), from row (axis 0) or column (axis 1) `start` on, in the middle of the other axis."""
-        if self.circular:
-            return pictures[:, :, : self.side, : self.side].roll(-start, 2 + axis)
-        middle = (pictures.shape[3 - axis] - self.side) // 2
-        return pictures.narrow(2 + axis, start, self.side).narrow(3 - axis, middle, self.side)
+def _window(pictures: Tensor, side: int, axis: int, start: int, circular: bool) -> Tensor:
+    """(N, 3, side, side), from row (axis 0) or column (axis 1) `start` on, in the middle of the other axis."""
+    if circular:
+        return pictures[:, :, :side, :side].roll(-start, 2 + axis)
+    middle = (pictures.shape[3 - axis] - side) // 2
+    return pictures.narrow(2 + axis, start, side).narrow(3 - axis, middle, side)
 
 
 def _classes_compared(before: Tensor, now: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,7 +198,7 @@ class _Comparison:
     """How the outputs of one layer before and after a shift are compared."""
 
     name: str
-    spacing: int  # pixels between neighbouring units; 0 where units see the whole picture
+    spacing: int | Fraction  # pixels between neighbouring units; 0 where units see the whole picture
     units: (
         tuple[slice, slice] | None
     )  # rows and columns of those that see no border; None where there are none

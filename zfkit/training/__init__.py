@@ -15,21 +15,6 @@ from .run import Run
 from .trainer import Trainer, clip_rms, dominance
 
 __all__ = [
-    "RECIPES",
-    "Accuracy",
-    "Geometry",
-    "Recipe",
-    "Run",
-    "Trainer",
-    "TrainingPlan",
-    "Watched",
-    "centre_crop",
-    "clip_rms",
-    "crops_of",
-    "dominance",
-    "evaluate",
-    "fit",
-    "generator",
-    "make_fabric",
-    "ten_crops",
-]
+    "RECIPES", "Accuracy", "Geometry", "Recipe", "Run", "Trainer", "TrainingPlan", "Watched", "centre_crop",
+    "clip_rms", "crops_of", "dominance", "evaluate", "fit", "generator", "make_fabric", "ten_crops",
+]  # fmt: skip

@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -128,16 +128,8 @@ def shade(crops: Tensor, draws: Draws, geometry: Geometry, mean: Tensor) -> Tens
     return x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
-class Feed(Protocol):
-    """Where an epoch's batches come from."""
-
-    def batches(self, draws: Draws, spans: list[slice]) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each span of the epoch's draws its (n, 3, S, S) floats, 0-255, and (n,) labels, on the device."""
-        ...
-
-
 class Resident:
-    """A set in memory, copied to the device as uint8 (N, H, W, 3)."""
+    """A set in memory, copied to the device as uint8 (N, H, W, 3), as a feed of batches."""
 
     def __init__(self, images: ImageSet, geometry: Geometry, mean: Tensor, device: torch.device) -> None:
         self.geometry, self.mean, self.device = geometry, mean.to(device), device
@@ -151,7 +143,7 @@ class Resident:
         self._labels = labels.to(device)
 
     def batches(self, draws: Draws, spans: list[slice]) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Feed`."""
+        """For each span of the epoch's draws its (n, 3, S, S) floats, 0-255, and (n,) labels, on the device."""
         draws = draws.to(self.device)
         for span in spans:
             mine = draws[span]
@@ -160,7 +152,7 @@ class Resident:
 
 
 class Streamed:
-    """A set that is read while training, by `workers` processes."""
+    """A set that is read while training, by `workers` processes, as a feed of the same batches."""
 
     def __init__(
         self, images: ImageSet, geometry: Geometry, mean: Tensor, device: torch.device, workers: int
@@ -169,7 +161,7 @@ class Streamed:
         self.workers = workers
 
     def batches(self, draws: Draws, spans: list[slice]) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Feed`."""
+        """For each span of the epoch's draws its (n, 3, S, S) floats, 0-255, and (n,) labels, on the device."""
         from torch.utils.data import DataLoader
 
         dataset: Any = _Crops(self.images, draws, self.geometry.size)
@@ -189,6 +181,9 @@ class Streamed:
             pictures, labels = (t.to(self.device, non_blocking=True) for t in (pictures, labels))
             crops = pictures.permute(0, 2, 3, 1)
             yield shade(crops, draws[span], self.geometry, self.mean), labels
+
+
+Feed = Resident | Streamed
 
 
 class _Crops:

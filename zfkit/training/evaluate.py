@@ -75,8 +75,8 @@ def evaluate(
         p = torch.cat(parts)  # (n, classes)
         if int(labels.min()) < 0 or int(labels.max()) >= p.shape[1]:
             raise TrainingError(
-                f"{images.source!r} has labels from {int(labels.min())} to {int(labels.max())}, and the network has "
-                f"{p.shape[1]} classes, 0 to {p.shape[1] - 1} (-1 is a picture without a label)"
+                f"{images.source!r} has labels from {int(labels.min())} to {int(labels.max())} (-1: none), and the "
+                f"network has {p.shape[1]} classes, 0 to {p.shape[1] - 1}"
             )
         hits = p.topk(min(5, p.shape[1])).indices == labels[:, None]
         loss = -p.gather(1, labels[:, None]).clamp_min(1e-30).log().sum()

@@ -96,7 +96,7 @@ def fit(
             f"batch_size {recipe.batch_size} cannot be shared by {fabric.world_size} processes"
         )
     if first:
-        run.prepare(plan.parameters(), len([e for e in recipe.snapshots if e <= recipe.epochs]) + 1)
+        run.prepare(plan.architecture, len([e for e in recipe.snapshots if e <= recipe.epochs]) + 1)
     with run.locked() if first else contextlib.nullcontext():
         trainer = Trainer(plan, fabric, compile)
         trainer.restore(run)
@@ -120,10 +120,14 @@ def fit(
         if state.epoch == state.step == 0:
             keep(snapshot=0 in recipe.snapshots)
         show()
-        with _Bar(trainer, progress and first) as bar, _interruption() as interrupted:
+        total, done = recipe.epochs * plan.steps, state.epoch * plan.steps + state.step
+        bar = tqdm(total=total, initial=done, unit="step", disable=not (progress and first))
+        with bar, _interruption() as interrupted:
             while state.epoch < recipe.epochs:
                 for _ in trainer.epoch(feed):
-                    bar.step()
+                    bar.update(1)
+                    if state.step % 20 == 0 and not bar.disable:  # reading the loss makes a GPU wait
+                        _describe(bar, trainer, float(trainer.loss_sum) / state.step)
                     stop = fabric.world_size == 1 and interrupted.is_set()
                     if stop or (save_every and state.step % save_every == 0):
                         trainer.pause()
@@ -137,7 +141,7 @@ def fit(
                     evaluate(trainer.model, val, plan.geometry, forward=trainer.wrapped, fabric=fabric)
                 )
                 keep(snapshot=state.epoch in recipe.snapshots or state.epoch == recipe.epochs)
-                bar.epoch()
+                _describe(bar, trainer, state.history[-1]["loss"])
                 show()
                 trainer.check_that_it_moves()
         if first:
@@ -218,32 +222,10 @@ def _interruption() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-class _Bar:
-    """tqdm over all steps of a run, with the loss so far and the last accuracy beside it."""
-
-    def __init__(self, trainer: Trainer, visible: bool) -> None:
-        self._trainer, self._accuracy = trainer, ""
-        state, steps = trainer.state, trainer.plan.steps
-        done = state.epoch * steps + state.step
-        self._bar = tqdm(total=trainer.recipe.epochs * steps, initial=done, unit="step", disable=not visible)
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
-
-    def step(self) -> None:
-        self._bar.update(1)
-        state = self._trainer.state
-        if state.step % 20 == 0 and not self._bar.disable:  # reading the loss makes a GPU wait
-            self._bar.set_description(f"epoch {state.epoch + 1}/{self._trainer.recipe.epochs}", refresh=False)
-            self._loss(float(self._trainer.loss_sum) / state.step, refresh=False)
-
-    def epoch(self) -> None:
-        row = self._trainer.state.history[-1]
-        self._accuracy = f", validation {row['top1']:.1f}% / {row['top5']:.1f}%"
-        self._loss(row["loss"])
-
-    def _loss(self, loss: float, refresh: bool = True) -> None:
-        self._bar.set_postfix_str(f"loss {loss:.3f}{self._accuracy}", refresh=refresh)
+def _describe(bar: Any, trainer: Trainer, loss: float) -> None:
+    """Show epoch, loss and the last accuracy beside the bar."""
+    state, epochs = trainer.state, trainer.recipe.epochs
+    bar.set_description(f"epoch {min(state.epoch + 1, epochs)}/{epochs}", refresh=False)
+    last = state.history[-1] if state.history else None
+    accuracy = f", validation {last['top1']:.1f}% / {last['top5']:.1f}%" if last else ""
+    bar.set_postfix_str(f"loss {loss:.3f}{accuracy}")

@@ -14,11 +14,10 @@ from ..checks import one_of
 from ..errors import TrainingError
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel, wrap_model
-from ..nets.paper import ARCHITECTURES, Architecture, build
+from ..nets.paper import ARCHITECTURES, Architecture
 from ..nets.weights import Provenance
 from ..nets.zoo import describe
 from .data import Geometry, centre_crop, crops_of
-from .network import untrained
 from .recipe import Recipe
 from .run import State
 
@@ -59,16 +58,16 @@ class TrainingPlan:
         classes, counts = _classes(train, val)
         size = architecture.input_size
         for what, images in (("training", train), ("validation", val)):
-            if images.size < size:
+            if images.size < size or images.size != train.size:
                 raise TrainingError(
-                    f"the {what} pictures are {images.size} px and the network takes {size}: load them with "
-                    f"size={size}, or {size * 8 // 7} to leave room for random crops"
+                    f"the {what} pictures are {images.size} px: load both sets alike, with size={size}, or "
+                    f"{size * 8 // 7} to leave room for random crops"
                 )
-        if train.size != val.size:
-            raise TrainingError(
-                f"training pictures are {train.size} px and validation {val.size}: load both alike"
-            )
-        default = crops_of(size, train.size)
+        geometry = crops_of(size, train.size)
+        if recipe.shift is not None:
+            geometry = replace(geometry, pad=recipe.shift)
+        if recipe.brightness is not None:
+            geometry = replace(geometry, brightness=recipe.brightness)
         sample = train.take(spread(train, 2000))
         std = sample.double().std((0, 2, 3)).clamp_min(1e-3)
         share = counts / counts.sum()
@@ -77,11 +76,7 @@ class TrainingPlan:
             recipe=recipe,
             classes=classes,
             count=len(train),
-            geometry=replace(
-                default,
-                pad=default.pad if recipe.shift is None else recipe.shift,
-                brightness=default.brightness if recipe.brightness is None else recipe.brightness,
-            ),
+            geometry=geometry,
             blocks=None if train.blocks is None else train.blocks[train.blocks < len(train)],
             mean=sample.double().mean((0, 2, 3)).float(),
             scale=(1 / std if recipe.inputs == "std" else torch.ones(3)).float(),
@@ -101,15 +96,6 @@ class TrainingPlan:
         """Batches in an epoch; what does not fill the last one waits for another epoch's order."""
         return self.count // self.batch
 
-    def network(self) -> nn.Module:
-        """The untrained network."""
-        return untrained(self.architecture, self.recipe)
-
-    def parameters(self) -> int:
-        """Number of weights and biases."""
-        with torch.device("meta"):
-            return sum(p.numel() for p in build(self.architecture).parameters())
-
     def wrap(self, net: nn.Module) -> VisionModel:
         """The network as a `VisionModel`."""
         return wrap_model(
@@ -122,20 +108,21 @@ class TrainingPlan:
         )
 
     def settings(self) -> dict[str, Any]:
-        """What must be the same when a run goes on; kept with its state, as JSON."""
-        return {
+        """What must be the same when a run goes on: part -> setting -> value, as JSON gives it back."""
+        settings = {
             "architecture": describe(self.architecture),
             "recipe": {k: v for k, v in asdict(self.recipe).items() if k not in MAY_CHANGE},
             "data": {"fingerprint": self.fingerprint, "crops": asdict(self.geometry)},
         }
+        read: dict[str, Any] = json.loads(json.dumps(settings))  # tuples become lists, as in the file
+        return read
 
     def check_same(self, settings: dict[str, Any], state: State, folder: Path) -> None:
         """Raise TrainingError where the folder's run, of these settings and at this state, is another than this."""
-        own = json.loads(json.dumps(self.settings()))  # tuples become lists, as in the file
         differences = [
             f"{key} was {then.get(key)!r} and is now {now.get(key)!r}"
-            for part in ("architecture", "recipe", "data")
-            for then, now in [(settings.get(part, {}), own[part])]
+            for part, now in self.settings().items()
+            for then in [settings.get(part, {})]
             for key in sorted(then.keys() | now.keys())
             if then.get(key) != now.get(key)
         ]
@@ -172,16 +159,11 @@ def _classes(train: ImageSet, val: ImageSet) -> tuple[tuple[str, ...], Tensor]:
     """Names of the classes, and how many training pictures each has. Raises TrainingError where they do not fit."""
     labels, held_out = _labels(train, "training"), _labels(val, "validation")
     classes = train.classes or tuple(str(c) for c in range(int(labels.max()) + 1))
-    if val.classes and train.classes and val.classes != train.classes:
-        raise TrainingError(
-            f"training has {len(train.classes)} classes ({', '.join(train.classes[:3])} ...) and validation "
-            f"{len(val.classes)} ({', '.join(val.classes[:3])} ...): they must be the same, in the same order"
-        )
+    if val.classes and val.classes != classes and train.classes:
+        raise TrainingError("training and validation must have the same classes, in the same order")
     for what, largest in (("training", int(labels.max())), ("validation", int(held_out.max()))):
         if largest >= len(classes):
-            raise TrainingError(
-                f"a {what} label is {largest}, and there are {len(classes)} classes: 0 to {len(classes) - 1}"
-            )
+            raise TrainingError(f"a {what} label is {largest}, and classes go from 0 to {len(classes) - 1}")
     counts = torch.bincount(labels, minlength=len(classes))
     empty = [classes[c] for c in (counts == 0).nonzero().flatten().tolist()]
     if empty:

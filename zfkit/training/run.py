@@ -26,6 +26,7 @@ from ..checks import writable_folder
 from ..errors import TrainingError
 from ..files import check_room, only_writer, write_whole
 from ..nets.model import VisionModel
+from ..nets.paper import Architecture, build
 from ..nets.weights import Provenance, save_weights
 from ..nets.zoo import load_model
 
@@ -99,14 +100,16 @@ class Run:
             raise TrainingError(f"epoch {epoch} was not kept; there are: {', '.join(map(str, kept))}")
         return load_model(kept[epoch], device=device)
 
-    def prepare(self, parameters: int, snapshots: int) -> None:
+    def prepare(self, architecture: Architecture, snapshots: int) -> None:
         """Make the folder and see that a run fits into it: snapshots of 2 bytes a weight, two states of 8.
 
         Raises WriteError for a folder that cannot be written, or a disk too full.
         """
         writable_folder(self.folder / "snapshots")
+        with torch.device("meta"):
+            weights = sum(p.numel() for p in build(architecture).parameters())
         replaced = sum(file.stat().st_size for file in self.folder.rglob("*.safetensors"))
-        check_room(self.folder / STATE, parameters * (2 * (snapshots + 1) + 3 * 8) - replaced)
+        check_room(self.folder / STATE, weights * (2 * (snapshots + 1) + 3 * 8) - replaced)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ from ..errors import TrainingError
 from ..nets.activations import activations
 from .data import Feed, draw, generator
 from .evaluate import Accuracy
-from .network import Dropout
+from .network import Dropout, untrained
 from .plan import TrainingPlan
 from .run import Run, State
 
@@ -48,7 +48,7 @@ class Trainer:
 
     def __init__(self, plan: TrainingPlan, fabric: Any, compile: bool = False) -> None:
         self.plan, self.recipe, self.fabric = plan, plan.recipe, fabric
-        self.net = plan.network()
+        self.net = untrained(plan.architecture, plan.recipe)
         self.model = plan.wrap(self.net)
         self.drops = [m for m in self.net.modules() if isinstance(m, Dropout)]
         decays = {True: self.recipe.weight_decay, False: 0.0}  # of weights, of biases
