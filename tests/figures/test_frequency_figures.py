@@ -101,6 +101,7 @@ def test_the_figure_of_shifts_draws_agreement_and_distances_and_marks_whole_unit
     assert np.allclose(agreement.lines[0].get_ydata(), 100 * found.consistency())
     assert np.allclose(conv.lines[0].get_ydata(), found.distance[0].mean(0))
     assert list(conv.lines[1].get_xdata()) == [0, 2, 4]  # stride 2
+    assert agreement.get_ylabel() == "pictures, %" and conv.get_ylabel().startswith("feature distance")
     assert fc.get_title(loc="left") == "3, in place" or fc.get_title() == "3, in place"
     with pytest.raises(LayerError, match="no layer with distances 'conv1'"):
         figures.shift_figure([found], ["conv1"])

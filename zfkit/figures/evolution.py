@@ -49,11 +49,11 @@ def evolution_sheet(layer: LayerEvolution, scale: Scale = "row", tile: int = 64)
     sheet = np.full((M * step - SHEET_GAP, E * step, 3), 255, np.uint8)
     pictures = evolution_rgb(layer, scale).flatten(0, 1)
     sheet[:, SHEET_GAP:] = np.asarray(montage(pictures, E, side, gap=SHEET_GAP))
+    orange = ImageColor.getrgb(CHANGED)
     other = layer.changed[layer.channels] & layer.active[layer.channels]
     for m, e in other.nonzero().tolist():
-        sheet[m * step : m * step + side, e * step + 1 : e * step + SHEET_GAP - 1] = ImageColor.getrgb(
-            CHANGED
-        )
+        top, left = m * step, e * step
+        sheet[top : top + side, left + 1 : left + SHEET_GAP - 1] = orange
     return sheet
 
 
