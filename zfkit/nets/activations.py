@@ -95,7 +95,7 @@ def features(
     if not len(chosen):
         raise ImageError(f"{what}: there are no pictures to look at")
     rows: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-    side = images.size if isinstance(images, ImageSet) else tuple(images.shape[-2:])
+    side = images.size if isinstance(images, ImageSet) else (images.shape[-2], images.shape[-1])
     size = batch_size or default_batch_size(model, side, layers)
     portions = Portions(f"{what} of {model.name}", size)
     with steps(len(chosen), what, "img", progress, on_step) as done:
