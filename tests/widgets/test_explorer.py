@@ -35,9 +35,9 @@ def explorer(world):
 
 @pytest.fixture
 def at_once(monkeypatch):
-    """Nothing waits for a browser or for somebody who rests."""
-    for name in ("PAINT", "REST"):
-        monkeypatch.setattr(f"zfkit.widgets.explorer.{name}", 0)
+    """Nothing waits for a browser or for somebody who rests; however slow the machine, two steps are page turning."""
+    for name, seconds in (("PAINT", 0), ("REST", 0), ("TURNING", 1000)):
+        monkeypatch.setattr(f"zfkit.widgets.explorer.{name}", seconds)
 
 
 def upload(e: Explorer, content: bytes, name: str = "picture") -> None:
@@ -243,7 +243,7 @@ def test_while_pages_turn_the_next_ones_come_before_the_large_pictures(explorer,
     e.set(order=order, channel=int(e.view.facts.order(replace(e.state, order=order))[4]))
     assert e.wait()
     done, grids, detail = [], e.view.grids, e.view.detail
-    monkeypatch.setattr(e.view, "grids", lambda s, step=None: done.append(s.channel) or grids(s, step))
+    monkeypatch.setattr(e.view, "grids", lambda s, *rest: done.append(s.channel) or grids(s, *rest))
     monkeypatch.setattr(e.view, "detail", lambda s, step=None: done.append("large") or detail(s, step))
     for by, places in ((1, (5, 6, 7)), (-1, (4, 3, 2))):
         done.clear()

@@ -28,7 +28,10 @@ from PIL import Image
 
 import zfkit
 
-pytestmark = pytest.mark.skipif(bool(b.why_not()), reason=b.why_not() or "there is one")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(bool(b.why_not()), reason=b.why_not() or "there is one"),
+]
 ROOT = Path(__file__).parents[2]
 TILE, GAP = 92, 2  # px: a tile of the grids, the gap between two
 START = {"layer": "conv4", "channel": 117}

@@ -39,7 +39,7 @@ from .drawing import LARGE
 from .pages import ComparePage, Controls, MapsPage, OwnPage
 from .panel import Panel, changed, guarded
 from .state import METHODS, TABS, State
-from .view import ExplorerView, Grids, Others
+from .view import PIECE, ExplorerView, Grids, Others
 from .worker import Job, Worker, pause
 
 TURNING = (
@@ -274,7 +274,7 @@ class Explorer(Panel):
         at = self._place(state.channel)
         for place in range(at + self._facing, at + (AHEAD + 1) * self._facing, self._facing):
             if self.ahead and 0 <= place < len(self._channels):
-                self.view.grids(replace(state, channel=int(self._channels[place])), step)
+                self.view.grids(replace(state, channel=int(self._channels[place])), step, PIECE)
 
     def _measure(self, state: State, step: Job) -> None:
         """The layer's maps over all pictures, for the facts beside the map, once nobody has moved for a while."""

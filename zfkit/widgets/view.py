@@ -40,7 +40,7 @@ from .facts import SHOWN, Facts
 from .own import Own, read_own
 from .state import METHODS, RULES, State
 
-PIECE = 3  # of a map's pictures are projected at once: few enough that a newer request need not wait long
+PIECE = 3  # of a map's pictures are projected at once ahead of time: few enough that nobody waits long
 KEPT = 384 * 2**20  # bytes of results that are kept for the quick way back
 SMALL = 8  # px; a picture of your own must have that many along its smaller side
 COMPARED = 132  # side of a tile in the comparison of methods, in px
@@ -162,22 +162,23 @@ class ExplorerView:
         ranked = {n: getattr(t, n)[:, start:stop] for n in ("value", "image", "row", "col")}
         return replace(self.top, layers={layer: replace(t, **ranked)}, k=stop - start)
 
-    def patches(self, layer: str, channel: int, rule: Rule, on_step: OnStep | None = None) -> Patches:
-        """Projections and patches of one map's strongest, a few pictures at a time."""
-        parts = []
-        for start in range(0, self.shown, PIECE):
-            table = self._columns(layer, start, min(start + PIECE, self.shown))
-            key = ("patches", layer, channel, rule, start)
-            parts.append(
-                self._keep(
-                    key,
-                    lambda table=table: project_top(  # type: ignore[misc]
-                        self.model, self.photos, table, layer, [channel], rule=rule
-                    ),
-                )
-            )
+    def patches(
+        self, layer: str, channel: int, rule: Rule, on_step: OnStep | None = None, at_once: int = SHOWN
+    ) -> Patches:
+        """Projections and patches of one map's strongest, so many pictures at once."""
+        parts: list[Patches] = []
+        start = 0
+        while start < self.shown:
+            table = self._columns(layer, start, min(start + at_once, self.shown))
+
+            def project(table: TopK = table) -> Patches:
+                return project_top(self.model, self.photos, table, layer, [channel], rule=rule)
+
+            # What is kept from there on may be more or fewer pictures than are asked for now.
+            parts.append(self._keep(("patches", layer, channel, rule, start), project))
+            start += parts[-1].image.shape[1]
             if on_step:
-                on_step(start + table.k, self.shown)
+                on_step(start, self.shown)
         names = ("projection", "photo", "box", "image", "row", "col", "value")
         joined: dict[str, Any] = {n: torch.cat([getattr(p, n) for p in parts], 1) for n in names}
         return replace(parts[0], **joined)
@@ -201,15 +202,15 @@ class ExplorerView:
             "project."
         )
 
-    def grids(self, state: State, on_step: OnStep | None = None) -> Grids:
-        """The nine projections and nine patches of the state's map, encoded."""
+    def grids(self, state: State, on_step: OnStep | None = None, at_once: int = SHOWN) -> Grids:
+        """The nine projections and nine patches of the state's map, encoded; `on_step` after so many at once."""
         sentence = self.grids_sentence(state)
         if sentence:
             return Grids(sentence=sentence)
-        return self._keep(_grids_key(state), lambda: self._draw_grids(state, on_step))
+        return self._keep(_grids_key(state), lambda: self._draw_grids(state, on_step, at_once))
 
-    def _draw_grids(self, state: State, on_step: OnStep | None) -> Grids:
-        p = self.patches(state.layer, state.channel, state.rule, on_step)
+    def _draw_grids(self, state: State, on_step: OnStep | None, at_once: int) -> Grids:
+        p = self.patches(state.layer, state.channel, state.rule, on_step, at_once)
         there = (p.image[0] >= 0).tolist()
         scale = drawing.scales(p.projection[0], state.gain)
         columns = int(np.ceil(np.sqrt(self.shown)))
