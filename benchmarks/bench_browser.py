@@ -1,12 +1,12 @@
 """From key press to changed pixels: the explorer in JupyterLab and on a Voila page, in a real Chromium.
 
-    .venv/bin/python benchmarks/bench_browser.py [--steps 40] [--front lab voila] [--pause 300] [--warm 120]
+    .venv/bin/python benchmarks/bench_browser.py [--steps 40] [--front lab voila] [--pause 300] [--warm 10]
 
 For every convolutional layer of zfnet64 on the bundled photographs: the arrow key on the map slider, until the frame
 that shows the new grid of projections. "page turning" waits `--pause` ms between two keys, so that neighbours may have
 been computed ahead; "far jumps" types a map's number and Enter. `--warm` leaves the page alone for so many seconds
-first, in which the explorer computes all maps ahead; with 0 it starts cold. Both ends are read from the page's own
-clock: the time stamp of the key's event, and the first task after the frame that shows the new picture.
+first. Both ends are read from the page's own clock: the time stamp of the key's event, and the first task after the
+frame that shows the new picture.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=40, help="keys for each layer and way")
     parser.add_argument("--pause", type=float, default=300, help="ms between two keys")
-    parser.add_argument("--warm", type=float, default=120, help="s that the page is left alone for at first")
+    parser.add_argument("--warm", type=float, default=10, help="s that the page is left alone for at first")
     parser.add_argument("--front", nargs="+", default=["lab", "voila"], choices=["lab", "voila"])
     parser.add_argument("--layers", nargs="+", help="default: all convolutional layers")
     options = parser.parse_args()

@@ -453,6 +453,8 @@ class ExplorerView:
             blocks += zip(words, (detail.photo, detail.heat, detail.whole), strict=True)
             lines.append(f"Below: {detail.words} Its scale: ±{number(detail.scale)}.")
         opened = [(words, Image.open(io.BytesIO(encoded)).convert("RGB")) for words, encoded in blocks]
+        third = (2 * GRID - 14) // 3  # three small pictures are as wide as the two grids above
+        opened[2:] = [(words, picture.resize((third, third))) for words, picture in opened[2:]]
         return drawing.with_caption(opened, title, lines, [2, 3][: 1 + (not detail.sentence)])
 
     def code(self, state: State, model: str = "", photos: str = "") -> str:
