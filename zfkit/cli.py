@@ -1,4 +1,4 @@
-"""The same jobs from a shell: ``zfkit atlas | mine | models``."""
+"""The same jobs from a shell: ``zfkit atlas | mine | train | sweep | doctor | models``."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from .topk.table import TopK
 from .training.evaluate import evaluate
 from .training.fit import fit
 from .training.recipe import RECIPES, Recipe
+from .training.run import Run
 
 ATLAS_EXAMPLE = """examples:
   zfkit atlas                                                   the bundled network on the bundled photographs
@@ -81,16 +82,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(arguments)
     try:
-        result: int = args.run(args)
-        return result
+        code: int | None = args.run(args)
+        return code or 0
     except ZfkitError as error:
         print(f"zfkit {args.command}: {error}", file=sys.stderr)
         return 2
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        told = "out of memory; take smaller pictures, a smaller batch size, or another device"
-        print(f"zfkit {args.command}: {told} ({' '.join(str(error).split())[:200]})", file=sys.stderr)
+        remedy = "out of memory; take smaller pictures, a smaller batch size, or another device"
+        print(f"zfkit {args.command}: {remedy} ({' '.join(str(error).split())[:200]})", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"zfkit {args.command}: {stop or 'interrupted'}", file=sys.stderr)
@@ -102,147 +103,95 @@ def _parser() -> argparse.ArgumentParser:
         prog="zfkit", description="See what a convolutional network has learned, as Zeiler & Fergus did."
     )
     parser.add_argument("--version", action="version", version=f"zfkit {__version__}")
-    parser.set_defaults(run=lambda args: _help(parser))
+    parser.set_defaults(run=lambda args: print(parser.format_help()))
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-
-    atlas = _command(
-        commands,
-        "atlas",
-        "top patches beside their projections, as a page and a PNG per layer",
-        ATLAS_EXAMPLE,
-    )
-    _add_inputs(atlas)
-    atlas.add_argument("--out", default="atlas", help="folder to write to (default: %(default)s)")
-    atlas.add_argument(
-        "--maps", default="24", type=_maps, help="feature maps of each layer, or 'all' (default: 24)"
-    )
-    atlas.add_argument(
-        "--rule", default="deconvnet", help="deconvnet, guided or gradient (default: %(default)s)"
-    )
-    atlas.add_argument("--seed", default=0, type=int, help="draws the feature maps (default: 0)")
-    atlas.add_argument(
-        "--notebook", help="make it through this notebook and leave the executed copy in --out"
-    )
-    atlas.set_defaults(run=_atlas)
-
-    mining = _command(
-        commands, "mine", "the strongest activations of every feature map, as a table", MINE_EXAMPLE
-    )
-    _add_inputs(mining)
-    mining.add_argument("--out", default="topk.parquet", help="Parquet file to write (default: %(default)s)")
-    mining.add_argument(
-        "--batch-size", type=int, help="pictures at a time (default: by the size of the activations)"
-    )
-    mining.add_argument("--precision", default="float32", help="float32 or bf16 (default: %(default)s)")
-    mining.add_argument(
-        "--inside", action="store_true", help="leave out units that look beyond the picture's border"
-    )
-    mining.add_argument(
-        "--checkpoint-every", default=10_000, type=int, metavar="N",
-        help="keep the state in OUT.part every N pictures; the same command goes on from there (default: %(default)s)",
-    )  # fmt: skip
-    mining.add_argument("--dry-run", action="store_true", help="say how long it will take, and stop")
-    mining.add_argument(
-        "--scheduler",
-        metavar="ADDRESS",
-        help="mine on a Dask cluster, as tcp://10.0.0.1:8786, whose workers find the pictures under the same path",
-    )
-    mining.set_defaults(run=_mine)
-
-    train = _command(commands, "train", "train a network by the paper's recipe", TRAIN_EXAMPLE)
-    _add_training(train)
-    train.set_defaults(run=_train)
-
-    sweep = _command(commands, "sweep", "one notebook over a grid of its parameters", SWEEP_EXAMPLE)
-    sweep.add_argument("notebook", metavar="NOTEBOOK", help="a notebook with a cell tagged 'parameters'")
-    sweep.add_argument(
-        "--grid", required=True, help="YAML: parameters with lists of values, or a list of runs"
-    )
-    sweep.add_argument("--out", default="runs", help="folder to write to (default: %(default)s)")
-    sweep.add_argument("--jobs", type=int, help="runs at a time (default: what cores and memory allow)")
-    sweep.add_argument("--scheduler", metavar="ADDRESS", help="run on a Dask cluster, as tcp://10.0.0.1:8786")
-    sweep.add_argument(
-        "--timeout",
-        type=float,
-        default=3600,
-        metavar="S",
-        help="longest that a run may take (default: 3600 s)",
-    )
-    sweep.add_argument("--threads", type=int, help="threads of each run (default: cores divided by jobs)")
-    sweep.add_argument("--again", action="store_true", help="run also what is done")
-    sweep.add_argument(
-        "--max-runs", type=int, default=1000, metavar="N", help="refuse more (default: %(default)s)"
-    )
-    sweep.add_argument("--dry-run", action="store_true", help="check everything, list the runs, run none")
-    sweep.set_defaults(run=_sweep)
-
-    doctor = _command(
-        commands, "doctor", "versions, devices and a self-test, for a bug report", DOCTOR_EXAMPLE
-    )
-    doctor.set_defaults(run=_doctor)
-
-    models = _command(
-        commands, "models", "list the networks that are known by name", "example:\n  zfkit models\n"
-    )
-    models.set_defaults(run=_models)
+    for run, example, add_options in (
+        (_atlas, ATLAS_EXAMPLE, _atlas_options),
+        (_mine, MINE_EXAMPLE, _mine_options),
+        (_train, TRAIN_EXAMPLE, _train_options),
+        (_sweep, SWEEP_EXAMPLE, _sweep_options),
+        (_doctor, DOCTOR_EXAMPLE, None),
+        (_models, "example:\n  zfkit models\n", None),
+    ):
+        name, what = run.__name__[1:], str(run.__doc__)
+        short = what[0].lower() + what[1:].rstrip(".")
+        command = commands.add_parser(
+            name, help=short, description=what, epilog=example, formatter_class=_HelpFormatter
+        )
+        command.set_defaults(run=run)
+        if add_options is not None:
+            add_options(command)
     return parser
 
 
-def _command(commands: Any, name: str, what: str, example: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=what,
-        description=f"{what[0].upper()}{what[1:]}.",
-        epilog=example,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    return parser
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the examples, and names the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        silent = action.default is None or action.default is False or action.default == argparse.SUPPRESS
+        silent = silent or "(default: " in text
+        return text if silent else f"{text} (default: %(default)s)"
 
 
-def _add_inputs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def _input_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
         "--model",
         default="zfnet64",
-        help="a name from `zfkit models`, torchvision:NAME, or a .safetensors file (default: %(default)s)",
+        help="a name from `zfkit models`, torchvision:NAME, or a .safetensors file",
     )
-    parser.add_argument(
-        "--weights",
-        default="DEFAULT",
-        help="torchvision: name of the weights, or 'none' for random ones (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--images",
-        default="photos",
-        help="photos, textures, folder:PATH, parquet:PATH or torchvision:NAME (default: %(default)s)",
-    )
-    parser.add_argument("--size", type=int, help="side of the pictures in px (default: 224, for textures 64)")
-    parser.add_argument("--limit", type=int, help="only the first so many pictures")
-    parser.add_argument("--layers", nargs="+", help="layer names (default: every convolutional layer)")
-    parser.add_argument(
-        "-k", default=9, type=int, help="pictures for each feature map (default: %(default)s)"
-    )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
+    add("--weights", default="DEFAULT", help="torchvision: name of the weights, or 'none' for random ones")
+    add("--images", default="photos", help="photos, textures, folder:PATH, parquet:PATH or torchvision:NAME")
+    add("--size", type=int, help="side of the pictures in px (default: 224, for textures 64)")
+    add("--limit", type=int, help="only the first so many pictures")
+    add("--layers", nargs="+", help="layer names (default: every convolutional layer)")
+    add("-k", default=9, type=int, help="pictures for each feature map")
+    add("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
 
 
-def _add_training(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", default="zfnet64-narrow", choices=[*ARCHITECTURES], help="default: %(default)s"
+def _atlas_options(parser: argparse.ArgumentParser) -> None:
+    _input_options(parser)
+    add = parser.add_argument
+    add("--out", default="atlas", help="folder to write to")
+    add("--maps", default="24", type=_maps, help="feature maps of each layer, or 'all'")
+    add("--rule", default="deconvnet", help="deconvnet, guided or gradient")
+    add("--seed", default=0, type=int, help="draws the feature maps")
+    add("--notebook", help="make it through this notebook and leave the executed copy in --out")
+
+
+def _mine_options(parser: argparse.ArgumentParser) -> None:
+    _input_options(parser)
+    add = parser.add_argument
+    add("--out", default="topk.parquet", help="Parquet file to write")
+    add("--batch-size", type=int, help="pictures at a time (default: by the size of the activations)")
+    add("--precision", default="float32", help="float32 or bf16")
+    add("--inside", action="store_true", help="leave out units that look beyond the picture's border")
+    state = "keep the state in OUT.part every N pictures; the same command goes on from there"
+    add("--checkpoint-every", default=10_000, type=int, metavar="N", help=state)
+    add("--dry-run", action="store_true", help="say how long it will take, and stop")
+    cluster = (
+        "mine on a Dask cluster, as tcp://10.0.0.1:8786, whose workers find the pictures under the same path"
     )
-    parser.add_argument("--images", default="textures", help="labelled pictures (default: %(default)s)")
-    parser.add_argument("--val", help="pictures to measure with (default: the other split of --images)")
-    parser.add_argument("--size", type=int, help="side of the pictures in px (default: the network's input)")
-    parser.add_argument("--limit", type=int, help="only the first so many training pictures")
-    parser.add_argument("--out", help="folder of the run (default: runs/MODEL)")
-    shape = parser.add_argument_group("the network (default: as the model has it)")
-    shape.add_argument("--widths", type=int, nargs=5, metavar="N", help="maps of conv1 ... conv5")
-    shape.add_argument("--hidden", type=int, metavar="N", help="units of fc6 and fc7")
-    shape.add_argument("--conv1", type=int, nargs=3, metavar=("KERNEL", "STRIDE", "PAD"), help="first layer")
-    shape.add_argument(
-        "--blur", type=int, choices=(0, 3, 5), help="taps of a low-pass before every subsampling"
-    )
-    shape.add_argument("--without", nargs="+", metavar="LAYER", help="leave out conv3, conv4, fc6 or fc7")
-    recipe = parser.add_argument_group("the recipe")
-    recipe.add_argument(
+    add("--scheduler", metavar="ADDRESS", help=cluster)
+
+
+def _train_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", default="zfnet64-narrow", choices=[*ARCHITECTURES], help="an architecture")
+    add("--images", default="textures", help="labelled pictures")
+    add("--val", help="pictures to measure with (default: the other split of --images)")
+    add("--size", type=int, help="side of the pictures in px (default: the network's input)")
+    add("--limit", type=int, help="only the first so many training pictures")
+    add("--out", help="folder of the run (default: runs/MODEL)")
+    add = parser.add_argument_group("the network (default: as the model has it)").add_argument
+    add("--widths", type=int, nargs=5, metavar="N", help="maps of conv1 ... conv5")
+    add("--hidden", type=int, metavar="N", help="units of fc6 and fc7")
+    add("--conv1", type=int, nargs=3, metavar=("KERNEL", "STRIDE", "PAD"), help="first layer")
+    add("--blur", type=int, choices=(0, 3, 5), help="taps of a low-pass before every subsampling")
+    add("--without", nargs="+", metavar="LAYER", help="leave out conv3, conv4, fc6 or fc7")
+    add = parser.add_argument_group("the recipe").add_argument
+    add(
         "--recipe",
         default="paper",
         choices=[*RECIPES],
@@ -251,24 +200,40 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     for setting in dataclasses.fields(Recipe):
         flag, default = f"--{setting.name.removeprefix('random_').replace('_', '-')}", setting.default
         why = f"{setting.metadata['why']} (default: {default})".replace("%", "%%")
+        kind: dict[str, Any] = {"type": int if type(default) is int or setting.name == "shift" else _number}
         if setting.name == "snapshots":
-            recipe.add_argument(
-                flag, type=int, nargs="*", metavar="EPOCH", default=argparse.SUPPRESS, help=why
-            )
-        elif setting.name in ("init", "inputs"):
-            recipe.add_argument(flag, default=argparse.SUPPRESS, help=why)
-        else:
-            kind = int if isinstance(default, int) or setting.name == "shift" else _number
-            recipe.add_argument(
-                flag, dest=setting.name, type=kind, metavar="N", default=argparse.SUPPRESS, help=why
-            )
-    machine = parser.add_argument_group("the machine")
-    machine.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
-    machine.add_argument("--precision", help="32-true, bf16-mixed ... (default: bf16 where a GPU has it)")
-    machine.add_argument("--compile", action="store_true", help="compile the network; pays on a GPU")
-    machine.add_argument("--workers", type=int, metavar="N", help="stream, with so many reading processes")
-    machine.add_argument("--save-every", type=int, metavar="STEPS", help="keep the state within epochs, too")
-    machine.add_argument("--data-name", metavar="TEXT", help="what the provenance calls the data")
+            kind = {"type": int, "nargs": "*", "metavar": "EPOCH"}
+        elif isinstance(default, str):
+            kind = {}
+        # Those that are not given stay away, so that the recipe's own value holds.
+        add(
+            flag,
+            **({"metavar": "N"} if kind else {}) | kind,
+            dest=setting.name,
+            default=argparse.SUPPRESS,
+            help=why,
+        )
+    add = parser.add_argument_group("the machine").add_argument
+    add("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    add("--precision", help="32-true, bf16-mixed ... (default: bf16 where a GPU has it)")
+    add("--compile", action="store_true", help="compile the network; pays on a GPU")
+    add("--workers", type=int, metavar="N", help="stream, with so many reading processes")
+    add("--save-every", type=int, metavar="STEPS", help="keep the state within epochs, too")
+    add("--data-name", metavar="TEXT", help="what the provenance calls the data")
+
+
+def _sweep_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("notebook", metavar="NOTEBOOK", help="a notebook with a cell tagged 'parameters'")
+    add("--grid", required=True, help="YAML: parameters with lists of values, or a list of runs")
+    add("--out", default="runs", help="folder to write to")
+    add("--jobs", type=int, help="runs at a time (default: what cores and memory allow)")
+    add("--scheduler", metavar="ADDRESS", help="run on a Dask cluster, as tcp://10.0.0.1:8786")
+    add("--timeout", type=float, default=3600, metavar="S", help="longest that a run may take, in seconds")
+    add("--threads", type=int, help="threads of each run (default: cores divided by jobs)")
+    add("--again", action="store_true", help="run also what is done")
+    add("--max-runs", type=int, default=1000, metavar="N", help="refuse more")
+    add("--dry-run", action="store_true", help="check everything, list the runs, run none")
 
 
 def _number(text: str) -> float | None:
@@ -288,25 +253,20 @@ def _inputs(args: argparse.Namespace, progress: bool = True) -> tuple[VisionMode
     return model, load_images(args.images, size=args.size, limit=args.limit, progress=progress)
 
 
-def _atlas(args: argparse.Namespace) -> int:
+def _atlas(args: argparse.Namespace) -> None:
+    """Top patches beside their projections, as a page and a PNG per layer."""
     if args.notebook:
-        return _atlas_through_notebook(args)
+        _atlas_through_notebook(args)
+        return
     model, images = _inputs(args)
     atlas = write_atlas(
-        model,
-        images,
-        args.out,
-        layers=args.layers,
-        maps=args.maps,
-        k=args.k,
-        options=Options(args.rule),
+        model, images, args.out, layers=args.layers, maps=args.maps, k=args.k, options=Options(args.rule),
         random_seed=args.seed,
-    )
-    _tell(args, TopK.load(atlas.table))
-    return 0
+    )  # fmt: skip
+    _say_where(args, TopK.load(atlas.table))
 
 
-def _atlas_through_notebook(args: argparse.Namespace) -> int:
+def _atlas_through_notebook(args: argparse.Namespace) -> None:
     """Let papermill execute the notebook with this command's model, images, maps and seed."""
     try:
         import papermill
@@ -315,44 +275,29 @@ def _atlas_through_notebook(args: argparse.Namespace) -> int:
     notebook, out = Path(args.notebook), Path(args.out).expanduser().resolve()
     if not notebook.is_file():
         raise ZfkitError(f"there is no notebook {args.notebook!r}; check the path")
-    parameters = {
-        "model": args.model,
-        "weights": args.weights,
-        "images": args.images,
-        "maps": args.maps,
-        "seed": args.seed,
-        "out": str(out),
-    }
-    fixed = {
-        "layers": None,
-        "k": 9,
-        "rule": "deconvnet",
-        "size": None,
-        "limit": None,
-        "device": None,
-    }
+    names = ("model", "weights", "images", "maps", "seed")
+    parameters = {name: getattr(args, name) for name in names} | {"out": str(out)}
+    fixed = {"layers": None, "k": 9, "rule": "deconvnet", "size": None, "limit": None, "device": None}
     changed = [name for name, value in fixed.items() if getattr(args, name) != value]
     if changed:
         raise ZfkitError(f"the notebook does not take {', '.join(changed)}: leave out --notebook")
-    unknown = set(parameters) - set(papermill.inspect_notebook(str(notebook)))
+    unknown = ", ".join(sorted(set(parameters) - set(papermill.inspect_notebook(str(notebook)))))
     if unknown:
-        raise ZfkitError(
-            f"{notebook.name} has no parameter {', '.join(sorted(unknown))}: it does not make the atlas"
-        )
+        raise ZfkitError(f"{notebook.name} has no parameter {unknown}: it does not make the atlas")
     out.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(
-            str(notebook), str(out / notebook.name), parameters, kernel_name="python3", execution_timeout=900
-        )
+            str(notebook), str(out / notebook.name), parameters, kernel_name="python3", execution_timeout=900,
+            store_widget_state=False,
+        )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         raise ZfkitError(
             f"{notebook.name} stopped with {error.ename}: {error.evalue} (see {out / notebook.name})"
         ) from None
-    _tell(args, TopK.load(out / "topk.parquet"))
-    return 0
+    _say_where(args, TopK.load(out / "topk.parquet"))
 
 
-def _tell(args: argparse.Namespace, top: TopK) -> None:
+def _say_where(args: argparse.Namespace, top: TopK) -> None:
     """Where things are, and what to try next."""
     out = Path(args.out)
     print(f"\n{top!r}\n\n  open      {out / 'index.html'}")
@@ -370,7 +315,8 @@ def _tell(args: argparse.Namespace, top: TopK) -> None:
     )
 
 
-def _mine(args: argparse.Namespace) -> int:
+def _mine(args: argparse.Namespace) -> None:
+    """The strongest activations of every feature map, as a table."""
     together = int(os.environ.get("WORLD_SIZE", "1")) > 1  # set by torchrun
     if together:
         dist.init_process_group("gloo")  # it carries small tables only
@@ -399,7 +345,7 @@ def _mine(args: argparse.Namespace) -> int:
             state_bytes = 0 if args.scheduler else processes * estimate.state_bytes
             check_room(out, 0 if args.dry_run else estimate.table_bytes + state_bytes)
         if args.dry_run:
-            return 0
+            return
         top = mine(model, images, **options, **how)
         if first:
             print(f"{top!r}\n  table  {top.save(out)}")
@@ -410,20 +356,18 @@ def _mine(args: argparse.Namespace) -> int:
     finally:
         if together:
             dist.destroy_process_group()
-    return 0
 
 
-def _train(args: argparse.Namespace) -> int:
+def _train(args: argparse.Namespace) -> None:
+    """Train a network by the paper's recipe."""
     changed = {f.name: vars(args)[f.name] for f in dataclasses.fields(Recipe) if f.name in args}
     if "snapshots" in changed:
         changed["snapshots"] = tuple(changed["snapshots"])
     recipe = dataclasses.replace(RECIPES[args.recipe], **changed)
-    architecture = ARCHITECTURES[args.model]
-    shape = {name: getattr(args, name) for name in ("widths", "hidden", "conv1", "blur", "without")}
-    given: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in shape.items() if v is not None
-    }
-    architecture = dataclasses.replace(architecture, **given)
+    names = ("widths", "hidden", "conv1", "blur", "without")
+    shape: dict[str, Any] = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
+    shape = {name: tuple(value) if isinstance(value, list) else value for name, value in shape.items()}
+    architecture = dataclasses.replace(ARCHITECTURES[args.model], **shape)
     divided = args.images.partition(":")[0] in ("textures", "torchvision")
     if args.val is None and not divided:
         raise ZfkitError(f"say with --val which pictures to measure with: {args.images!r} is not divided")
@@ -437,29 +381,31 @@ def _train(args: argparse.Namespace) -> int:
         workers=args.workers, save_every=args.save_every, data=args.data_name,
     )  # fmt: skip
     if first:
-        last = run.history.iloc[-1]
-        print(f"\n{run!r}\n  validation  {last.top1:.1f}% / {last.top5:.1f}% (top-1 / top-5, centre crop)")
-        model = load_model(out / "model.safetensors", device=args.device)
-        ten = evaluate(model, val, crops=10)
-        print(f"              {ten.top1:.1f}% / {ten.top5:.1f}% (mean of ten crops)")
-        try:
-            import matplotlib
+        _report_training(run, load_model(out / "model.safetensors", device=args.device), val, out)
 
-            matplotlib.use("agg")
-            plot = out / "history.png"
-            write_whole(plot, lambda part: training_figure(run.history).savefig(part, dpi=120))
-            print(f"  curves      {plot}")
-        except ImportError:  # a server without the notebooks' packages
-            pass
-        print(f"  time        {run.history.seconds.sum():.0f} s, {last.images_per_second:,.0f} images/s")
-        print(f"  network     {out / 'model.safetensors'}\n  history     {out / 'history.parquet'}")
-        print(
-            f"\nTry next:\n  zfkit atlas --model {out / 'model.safetensors'} --images photos --out {out / 'atlas'}"
-        )
-    return 0
+
+def _report_training(run: Run, model: VisionModel, val: ImageSet, out: Path) -> None:
+    last, ten = run.history.iloc[-1], evaluate(model, val, crops=10)
+    print(f"\n{run!r}\n  validation  {last.top1:.1f}% / {last.top5:.1f}% (top-1 / top-5, centre crop)")
+    print(f"              {ten.top1:.1f}% / {ten.top5:.1f}% (mean of ten crops)")
+    try:
+        import matplotlib
+
+        matplotlib.use("agg")
+        plot = out / "history.png"
+        write_whole(plot, lambda part: training_figure(run.history).savefig(part, dpi=120))
+        print(f"  curves      {plot}")
+    except ImportError:  # a server without the notebooks' packages
+        pass
+    print(f"  time        {run.history.seconds.sum():.0f} s, {last.images_per_second:,.0f} images/s")
+    print(f"  network     {out / 'model.safetensors'}\n  history     {out / 'history.parquet'}")
+    print(
+        f"\nTry next:\n  zfkit atlas --model {out / 'model.safetensors'} --images photos --out {out / 'atlas'}"
+    )
 
 
 def _sweep(args: argparse.Namespace) -> int:
+    """One notebook over a grid of its parameters."""
     plan = plan_sweep(args.notebook, args.grid, args.out, again=args.again, max_runs=args.max_runs)
     todo = len(plan.todo)
     print(f"{len(plan.runs)} runs of {plan.notebook.name}: {len(plan.done)} done before, {todo} to do")
@@ -489,6 +435,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
+    """Versions, devices and a self-test, for a bug report."""
     report = examine()
     print(report.markdown())
     for what in report.broken:
@@ -496,15 +443,10 @@ def _doctor(args: argparse.Namespace) -> int:
     return 1 if report.broken else 0
 
 
-def _help(parser: argparse.ArgumentParser) -> int:
-    parser.print_help()
-    return 0
-
-
-def _models(args: argparse.Namespace) -> int:
+def _models(args: argparse.Namespace) -> None:
+    """List the networks that are known by name."""
     print(list_models().to_string(na_rep="-"))
     print(
         "\nAlso torchvision:NAME, the path of a .safetensors file that zfkit wrote, and that of the ONNX model zoo's\n"
         "zfnet512.onnx. Those that are untrained are there to be trained: zfkit train --help"
     )
-    return 0

@@ -25,30 +25,21 @@ def pictures(tmp_path):
 
 def test_atlas_writes_the_page_a_picture_per_layer_and_the_table(pictures, tmp_path, capsys):
     out = tmp_path / "atlas"
-    given = ["--images", f"folder:{pictures}", "--out", str(out), "--size", "64", "--maps", "2", "-k", "4"]
-    assert main(["atlas", *given, "--layers", "conv1", "conv3"]) == 0
+    options = ["--out", str(out), "--size", "64", "--maps", "2", "-k", "4", "--layers", "conv1", "conv3"]
+    assert main(["atlas", "--images", f"folder:{pictures}", *options]) == 0
     assert sorted(p.name for p in out.iterdir()) == ["conv1.png", "conv3.png", "index.html", "topk.parquet"]
-    told = capsys.readouterr().out
-    assert all(str(out / name) in told for name in ["index.html", "conv1.png", "conv3.png", "topk.parquet"])
+    printed = capsys.readouterr().out
+    assert all(
+        str(out / name) in printed for name in ["index.html", "conv1.png", "conv3.png", "topk.parquet"]
+    )
     table = zfkit.TopK.load(out / "topk.parquet").table("conv3")
     assert table.groupby("channel").size().eq(4).all()
 
 
 def test_mine_writes_the_table_that_python_gets(pictures, tmp_path):
     file = tmp_path / "top.parquet"
-    given = [
-        "--images",
-        f"folder:{pictures}",
-        "--size",
-        "64",
-        "--layers",
-        "conv2",
-        "-k",
-        "3",
-        "--out",
-        str(file),
-    ]
-    assert main(["mine", *given]) == 0
+    options = ["--size", "64", "--layers", "conv2", "-k", "3", "--out", str(file)]
+    assert main(["mine", "--images", f"folder:{pictures}", *options]) == 0
     images = zfkit.load_images(f"folder:{pictures}", size=64, progress=False)
     top = zfkit.mine(zfkit.load_model("zfnet64"), images, "conv2", 3, progress=False)
     assert zfkit.TopK.load(file).table().equals(top.table())
@@ -99,15 +90,16 @@ def test_maps_must_be_a_number_or_all(capsys):
     assert "'many' is neither a number of feature maps nor 'all'" in capsys.readouterr().err
 
 
+COMMANDS = ("atlas", "mine", "train", "sweep", "doctor", "models")
+
+
 def test_alone_it_says_what_there_is(capsys):
     assert main([]) == 0
-    told = capsys.readouterr().out
-    assert all(
-        f"\n    {command} " in told for command in ("atlas", "mine", "train", "sweep", "doctor", "models")
-    )
+    printed = capsys.readouterr().out
+    assert all(f"\n    {command} " in printed for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["atlas", "mine", "models"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
