@@ -77,8 +77,8 @@ def gratings(
 def fold(frequency: Numbers, stride: float) -> Tensor:
     """Where a frequency arrives that is read at every `stride`-th place: ((f + 1/(2s)) mod 1/s) - 1/(2s).
 
-    Cycles per place of the map that is read, in and out, from -1/(2s) to below 1/(2s); float64. Frequencies of
-    which a multiple of 1/s is apart cannot be told from each other (sampling theorem).
+    Cycles per place of the map that is read, in and out, from -1/(2s) to below 1/(2s); float64. Frequencies
+    that differ by a multiple of 1/s look the same there (sampling theorem).
 
     >>> fold(0.4, 2)  # seen as a tenth of a cycle, going the other way
     tensor(-0.1000, dtype=torch.float64)

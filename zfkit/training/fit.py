@@ -81,8 +81,9 @@ def fit(
     top1 and top5 (%, of the centre crop), dominance (largest RMS of a first-layer filter over the median),
     seconds, images_per_second (training alone).
 
-    Raises TrainingError for data, settings or a folder that cannot be used, before the first step where that can
-    be known; and, with a diagnosis, when the loss is not finite or does not leave that of guessing.
+    Raises TrainingError for data and settings that cannot be used, WriteError for a folder that cannot be written or
+    a disk too full, before the first step where that can be known; and TrainingError with a diagnosis when the loss is
+    not finite or does not leave that of guessing.
     """
     cpu = torch.device("cpu")
     if workers is None and len(train) and train.labels is None and _bytes(train) <= _room(cpu):

@@ -190,9 +190,7 @@ class Trainer:
             )
 
     def _why_flat(self) -> str:
-        plan = self.plan
-        inputs = (plan.sample.float() - plan.mean.view(3, 1, 1)) * plan.scale.view(3, 1, 1)
-        spread = float(inputs.std())
+        spread = float(self.model.preprocess(self.plan.sample).std())
         if spread < 10 and self.recipe.init == "paper":
             return (
                 f"inputs look std-scaled (standard deviation {spread:.2g}), and N(0, 0.01^2) lets them die out before "
@@ -205,7 +203,7 @@ class Trainer:
             return f"lr {self.lr:g} is too small to leave the start. Use 1e-2"
         return (
             "check that labels belong to their pictures; else the start may just be slow on few pictures: set "
-            f"flat_steps above {self.state.epoch * plan.steps} to wait longer, or init='he'"
+            f"flat_steps above {self.state.epoch * self.plan.steps} to wait longer, or init='he'"
         )
 
     def _silent_share(self) -> float:
