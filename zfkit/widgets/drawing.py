@@ -192,7 +192,7 @@ def bars(rows: Sequence[tuple[str, float, str]], width: int = 236, label: str = 
     high = 19
     length = width - split - 44
     parts = []
-    for i, (name, share, told) in enumerate(rows):
+    for i, (name, share, words) in enumerate(rows):
         y = i * high
         long = max(1.0, length * min(max(share, 0.0), 1.0))
         shown = name if len(name) <= 15 else name[:14] + "…"
@@ -200,7 +200,7 @@ def bars(rows: Sequence[tuple[str, float, str]], width: int = 236, label: str = 
             f'<text x="{split - 6}" y="{y + 13}" text-anchor="end"><title>{html.escape(name)}</title>'
             f"{html.escape(shown)}</text>"
             f'<rect x="{split}" y="{y + 4}" width="{long:.1f}" height="11" rx="2" class="zfkit-bar"/>'
-            f'<text x="{split + long + 5:.1f}" y="{y + 13}" class="zfkit-dim">{html.escape(told)}</text>'
+            f'<text x="{split + long + 5:.1f}" y="{y + 13}" class="zfkit-dim">{html.escape(words)}</text>'
         )
     return _svg(width, high * len(rows), label, "".join(parts))
 

@@ -80,7 +80,8 @@ class GratingView:
         self.models = {m.name: m for m in several}
         if len(self.models) < len(several):
             raise ZfkitError("networks need names of their own: give them with wrap_model(..., name=...)")
-        # Responses by network, layer and colour, a frequency each, as far as they are measured.
+        # Responses by network, layer and colour: whole planes, and a frequency each of those that were cancelled.
+        self._planes: dict[tuple[str, str, str], GratingResponse] = {}
         self._parts: dict[tuple[str, str, str], list[GratingResponse]] = {}
         self._lock = threading.Lock()
         self._answer = lru_cache(maxsize=256)(self._measured)
@@ -93,7 +94,7 @@ class GratingView:
         """The state itself. Raises LayerError or ZfkitError for a network, layer, map, colour or wave that is none."""
         one_of(state.model, "network", self.models)
         one_of(state.colour, "colour", COLOURS)
-        number(state.frequency, "frequency, in cycles/px,", math.ulp(0), 0.5)
+        number(state.frequency, "frequency, in cycles/px,", 1e-6, 0.5)
         number(state.orientation, "orientation, in degrees,")
         number(state.phase, "phase, in degrees,")
         whole_number(state.channel, f"feature map of {state.layer!r}", 0, self.count(state) - 1, LayerError)
@@ -115,20 +116,22 @@ class GratingView:
     def plane(self, state: GratingState, on_step: OnStep | None = None) -> GratingResponse:
         """The layer's responses over all frequencies and orientations, a frequency at a time; kept."""
         key = (state.model, state.layer, state.colour)
-        frequencies, orientations = self.axes(state)
         with self._lock:  # the worker may be measuring the same
-            parts = self._parts.setdefault(key, [])
-            while len(parts) < len(frequencies):
-                parts.append(
-                    grating_response(
-                        self.models[state.model], state.layer, frequencies=[float(frequencies[len(parts)])],
-                        orientations=orientations, phases=8, colour=COLOURS[state.colour],
-                    )
-                )  # fmt: skip
-                if on_step:
-                    on_step(len(parts), len(frequencies))
-        harmonics = torch.cat([p.harmonics for p in parts], 1)
-        return replace(parts[0], frequency=frequencies.double(), harmonics=harmonics)
+            if key not in self._planes:
+                frequencies, orientations = self.axes(state)
+                parts = self._parts.setdefault(key, [])
+                while len(parts) < len(frequencies):
+                    parts.append(
+                        grating_response(
+                            self.models[state.model], state.layer, frequencies=[float(frequencies[len(parts)])],
+                            orientations=orientations, phases=8, colour=COLOURS[state.colour],
+                        )
+                    )  # fmt: skip
+                    if on_step:
+                        on_step(len(parts), len(frequencies))
+                harmonics = torch.cat([part.harmonics for part in self._parts.pop(key)], 1)
+                self._planes[key] = replace(parts[0], frequency=frequencies.double(), harmonics=harmonics)
+            return self._planes[key]
 
     def _measured(
         self, model: str, layer: str, channel: int, frequency: float, orientation: float, colour: str
@@ -153,15 +156,15 @@ class GratingView:
         at the lowest frequencies they allow (`fold`). kept, folded: the parts of it at its own frequency and at
         wrong ones. All without the mean. At the places of the samples, before and seen agree.
         """
-        found, c, (fx, fy) = self._turned(state)
-        sx, sy = found.spacing[1], found.spacing[0]
+        answer, c, (fx, fy) = self._turned(state)
+        sx, sy = answer.spacing[1], answer.spacing[0]
         y, x = torch.arange(REGION, dtype=torch.float64)[:, None], torch.arange(REGION, dtype=torch.float64)
 
         def drawn(u: Tensor, v: Tensor, part: Tensor) -> Tensor:
             turns = torch.exp(2j * math.pi * (u[:, None, None] * x + v[:, None, None] * y))
             return (c[:, None, None] * part[:, None, None] * turns).real.sum(0)
 
-        wrong = found.is_folded[0, 0]
+        wrong = answer.is_folded[0, 0]
         everything = torch.ones_like(wrong)
         ux, uy = fold(fx, sx), fold(fy, sy)
         return {
@@ -173,23 +176,23 @@ class GratingView:
 
     def _turned(self, state: GratingState) -> tuple[GratingResponse, Tensor, tuple[Tensor, Tensor]]:
         """The answer, its harmonics at the state's phase (H,), and their frequencies along x and y (H,) in c/px."""
-        found = self.response(state)
-        h = torch.arange(1, found.harmonics.shape[-1])
+        answer = self.response(state)
+        h = torch.arange(1, answer.harmonics.shape[-1])
         fx, fy = wave(state.frequency, state.orientation)
         return (
-            found,
-            found.harmonics[0, 0, 0, 1:] * torch.exp(1j * math.radians(state.phase) * h),
+            answer,
+            answer.harmonics[0, 0, 0, 1:] * torch.exp(1j * math.radians(state.phase) * h),
             (fx * h, fy * h),
         )
 
     def sheet(self, state: GratingState) -> Image.Image:
         """The grating, the response at every pixel, the samples, the wave they draw; below, a cut through them."""
         state = self.checked(state)
-        found = self.response(state)
+        answer = self.response(state)
         maps = self.maps(state)
         plane = self.plane(state)
         scale = max(math.sqrt(2) * float(plane.before[state.channel].max()), 1e-12)
-        spacing = found.spacing
+        spacing = answer.spacing
         share = float(
             (maps["folded"] ** 2).mean() / ((maps["folded"] ** 2 + maps["kept"] ** 2).mean() + 1e-300)
         )
@@ -219,8 +222,8 @@ class GratingView:
         """The response along the axis over which the grating changes faster: line, samples, and the wave they draw."""
         fx, fy = (abs(float(v)) for v in wave(state.frequency, state.orientation))
         axis = 0 if fx >= fy else 1
-        found, c, frequencies = self._turned(state)
-        f, step = frequencies[axis], found.spacing[1 - axis]
+        answer, c, frequencies = self._turned(state)
+        f, step = frequencies[axis], answer.spacing[1 - axis]
         fine = 12  # points per pixel
         x = torch.arange((REGION - 1) * fine + 1, dtype=torch.float64) / fine
         response, seen = (
@@ -251,9 +254,9 @@ class GratingView:
 
     def plane_picture(self, state: GratingState) -> Image.Image:
         """Response of the feature map over frequency (to the right) and orientation (down), folded part in colour."""
-        found = self.plane(state)
-        top = max(float(found.before[state.channel].max()), 1e-12)
-        rgb = kept_and_folded(found.in_place[state.channel].T / top, found.folded[state.channel].T / top)
+        answer = self.plane(state)
+        top = max(float(answer.before[state.channel].max()), 1e-12)
+        rgb = kept_and_folded(answer.in_place[state.channel].T / top, answer.folded[state.channel].T / top)
         picture = Image.fromarray((255 * rgb).to(torch.uint8).numpy())
         return picture.resize(PLANE, Image.Resampling.NEAREST)
 
@@ -261,12 +264,12 @@ class GratingView:
 
     def words(self, state: GratingState) -> str:
         """The same in numbers, in two or three sentences."""
-        found = self.response(state)
+        answer = self.response(state)
         best = float(self.plane(state).before[state.channel].max())
-        before, folded = float(found.before), float(found.folded)
+        before, folded = float(answer.before), float(answer.folded)
         if best <= 0:
             return f"Map {state.channel} of {state.layer} answers to no grating at all."
-        s = max(found.spacing)
+        s = max(answer.spacing)
         words = (
             f"The grating has {state.frequency:.3f} cycles per pixel (a period of {1 / state.frequency:.1f} px) at "
             f"{state.orientation:.0f} degrees. Map {state.channel} of {state.layer} answers with "
@@ -277,9 +280,9 @@ class GratingView:
         words += f"It is read every {s} px, which can hold up to {1 / (2 * s):.3f} cycles per pixel along each axis. "
         if before < 1e-6 * best:
             return words + "There is nothing to be seen of it."
-        ax, ay = (float(v) for v in found.arrives)
+        ax, ay = (float(v) for v in answer.arrives)
         arrived, share = math.hypot(ax, ay), 100 * folded**2 / before**2
-        if not bool(found.is_folded[0, 0, 0]):
+        if not bool(answer.is_folded[0, 0, 0]):
             rest = f" {share:.0f} % of the energy, harmonics of it, arrives at wrong frequencies."
             return words + "It arrives as it is." + (rest if share >= 0.5 else "")
         if arrived < 1e-6:

@@ -129,25 +129,25 @@ class InvarianceExplorer(Panel):
 
     def paint(self, state: InvarianceState, step: Job) -> None:
         """The moved picture, how far its features move, and the likeliest classes."""
-        found = self.measure(state, step)
+        measured = self.measure(state, step)
         moved = self._moved_picture(state)
         with torch.inference_mode():
             probability = probabilities(self.model, self.model.net(self.model.preprocess(moved)))[0].cpu()
         step()
         self.picture.show(encode(fitted(to_picture(moved), SIDE)))
         rows = []
-        for layer in found.layers:
-            for name, values in ((layer, found.distance), ("resampling", found.control)):
+        for layer in measured.layers:
+            for name, values in ((layer, measured.distance), ("resampling", measured.control)):
                 share = float(values[layer][0, 0]) / self.base.different[layer]
                 rows.append((name, min(share, 1.0), f"{share:.2f}"))
         label = "; ".join(f"{name} {share}" for name, _, share in rows)
         self.distances.value = "<p>distance (1: another picture); what resampling alone does</p>" + bars(
             rows, label=f"distances: {label}"
         )
-        target = int(found.target[0])
+        target = int(measured.target[0])
         self.answers.value = f"<p>probabilities</p>{class_bars(self.model, probability, target=target)}"
-        whole, now = float(self.base.whole_probability[state.picture]), float(found.probability[0, 0])
-        invented = float(found.invented[0])
+        whole, now = float(self.base.whole_probability[state.picture]), float(measured.probability[0, 0])
+        invented = float(measured.invented[0])
         self.words.value = (
             f"<p role='status'>{state.motion} {state.value:g} ({UNITS[state.motion]}): "
             f"P({html.escape(class_name(self.model, target))}) {whole:.2f} untransformed, {now:.2f} now"

@@ -459,7 +459,8 @@ class ExplorerView:
 
     def code(self, state: State, model: str = "", photos: str = "") -> str:
         """The lines that reproduce the view."""
-        options = {"channel": state.channel} | state.changes()
+        options = state.changes()
+        options.setdefault("channel", state.channel)
         of_mine = []
         if set(self.top.layers) != set(self.model.conv_layers):
             of_mine.append(f"layers={list(self.top.layers)!r}")
