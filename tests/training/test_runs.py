@@ -251,6 +251,7 @@ def test_names_that_do_not_exist():
             train(**options)
 
 
+@pytest.mark.slow
 def test_the_command_trains_and_says_where_things_are(tmp_path, capsys):
     from zfkit.cli import main
 
