@@ -35,10 +35,10 @@ def _finding(
     )
 
 
-def _name(channels: Tensor, one: str, several: str, most: int = 6) -> str:
-    """ "(map 3) is", "(maps 1, 2) are": the first few of these maps, and the verb."""
+def _maps(channels: Tensor, one: str, several: str, most: int = 6) -> tuple[str, str]:
+    """ "map 3" or "maps 1, 2", the first few of them, and the verb that goes with it."""
     numbers = ", ".join(str(int(c)) for c in channels[:most]) + ", ..." * (len(channels) > most)
-    return f"(map {numbers}) {one}" if len(channels) == 1 else f"(maps {numbers}) {several}"
+    return (f"map {numbers}", one) if len(channels) == 1 else (f"maps {numbers}", several)
 
 
 def _check_finite(m: Measurements, t: Thresholds) -> Iterator[Finding]:
@@ -72,15 +72,15 @@ def _check_dead(m: Measurements, t: Thresholds) -> Iterator[Finding]:
         if len(dead):
             severity: Severity = "fault" if share >= 0.5 else "warning" if share > t.dead else "note"
             how = "active" if layer.rectified else "anything but constant"
-            message = f"{len(dead)} of {C} {_name(dead, 'is', 'are')} {how} {certain}."
+            maps, are = _maps(dead, "is", "are")
+            message = f"{len(dead)} of {C} ({maps}) {are} {how} {certain}."
             yield _finding("dead maps", severity, layer.name, share, "dead", t, message, dead)
         rare = ((layer.active < t.rare_pictures) & ~layer.dead).nonzero()[:, 0]
         if len(rare) and layer.rectified:
             rare = rare[layer.active[rare].argsort()]
-            message = (
-                f"{len(rare)} of {C} {_name(rare, 'is', 'are')} active on fewer than {t.rare_pictures:.1%} of "
-                f"{m.count} pictures."
-            )
+            maps, are = _maps(rare, "is", "are")
+            few = f"{t.rare_pictures:.1%} of {m.count} pictures"
+            message = f"{len(rare)} of {C} ({maps}) {are} active on fewer than {few}."
             severity = "warning" if len(rare) / C > t.rare else "note"
             yield _finding("rarely active", severity, layer.name, len(rare) / C, "rare", t, message, rare)
 
@@ -94,14 +94,15 @@ def _check_strength(m: Measurements, t: Thresholds) -> Iterator[Finding]:
         if len(weak):
             weak = weak[size[weak].argsort(stable=True)]
             number = float(size[weak[0]]) / float(size.max()) if size.any() else 0.0
-            message = f"{len(weak)} of {len(size)} {_name(weak, 'has', 'have')} under {t.weak:.0%} of the strongest."
+            maps, have = _maps(weak, "has", "have")
+            message = f"{len(weak)} of {len(size)} ({maps}) {have} under {t.weak:.0%} of the strongest."
             yield _finding("weak filters", "warning", layer.name, number, "weak", t, message, weak)
         typical = float(rms[~idle].median()) if not idle.all() else 0.0
         beyond = (rms > t.dominance * typical).nonzero()[:, 0]
         if typical and len(beyond):
             beyond = beyond[rms[beyond].argsort(descending=True)]
-            which = _name(beyond, "has", "have")[1:].replace(")", "", 1).capitalize()
-            message = f"{which} an RMS of up to {float(rms.max()):.3g}; the median is {typical:.3g}."
+            maps, have = _maps(beyond, "has", "have")
+            message = f"{maps.capitalize()} {have} an RMS of up to {float(rms.max()):.3g}; the median is {typical:.3g}."
             number = float(rms.max()) / typical
             yield _finding(
                 "one filter dominates", "warning", layer.name, number, "dominance", t, message, beyond
@@ -252,7 +253,9 @@ def _check_signal(m: Measurements, t: Thresholds) -> Iterator[Finding]:
         yield _finding("input has no effect", "fault", first.name, first.dependence, "dependence", t, message)
     elif last.last and last.finite and last.signal < t.logits:
         path = ", ".join(f"{layer.name} {layer.signal:.1g}" for layer in m.layers.values())
-        message = f"Pictures move the classes by {last.signal:.1g} nats. On the way (input {m.input_signal:.1g}): "
+        message = (
+            f"Pictures move the classes by {last.signal:.1g} nats. On the way (input {m.input_signal:.1g}): "
+        )
         message += f"{path}."
         yield _finding("input has no effect", "fault", last.name, last.signal, "logits", t, message)
 
