@@ -304,7 +304,7 @@ def _alike(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape:
         return False
     tolerance = torch.finfo(b.dtype).eps ** 0.5 if b.is_floating_point() else 0.0
-    scale = float(b.abs().max()) if b.numel() else 0.0
+    scale = float(b.abs().nan_to_num(0.0, 0.0).max()) if b.numel() else 0.0  # weights may hold NaN
     return bool(torch.isclose(a, b, rtol=0, atol=tolerance * scale, equal_nan=True).all())
 
 
