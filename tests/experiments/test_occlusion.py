@@ -149,6 +149,29 @@ def test_a_network_that_branches_equals_the_loop():
     assert_equals_loop(model, picture(24), "second", 5, 5)
 
 
+class Shuffled(nn.Module):
+    """Operations that leave rows and columns alone but not the maps' size or axes; and training mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 5, 3)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x):
+        x = self.norm(self.first(x))
+        x = x.view(x.shape[0], 2, 3, x.shape[2], x.shape[3]).transpose(1, 2).flatten(1, 2)
+        x = nn.functional.pad(x, (0, 2, 0, 1))
+        return self.head(self.last(x).mean((2, 3)))
+
+
+def test_shuffles_paddings_and_a_network_in_training_equal_the_loop():
+    model = wrap(random_weights(Shuffled()), 20)
+    result = assert_equals_loop(model, picture(20), "last", 5, 4)
+    model.net.train()
+    again = occlude(model, picture(20), layer="last", size=5, stride=4)
+    assert torch.equal(again.probability, result.probability) and model.net.training
+
+
 def test_patches_are_carried_and_it_does_not_matter_when_they_are_pasted(tiny, monkeypatch):
     carried, slide = set(), occluder.Occluder._slide
 
@@ -386,7 +409,8 @@ def test_the_widget_says_what_the_map_says(tiny):
         p = widget.answer(12, 20, 8).probability[1]
         assert f"P(b) goes from {result.whole_probability:.2f} to {p:.2f}" in widget.words.value
         widget.size.value = 30  # as large as that, it has to move
-        assert widget.wait() and (widget.state.at_row, widget.state.col) == (2, 2) and (place.rows, place.cols) == (3, 3)
+        assert widget.wait() and (widget.state.at_row, widget.state.col) == (2, 2)
+        assert (place.rows, place.cols) == (3, 3)
         with pytest.raises(ZfkitError, match="first row must be a whole number from 0 to 2"):
             widget.set(at_row=5)
         assert widget.errors == []

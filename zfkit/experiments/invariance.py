@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -249,7 +249,11 @@ def invariance(
     place = _places(images, index)
     pictures = _middle(pictures_at(images, place), window * oversample)
     apart = _different_pairs(images, place)
-    how: How = {"oversample": oversample, "interpolation": interpolation, "fill": filled(model, fill)}
+    how: dict[str, Any] = {
+        "oversample": oversample,
+        "interpolation": interpolation,
+        "fill": filled(model, fill),
+    }
     output = list(model.network.steps)[-1]
 
     def look(shown: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -310,14 +314,6 @@ def paper_layers(model: VisionModel) -> tuple[str, str, str]:
 
 
 # ------------------------------------------------------------------------------------------ moving pictures
-
-
-class How(TypedDict):
-    """How `move` reads pictures between and beyond their pixels."""
-
-    oversample: int
-    interpolation: Interpolation
-    fill: Sequence[float] | str
 
 
 def filled(model: VisionModel, fill: Fill) -> Sequence[float] | str:
@@ -468,7 +464,7 @@ def _targets(
         targets = [None] * len(place)
         if isinstance(images, ImageSet) and images.classes:
             labels = [images[i][1] for i in place.tolist()]
-            names = [images.classes[label] if label >= 0 else "" for label in labels]
+            names = [images.classes[i] if 0 <= i < len(images.classes) else "" for i in labels]
             targets = [name if name in model.classes else None for name in names]
     if isinstance(targets, str) or len(targets) != len(place):
         raise ZfkitError(

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..deconv.receptive_field import POINTWISE, Filter, filters
+from ..deconv.receptive_field import POINTWISE, filters
 from ..errors import LayerError
 from ..nets.activations import cannot_run
-from ..nets.graph import Step, pair
+from ..nets.graph import Reshape, Step, evaluation_mode, pair
 from ..nets.model import VisionModel
 
 # Patches that cover more of a map than this are pasted: cutting them out of it would cost what it saves.
@@ -41,12 +41,14 @@ class Occluder:
     """One picture, ready to be covered at any place: `Occluder.of(...)`, then `occluded(...)`.
 
     Attributes:
+        net: the network; it is run in evaluation mode.
         steps: the operations as far as the layer and the network's output.
         values: outputs of every step for the picture without a square, (1, C, H, W), kept to fill in from.
         layer: whose maps are watched.
         last: the network's output, or the layer where it was cut.
     """
 
+    net: nn.Module
     steps: list[Step]
     values: dict[str, Any]
     layer: str
@@ -61,17 +63,18 @@ class Occluder:
         steps = network.upto([layer, last])
         values: dict[str, Any] = {}
         try:
-            for step in steps:
-                # Copies, since a step may work in place and every output is needed later.
-                inputs = [v.clone() if isinstance(v := values[name], Tensor) else v for name in step.inputs]
-                values[step.name] = x if step.name == network.input else step.run(*inputs)
+            with evaluation_mode(model.net):
+                for step in steps:
+                    # Copies, since a step may work in place and every output is needed later.
+                    inputs = [v.clone() if isinstance(v := values[n], Tensor) else v for n in step.inputs]
+                    values[step.name] = x if step.name == network.input else step.run(*inputs)
         except RuntimeError as error:
             reason = cannot_run(model, [last], x, error)
             if classify and isinstance(reason, LayerError):
                 hint = f"With classify=False its classes are left out, and {layer} is all it needs"
                 reason = LayerError(f"{reason}. {hint}")
             raise reason from error
-        return cls(steps, values, layer, last)
+        return cls(model.net, steps, values, layer, last)
 
     @torch.inference_mode()
     def occluded(self, corner: Tensor, size: int, grey: Tensor) -> dict[str, Tensor]:
@@ -84,19 +87,20 @@ class Occluder:
         last_use = {name: i for i, step in enumerate(self.steps) for name in step.inputs}
         values: dict[str, Any] = {}
         outputs: dict[str, Tensor] = {}
-        for i, step in enumerate(self.steps):
-            if i == 0:
-                values[step.name] = self._square(corner.to(grey.device), size, grey)
-            elif not step.inputs:  # a parameter
-                values[step.name] = self.values[step.name]
-            else:
-                values[step.name] = self._run(step, [values[name] for name in step.inputs])
-            if step.name in (self.layer, self.last):
-                # A copy, since a ReLU may follow in place.
-                outputs[step.name] = self._pasted(step.name, values[step.name]).clone()
-            for name in set(step.inputs):
-                if last_use[name] == i:
-                    del values[name]
+        with evaluation_mode(self.net):
+            for i, step in enumerate(self.steps):
+                if i == 0:
+                    values[step.name] = self._square(corner.to(grey.device), size, grey)
+                elif not step.inputs:  # a parameter
+                    values[step.name] = self.values[step.name]
+                else:
+                    values[step.name] = self._run(step, [values[name] for name in step.inputs])
+                if step.name in (self.layer, self.last):
+                    # A copy, since a ReLU may follow in place.
+                    outputs[step.name] = self._pasted(step.name, values[step.name]).clone()
+                for name in set(step.inputs):
+                    if last_use[name] == i:
+                        del values[name]
         return outputs
 
     def _square(self, corner: Tensor, size: int, grey: Tensor) -> Patch:
@@ -112,11 +116,19 @@ class Occluder:
         """A step's output: a patch where one can be carried on, else whole maps."""
         patch = inputs[0]
         if len(inputs) == 1 and isinstance(patch, Patch):
-            if filters(step) == (POINTWISE, POINTWISE):
+            if self._is_pointwise(step):
                 return Patch(step.run(patch.values), patch.origin)
             if isinstance(step.module, nn.Conv2d | nn.MaxPool2d) and (slid := self._slide(step, patch)):
                 return slid
         return step.run(*(self._pasted(name, v) for name, v in zip(step.inputs, inputs, strict=True)))
+
+    def _is_pointwise(self, step: Step) -> bool:
+        """Does each place of its output depend on the same place of its input alone, whatever the maps' size?"""
+        before, after = self.values[step.inputs[0]], self.values[step.name]
+        if not isinstance(after, Tensor) or after.dim() != 4 or isinstance(step.module, Reshape):
+            return False
+        same_size = before.shape[2:] == after.shape[2:]  # padding behind the last row changes it
+        return same_size and filters(step) == (POINTWISE, POINTWISE)
 
     def _slide(self, step: Step, patch: Patch) -> Patch | None:
         """The part of a convolution's or pool's output that a patch of its input changes; None if most of it."""
@@ -124,22 +136,24 @@ class Occluder:
         if sliding is None:  # padded with something else than zeros
             return None
         shape = self.values[step.name].shape[2:]
-        origins, sides = zip(
-            *(
-                _touched(f, patch.origin[:, axis], patch.values.shape[2 + axis], shape[axis])
-                for axis, f in enumerate(sliding)
-            ),
-            strict=True,
-        )
+        origins, sides, starts, seen = [], [], [], []
+        for axis, f in enumerate(sliding):
+            stride, padding, reach = int(f.stride), int(f.padding), f.dilation * (int(f.kernel) - 1)
+            # Output o sees the inputs from stride * o - padding to stride * o - padding + reach.
+            start = patch.origin[:, axis]
+            end = start + patch.values.shape[2 + axis] - 1
+            first = (-((reach - padding - start) // stride)).clamp(0, shape[axis] - 1)  # rounded up
+            last = ((end + padding) // stride).clamp(0, shape[axis] - 1)
+            side = max(1, int((last - first).max()) + 1)  # the same for all squares
+            origins.append(first.clamp(max=shape[axis] - side))
+            sides.append(side)
+            # The part of the input that these outputs see, padding included.
+            starts.append(stride * origins[-1] - padding)
+            seen.append(stride * (side - 1) + reach + 1)
         if math.prod(sides) > WORTH_IT * math.prod(shape):
             return None
-        # The part of the input that these positions' filters see, padding included.
-        seen = [
-            f.stride * (n - 1) + f.dilation * (f.kernel - 1) + 1 for f, n in zip(sliding, sides, strict=True)
-        ]
-        start = torch.stack([f.stride * o - f.padding for f, o in zip(sliding, origins, strict=True)], 1)
-        padding = 0.0 if isinstance(module, nn.Conv2d) else -math.inf
-        x = _cut(self.values[step.inputs[0]], patch, start, seen, padding)
+        outside = 0.0 if isinstance(module, nn.Conv2d) else -math.inf
+        x = _cut(self.values[step.inputs[0]], patch, torch.stack(starts, 1), seen, outside)
         if isinstance(module, nn.Conv2d):
             y = F.conv2d(x, module.weight, module.bias, module.stride, 0, module.dilation, module.groups)
         else:
@@ -153,19 +167,6 @@ class Occluder:
             return value
         whole = self.values[name]
         return _cut(whole, value, torch.zeros_like(value.origin), whole.shape[2:])
-
-
-def _touched(f: Filter, start: Tensor, length: int, count: int) -> tuple[Tensor, int]:
-    """Along one axis, the output positions (of `count`) whose filter touches the inputs start..start + length.
-
-    Position o sees the inputs from stride * o - padding on. Returns the first position for each start (B,), and how
-    many follow at most, itself included; where they would end beyond the map, the first is moved back.
-    """
-    reach = f.dilation * (f.kernel - 1)
-    first = (-((reach - f.padding - start) // f.stride)).clamp(0, count - 1)  # rounded up
-    last = ((start + length - 1 + f.padding) // f.stride).clamp(0, count - 1)
-    side = max(1, int((last - first).max()) + 1)
-    return first.clamp(max=count - side), side
 
 
 def _cut(
