@@ -36,10 +36,6 @@ from .panel import Panel
 from .worker import Job
 
 SIDE = 288  # of the picture on the page, in px
-_STYLE = """
-.zfkit-invariance .zfkit-bar { fill: var(--zf-accent); }
-.zfkit-invariance svg text { fill: var(--zf-ink); }
-"""
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ class InvarianceExplorer(Panel):
         index: Sequence[int] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__("What does the network take no notice of?", _STYLE)
+        super().__init__("What does the network take no notice of?")
         self.add_class("zfkit-invariance")
         self.model, self.options = model, options
         self.index = list(range(len(images))) if index is None else [int(i) for i in index]

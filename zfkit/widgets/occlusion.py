@@ -31,10 +31,6 @@ from .panel import Panel
 from .worker import Job
 
 SIDE = 320  # of the picture on the page, in px
-_STYLE = """
-.zfkit-occlusion .zfkit-bar { fill: var(--zf-accent); }
-.zfkit-occlusion svg text { fill: var(--zf-ink); }
-"""
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,7 @@ class OcclusionExplorer(Panel):
         size: int | None = None,
         fill: Colour = None,
     ) -> None:
-        super().__init__("Which part of the picture does the answer hang on?", _STYLE)
+        super().__init__("Which part of the picture does the answer hang on?")
         self.add_class("zfkit-occlusion")
         if not isinstance(image, Tensor) or image.dim() != 3:
             raise ImageError("expected one uint8 RGB picture (3, H, W), as photos[0][0] is")
