@@ -1,9 +1,9 @@
 """Hard knocks: what a folder from the wild, a full disk, too little memory or a second process do to zfkit.
 
-Knocks with a place of their own: checkpoints that are pickled, cut, lying or of another network (test_checkpoints),
-runs that are killed (test_training, test_mining_runs, test_store, test_sweeps), pages with markup in names (test_atlas,
-test_sweeps), servers for this machine and its user alone (test_explorer_browser), bytes that are changed at random
-(test_fuzz).
+Knocks with a place of their own: every format and orientation of pictures (test_images), checkpoints that are pickled,
+cut, lying or of another network (test_checkpoints), runs that are killed (test_training, test_runs, test_sweeps), pages
+with markup in names (test_atlas, test_sweeps), servers for this machine and its user alone (test_explorer_browser),
+bytes that are changed at random (test_fuzz).
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from torch import nn
 import zfkit
 import zfkit.images.imageset
 from zfkit import ImageSet, ZfkitError, load_images
+from zfkit.deconv.project import Deconvnet
 from zfkit.errors import ImageError, WriteError
 from zfkit.files import only_writer
 from zfkit.images.decode import decode
@@ -95,10 +96,7 @@ def open_folder():
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
 GREY = RNG.integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
-ALPHA = RNG.integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
 FLAT = np.full((SIDE, SIDE, 3), (200, 60, 30), np.uint8)  # which a JPEG keeps
-DEEP = RNG.integers(0, 65536, (SIDE, SIDE)).astype(np.uint16)
-BLOCKS = np.kron(RNG.integers(0, 256, (2, 2, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
 
 
 def encode(pixels, format="PNG", **options) -> bytes:
@@ -120,81 +118,30 @@ def png_header(width: int, height: int) -> bytes:
     )
 
 
-def three(grey: np.ndarray) -> np.ndarray:
-    return np.repeat(grey[..., None], 3, axis=2)
-
-
-def over_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    share = alpha[..., None] / 255
-    return share * pixels + (1 - share) * 255
-
-
-def palette(**info) -> Image.Image:
-    picture = Image.frombytes("P", (SIDE, SIDE), GREY.tobytes())
-    picture.putpalette(bytes(range(256)) * 3)
-    picture.info.update(info)
-    return picture
-
-
 def flipped(encoded: bytes, at: int) -> bytes:
     return encoded[:at] + bytes([encoded[at] ^ 1]) + encoded[at + 1 :]
 
 
-def rotated(orientation: int) -> bytes:
-    """BLOCKS as a camera held that way stores them."""
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored = {
-        1: BLOCKS, 2: BLOCKS[:, ::-1], 3: BLOCKS[::-1, ::-1], 4: BLOCKS[::-1], 5: BLOCKS.swapaxes(0, 1),
-        6: BLOCKS[:, ::-1].swapaxes(0, 1), 7: BLOCKS[::-1, ::-1].swapaxes(0, 1), 8: BLOCKS[::-1].swapaxes(0, 1),
-    }[orientation]  # fmt: skip
-    return encode(np.ascontiguousarray(stored), exif=exif)
-
-
-PALETTE = np.arange(256, dtype=int)  # channel values by index: putpalette's triples of 0, 1, 2, ...
-COLOURS = np.stack([PALETTE * 3 % 256, (PALETTE * 3 + 1) % 256, (PALETTE * 3 + 2) % 256], 1)[GREY]
-SEE_THROUGH = np.where(GREY[..., None] == GREY[0, 0], 255, COLOURS)
-INK = RNG.integers(0, 256, (SIDE, SIDE, 4), dtype=np.uint8)
-FRAMES = [Image.fromarray(RGB), Image.fromarray(255 - RGB)]
-PAGES = {"save_all": True, "append_images": FRAMES[1:]}
 JPEG = encode(RGB, "JPEG")
 FLAT_JPEG = encode(FLAT, "JPEG", quality=95, subsampling=0)
 TIFF = encode(RGB, "TIFF")
+SECOND = {"save_all": True, "append_images": [Image.fromarray(255 - RGB)]}  # frame or page, that is not shown
 
-# name -> bytes, the pixels they mean, tolerance in levels of 255 where the format or rounding takes some
+# name -> bytes, the pixels they mean, tolerance in levels of 255
 GOOD = {
-    "plain.png": (encode(RGB), RGB, 0),
-    "plain.jpg": (FLAT_JPEG, FLAT, 3),
-    "progressive.jpg": (encode(FLAT, "JPEG", quality=95, subsampling=0, progressive=True), FLAT, 3),
     "trailing data.jpg": (FLAT_JPEG + b"MotionPhoto_Data" + RNG.bytes(5000), FLAT, 3),
+    "progressive.jpg": (encode(FLAT, "JPEG", quality=95, subsampling=0, progressive=True), FLAT, 3),
     "wrong suffix.jpg": (encode(RGB), RGB, 0),
-    "UPPER.PNG": (encode(RGB), RGB, 0),
-    "animated.gif": (encode(palette(), "GIF", save_all=True, append_images=[Image.fromarray(GREY)]), COLOURS, 0),
-    "animated.png": (encode(FRAMES[0], **PAGES), RGB, 0),
-    "animated.webp": (encode(FRAMES[0], "WEBP", lossless=True, **PAGES), RGB, 0),
-    "pages.tif": (encode(FRAMES[0], "TIFF", **PAGES), RGB, 0),
-    "cmyk.tif": (
-        encode(Image.frombytes("CMYK", (SIDE, SIDE), INK.tobytes()), "TIFF"),
-        (255.0 - INK[..., :3]) * (255.0 - INK[..., 3:]) / 255, 1,
+    "animated.webp": (encode(RGB, "WEBP", lossless=True, **SECOND), RGB, 0),
+    "pages.tif": (encode(RGB, "TIFF", **SECOND), RGB, 0),
+    "fax.tif": (
+        encode(Image.fromarray(GREY > 127), "TIFF", compression="group4"),
+        np.where(GREY > 127, 255, 0)[..., None], 0,
     ),
-    "cmyk.jpg": (
-        encode(Image.fromarray(np.dstack([255 - FLAT, 0 * GREY]), "CMYK"), "JPEG", quality=95, subsampling=0), FLAT, 4,
-    ),
-    "sixteen bits.png": (encode(DEEP), three(DEEP // 257 + (DEEP % 257 > 128)), 0),
-    "one bit.png": (encode(Image.fromarray(GREY > 127)), three(np.where(GREY > 127, 255, 0)), 0),
-    "one bit fax.tif": (
-        encode(Image.fromarray(GREY > 127), "TIFF", compression="group4"), three(np.where(GREY > 127, 255, 0)), 0,
-    ),
-    "palette.png": (encode(palette()), COLOURS, 0),
-    "palette see-through.png": (encode(palette(transparency=int(GREY[0, 0]))), SEE_THROUGH, 0),
-    "alpha.png": (encode(np.dstack([RGB, ALPHA])), over_white(RGB, ALPHA), 1),
-    "grey alpha.png": (
-        encode(Image.frombytes("LA", (SIDE, SIDE), np.dstack([GREY, ALPHA]).tobytes())),
-        over_white(three(GREY), ALPHA), 1,
+    "text bomb.png": (  # 100 MB of text, packed: never unpacked
+        encode(RGB)[:33] + png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8))) + encode(RGB)[33:], RGB, 0,
     ),
     "icon.ico": (encode(RGB, "ICO", sizes=[(SIDE, SIDE)]), RGB, 0),
-    "lossless.webp": (encode(RGB, "WEBP", lossless=True), RGB, 0),
-    "plain.bmp": (encode(RGB, "BMP"), RGB, 0),
     "huge profile.png": (encode(RGB, icc_profile=bytes(1_000_000)), RGB, 0),
     "thin.png": (encode(np.full((100_000, 1, 3), (9, 99, 199), np.uint8)), np.full((1, 1, 3), (9, 99, 199)), 0),
     "name with \U0001f469‍\U0001f680 and\nnewline.png": (encode(RGB), RGB, 0),
@@ -203,53 +150,28 @@ GOOD = {
     "n" * 251 + ".png": (encode(RGB), RGB, 0),
     b"latin \xe9.png".decode("utf-8", "surrogateescape"): (encode(RGB), RGB, 0),
     "folder.jpg/inside.png": (encode(RGB), RGB, 0),
-    ".hidden.png": (encode(RGB), RGB, 0),
-    **{f"exif {o}.png": (rotated(o), BLOCKS, 0) for o in range(1, 9)},
 }  # fmt: skip
-CUT = encode(np.full((16, 16, 3), 7, np.uint8), "GIF")
 # name -> bytes, what the reason says
 BAD = {
     "truncated.png": (encode(RGB)[:-200], "truncated"),
     "truncated.jpg": (JPEG[: len(JPEG) // 2], "truncated"),
-    "truncated progressive.jpg": (encode(RGB, "JPEG", progressive=True)[:-40], "truncated"),
-    "truncated.webp": (encode(RGB, "WEBP")[:-20], "not a picture|truncated"),
     "truncated.tif": (TIFF[:-300], "truncated"),
-    "truncated.bmp": (encode(RGB, "BMP")[:-100], "truncated"),
-    "truncated.gif": (encode(palette(), "GIF")[:-60], "truncated"),
-    "header only.gif": (CUT[:13], "truncated|damaged|not a picture"),
     "zero bytes.jpg": (b"", "the file is empty"),
     "only zeros.png": (bytes(4096), "nothing but zeros"),
     "end lost to zeros.jpg": (JPEG[:-9] + bytes(9), "no end marker"),
-    "end lost to ff.jpg": (JPEG[:-9] + b"\xff" * 9, "no end marker"),
-    "only ff.jpg": (b"\xff" * 4096, "not a picture"),
     "noise.png": (RNG.bytes(999), "not a picture"),
     "page.jpg": (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "a web page, not a picture"),
-    "page with a mark.jpg": (b"\xef\xbb\xbf\r\n<HTML><head>", "a web page"),
     "drawing.png": (b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG drawing"),
     "drawing.svg": (b"<svg/>", r"a \.svg file, which Pillow does not read"),
     "phone.heic": (b"\0\0\0\x18ftypheic", r"a \.heic file, which Pillow does not read"),
     "phone.jpg": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC, not a picture that Pillow reads by itself"),
-    "raw.CR2": (b"II*\0" + bytes(99), r"a \.cr2 file"),
     "no suffix": (encode(RGB), "without the suffix of one; rename it"),
-    "picture.txt": (JPEG, "without the suffix of one; rename it"),
     "bomb.png": (png_header(50_000, 50_000), "make it smaller"),
-    "small bomb.png": (png_header(11_000, 11_000), "11000 x 11000 pixels are more than 100,000,000; make it smaller"),
-    "text bomb.png": (
-        encode(RGB)[:33] + png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8))) + encode(RGB)[33:], "too large",
-    ),
     "wrong sum.png": (flipped(encode(RGB), 100), "damaged"),
-    "wrong sum of header.png": (flipped(encode(RGB), 19), "damaged|not a picture"),
     "float.tif": (encode(GREY.astype(np.float32), "TIFF"), "floating-point pixels have no known range"),
-    "32 bits.tif": (encode(DEEP.astype(np.int32) * 9, "TIFF"), "integers beyond 16 bits"),
+    "32 bits.tif": (encode(GREY.astype(np.int32) * 999, "TIFF"), "integers beyond 16 bits"),
     "script.eps": (encode(RGB, "EPS"), "PostScript is a program"),
-    "script.png": (encode(RGB, "EPS"), "PostScript is a program"),
-    "paper.png": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "not a picture"),
-    "archive.jpg": (b"PK\3\4" + bytes(99), "not a picture"),
-    "program.gif": (b"\x7fELF" + bytes(99), "not a picture"),
     "film.mpg": (b"\0\0\1\xb3\x10\0\x10\x13" + bytes(99), "not a picture|cannot find loader|damaged"),
-    "table.h5": (b"\x89HDF\r\n\x1a\n" + bytes(99), "cannot find loader|damaged"),
-    "no icon.ico": (b"\0\0\1\0\0\0", "not a picture|damaged"),
-    "no width.png": (png_header(0, 5), "not a picture|damaged"),
     "circle.tif": (TIFF[:4] + struct.pack("<I", 8) + struct.pack("<HI", 0, 8) + TIFF[14:], "not a picture|damaged"),
 }  # fmt: skip
 
@@ -307,7 +229,6 @@ def check_pictures(names, pixels):
 def test_a_folder_from_the_wild(wild, way, monkeypatch):
     """All that is good is used and right, all that is bad is named with its reason, and nothing else happens."""
     top, bad = wild
-    assert len(GOOD) + 1 >= 40 and len(bad) >= 40
     if way != "in memory":
         monkeypatch.setattr(zfkit.images.imageset, "IN_MEMORY_BYTES", 0)
     with within(60), as_nobody(), warnings.catch_warnings(record=True) as caught:
@@ -328,8 +249,8 @@ def test_a_folder_from_the_wild(wild, way, monkeypatch):
     for name, reason in images.skipped:
         assert re.search(bad[name], reason), (name, reason)
         assert reason.isprintable(), name  # one line, nothing that a terminal would obey
-    told = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
-    assert sorted(t for t in told if t.startswith("skipped ")) == sorted(
+    messages = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+    assert sorted(m for m in messages if m.startswith("skipped ")) == sorted(
         f"skipped {s.reason}" for s in images.skipped
     )
 
@@ -386,15 +307,13 @@ def parquet(path: Path, rows, labels=None, kind=STRUCT) -> str:
     return f"parquet:{path}"
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
-def test_text_in_place_of_bytes_is_not_taken_for_a_path(kind, tmp_path):
+def test_text_in_place_of_bytes_is_not_taken_for_a_path(tmp_path):
     """Otherwise a table from a stranger could name any file of this machine."""
     (tmp_path / "secret.png").write_bytes(encode(RGB))
     rows = [{"bytes": str(tmp_path / "secret.png"), "path": None}]
-    source = parquet(tmp_path / "t.parquet", rows, kind=pa.struct([("bytes", kind), ("path", pa.string())]))
-    with pytest.raises(
-        ImageError, match=r"t\.parquet: its 'bytes' are (large_)?string, and binary was expected"
-    ):
+    kind = pa.struct([("bytes", pa.string()), ("path", pa.string())])
+    source = parquet(tmp_path / "t.parquet", rows, kind=kind)
+    with pytest.raises(ImageError, match=r"t\.parquet: its 'bytes' are string, and binary was expected"):
         load_images(source, progress=False)
 
 
@@ -442,38 +361,6 @@ def test_a_pipe_named_as_a_table_is_not_waited_for(tmp_path):
         zfkit.TopK.load(tmp_path / "t.parquet")
 
 
-def test_a_row_group_that_cannot_be_read_is_tried_once_not_once_a_row(tmp_path, monkeypatch):
-    path = tmp_path / "t.parquet"
-    parquet(path, [{"bytes": encode(RGB), "path": None}] * 50)
-    content = bytearray(path.read_bytes())
-    content[8:400] = b"\xff" * 392
-    path.write_bytes(content)
-    tries = []
-    real = pq.ParquetFile.read_row_group
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *a, **k: tries.append(1) or real(*a, **k))
-    with (
-        warnings.catch_warnings(),
-        pytest.raises(ImageError, match=r"none of the 50 .* damaged Parquet row group"),
-    ):
-        warnings.simplefilter("ignore")
-        load_images(f"parquet:{path}", progress=False)
-    assert len(tries) == 1
-
-
-def test_a_hundred_thousand_unreadable_pictures_take_no_time(tmp_path):
-    """Each is looked up among those reported before."""
-
-    def read(i):
-        raise ImageError(f"picture {i}: gone")
-
-    images = ImageSet(read, range(20_000), size=SIDE)  # names are only shown
-    images._names = [str(i) for i in range(20_000)]
-    with within(20), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert list(images.batches(500)) == []
-    assert len(images.skipped) == 20_000
-
-
 # ---------------------------------------------------------------------------------------------- out of memory
 
 
@@ -500,24 +387,15 @@ def drawn(count: int = 23) -> ImageSet:
     return images.in_memory(progress=False)
 
 
-SAID = {
-    "a GPU": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-    "the CPU": lambda: RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
-    ),
-    "numpy": lambda: MemoryError("Unable to allocate 2.00 GiB for an array"),
-}
-
-
-@pytest.fixture(params=SAID)
-def holds(request, monkeypatch):
+@pytest.fixture
+def holds(monkeypatch):
     """Sets how many pictures the second convolution's memory holds, so that half of the work is done by then."""
     real = nn.Conv2d.forward
 
     def set_limit(count: int) -> None:
         def forward(self, x):
             if len(x) > count and self.in_channels == 4:
-                raise SAID[request.param]()
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
             return real(self, x)
 
         monkeypatch.setattr(nn.Conv2d, "forward", forward)
@@ -529,7 +407,7 @@ def tables(top: zfkit.TopK) -> list[torch.Tensor]:
     return [tensor for layer in top.layers.values() for tensor in vars(layer).values()]
 
 
-@pytest.mark.parametrize("limit, sizes", [(8, [16, 8]), (1, [16, 8, 4, 2, 1]), (16, [16])])
+@pytest.mark.parametrize("limit, sizes", [(1, [16, 8, 4, 2, 1]), (16, [16])])
 def test_mining_halves_its_batch_and_says_so(holds, limit, sizes):
     model, images = tiny_model(), drawn()
     whole = zfkit.mine(model, images, k=4, batch_size=16, progress=False)
@@ -562,13 +440,11 @@ def test_memory_that_does_not_hold_one_picture_is_an_error_with_a_remedy(holds):
 
 @pytest.mark.parametrize("crops", [True, False])
 def test_projecting_halves_its_pictures_and_says_so(holds, crops, monkeypatch):
-    import zfkit.patches
-
     model, images = tiny_model(), drawn()
     outputs = {"seed": "activation"}  # with it the pass goes as far as the second convolution
     top = zfkit.mine(model, images, k=3, progress=False)
     if not crops:
-        monkeypatch.setattr(zfkit.patches.Crop, "plan", classmethod(lambda *_: None))
+        monkeypatch.setattr(zfkit.topk.patches.Crop, "plan", classmethod(lambda *_: None))
     whole = zfkit.project_top(model, images, top, "conv2", **outputs)
     holds(3)
     with pytest.warns(UserWarning, match=r"projecting tiny: out of memory with \d+ pictures .*") as said:
@@ -582,14 +458,14 @@ def test_a_reverse_pass_that_does_not_fit_is_halved(monkeypatch):
     model, images = tiny_model(), drawn()
     top = zfkit.mine(model, images, k=3, progress=False)
     whole = zfkit.project_top(model, images, top, "conv2")
-    real = zfkit.deconv.Deconvnet.reverse
+    real = Deconvnet.reverse
 
     def reverse(self, tape, layer, image, *rest, **options):
         if len(image) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(self, tape, layer, image, *rest, **options)
 
-    monkeypatch.setattr(zfkit.deconv.Deconvnet, "reverse", reverse)
+    monkeypatch.setattr(Deconvnet, "reverse", reverse)
     with pytest.warns(UserWarning, match=r"projecting conv2 of tiny: out of memory with \d+ units at a time"):
         halved = zfkit.project_top(model, images, top, "conv2")
     assert torch.allclose(halved.projection, whole.projection, atol=1e-6)
@@ -632,6 +508,7 @@ REAL = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of Linux")
 def test_memory_that_really_runs_out():
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -673,13 +550,6 @@ def short_files(folder: Path):
         yield folder
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@contextlib.contextmanager
-def read_only(folder: Path):
-    """A folder that this user may not write to."""
-    folder.mkdir()
-    yield folder
 
 
 def wide_model() -> zfkit.VisionModel:
@@ -747,9 +617,9 @@ def test_the_command_says_so_before_it_starts(open_folder, capsys):
         code = main(
             ["mine", "--limit", "2", "--size", "64", "--out", str(open_folder / "folder" / "t.parquet")]
         )
-    told = capsys.readouterr()
-    assert code == 2 and "pictures/s" not in told.out  # nothing was timed, nothing mined
-    assert "zfkit mine: cannot write" in told.err and "Permission denied" in told.err
+    printed = capsys.readouterr()
+    assert code == 2 and "pictures/s" not in printed.out  # nothing was timed, nothing mined
+    assert "zfkit mine: cannot write" in printed.err and "Permission denied" in printed.err
 
 
 def test_a_write_error_is_an_os_error_with_its_number(tmp_path):
@@ -775,6 +645,7 @@ WRITER = """
 """
 
 
+@pytest.mark.slow
 def test_two_processes_that_save_one_table_leave_one_whole_table(tmp_path):
     path = tmp_path / "t.parquet"
     command = [sys.executable, "-c", textwrap.dedent(WRITER)]
@@ -816,6 +687,7 @@ def held_elsewhere(path: Path):
         holder.stdin.close()
 
 
+@pytest.mark.slow
 def test_a_second_process_does_not_write_to_the_same_atlas_or_checkpoint(tmp_path):
     model, images = tiny_model(), drawn(9)
     atlas, part = tmp_path / "atlas", tmp_path / "t.part"
@@ -865,16 +737,6 @@ def test_names_of_layers_neither_leave_the_folder_nor_meet(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
-@pytest.mark.parametrize("layers, expected", [
-    (["conv1", "conv2"], ["conv1.png", "conv2.png"]), (["../x", ".."], ["_.._x.png", "_...png"]),
-    (["a/b", "a_b", "A b"], ["a_b.png", "a_b-2.png", "A_b-3.png"]), (["features.8"], ["features.8.png"]),
-])  # fmt: skip
-def test_file_names_of_layers(layers, expected):
-    from zfkit.atlas.page import _file_names
-
-    assert list(_file_names(layers).values()) == expected
-
-
 def texts(widget, seen=None) -> list[str]:
     """Every text of a widget and of all that is inside."""
     seen = set() if seen is None else seen
@@ -906,9 +768,5 @@ def test_names_and_classes_add_no_markup_to_widgets_and_reports():
     shown.append(zfkit.diagnose(model, images, progress=False)._repr_html_())
     markup = [t for t in shown if "<" in t and t != HOSTILE]
     assert any("&lt;script&gt;" in t for t in markup)  # it is shown, as text
-    hostile = [
-        t
-        for t in markup
-        if (HOSTILE in t and "<p" in t) or (HOSTILE in t and "<b" in t) or (HOSTILE in t and "<span" in t)
-    ]
+    hostile = [m for m in markup if HOSTILE in m and any(tag in m for tag in ("<p", "<b", "<span"))]
     assert hostile == []
