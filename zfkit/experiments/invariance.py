@@ -303,14 +303,14 @@ def paper_layers(model: VisionModel) -> tuple[str, str, str]:
     That is the first layer, the last convolutional one, and the last before the classes (in a network without ReLUs
     as modules, the last layer but one).
     """
-    steps = model.network.steps
+    steps, leaves = model.network.steps, model.network.leaves
     idle = nn.Dropout | nn.Dropout2d | nn.Flatten | nn.Identity | nn.Softmax | nn.LogSoftmax
-    active = [name for name in model.layers if not isinstance(steps[name].module, idle)]
+    active = [name for name in leaves if not isinstance(steps[name].module, idle)]
     rectified = [name for name in active if isinstance(steps[name].module, nn.ReLU)]
-    fifth = model.layers.index(model.conv_layers[-1])
-    if fifth + 1 < len(model.layers) and model.layers[fifth + 1] in rectified:
+    fifth = leaves.index(model.conv_layers[-1])
+    if fifth + 1 < len(leaves) and leaves[fifth + 1] in rectified:
         fifth += 1
-    return (rectified or active)[0], model.layers[fifth], (active[-2:] or active)[0]
+    return (rectified or active)[0], leaves[fifth], (active[-2:] or active)[0]
 
 
 # ------------------------------------------------------------------------------------------ moving pictures

@@ -83,7 +83,7 @@ def randomise(
         return net.get_submodule(paths[id(network.steps[name].module)])
 
     for name in names:
-        numbers = generator(random_seed, model.layers.index(name))
+        numbers = generator(random_seed, model.network.leaves.index(name))
         _redraw(copied(name), draw, numbers)
         for step in network.steps.values():
             if isinstance(step.module, nn.BatchNorm2d) and step.inputs[0] == name:

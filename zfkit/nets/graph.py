@@ -153,6 +153,11 @@ class Network:
         return tuple(s.name for s in self.steps.values() if s.listed)
 
     @property
+    def leaves(self) -> tuple[str, ...]:
+        """The layers that are not made of others, in order."""
+        return tuple(s.name for s in self.steps.values() if s.listed and not s.block)
+
+    @property
     def input(self) -> str:
         """Name of the step that stands for the image."""
         return next(iter(self.steps))
