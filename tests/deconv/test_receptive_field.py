@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from boxes import assert_boxes_are_what_units_see
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import image_set
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 import zfkit
 from zfkit.deconv.receptive_field import Box
@@ -151,3 +154,72 @@ def test_an_unknown_layer_is_named_and_the_nearest_offered():
     model = zfkit.load_model("zfnet64", device="cpu")
     with pytest.raises(LayerError, match=r"no layer 'convl'\. Did you mean 'conv"):
         zfkit.receptive_field(model, "convl")
+
+
+# ------------------------------------------------------------------- operations around the convolutions
+
+
+def around(*operations, channels=4):
+    layers = [nn.Conv2d(3, 4, 3, padding=1), *operations, nn.Conv2d(channels, 2, 3, padding=1)]
+    return zfkit.wrap_model(nn.Sequential(*layers).double(), mean=0.0, scale=1.0, input_size=24)
+
+
+class Swap(nn.Module):
+    def forward(self, x):
+        return F.silu(x[:, [2, 1, 0, 3]].flip(1)) * 2 - 1
+
+
+KNOWN = {  # size, stride, offset worked out by hand
+    "LeakyReLU": ([nn.LeakyReLU(0.1)], 4, (5, 1, -2)),
+    "channels swapped, SiLU, affine": ([Swap()], 4, (5, 1, -2)),
+    "frozen norm": ([FrozenBatchNorm2d(4)], 4, (5, 1, -2)),
+    "zero padding": ([nn.ZeroPad2d((3, 0, 3, 0))], 4, (5, 1, -5)),
+    "pixel unshuffle": ([nn.PixelUnshuffle(2)], 16, (8, 2, -3)),
+    "channel shuffle": ([nn.ChannelShuffle(2)], 4, (5, 1, -2)),
+    "pool and upsample": ([nn.MaxPool2d(2), nn.Upsample(scale_factor=2)], 4, (7, 1, -3)),
+    "pool and transposed convolution": ([nn.MaxPool2d(2), nn.ConvTranspose2d(4, 4, 2, 2)], 4, (7, 1, -3)),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_extents_of_what_stands_between_convolutions(name):
+    operations, channels, expected = KNOWN[name]
+    model = around(*operations, channels=channels)
+    last = model.layers[-1]
+    field = zfkit.receptive_field(model, last)
+    assert (field.size, field.stride, field.offset) == expected and not field.measured
+    # Every pixel with an influence lies in the box, and for some unit the outermost ones have one.
+    x = torch.randn(
+        1, 3, 24, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()
+    y = model.net(x)
+    tight = False
+    for row, col in [(5, 5), (6, 7), (7, 6)]:
+        pixels = (
+            torch.autograd.grad(y[0, :, row, col].sum(), x, retain_graph=True)[0][0].abs().sum(0).nonzero()
+        )
+        (top, left), (bottom, right) = pixels.min(0).values.tolist(), (pixels.max(0).values + 1).tolist()
+        box = field.box(row, col)
+        assert box.left <= left and box.top <= top and box.right >= right and box.bottom >= bottom
+        tight |= box.left == left or box.right == right
+    assert tight
+
+
+class ChannelsLast(nn.Module):
+    """LayerNorm over the channels, as in ConvNeXt: axes wander, which the extents do not follow."""
+
+    def forward(self, x):
+        return F.layer_norm(x.permute(0, 2, 3, 1), (4,)).permute(0, 3, 1, 2)
+
+
+def test_an_unknown_extent_is_measured_and_that_is_said():
+    field = zfkit.receptive_field(around(ChannelsLast(), nn.MaxPool2d(2, 2)), "3")
+    assert field.measured and (field.size, field.stride, field.offset) == (8, 2, -3)
+
+
+def test_what_sees_the_whole_picture_is_named_where_units_inside_are_asked_for():
+    model = around(nn.GroupNorm(2, 4))
+    assert zfkit.receptive_field(model, "2").stride == 0
+    pictures = image_set(torch.randint(256, (4, 3, 24, 24), dtype=torch.uint8))
+    with pytest.raises(LayerError, match=r"'2' see the whole picture, through 'GroupNorm' at '1'.*inside"):
+        zfkit.mine(model, pictures, ["2"], k=2, inside=True, progress=False)
