@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from .graph import (
+    DROPOUTS,
     Add,
     ChannelSlice,
     Concat,
@@ -40,11 +41,6 @@ _POINTWISE = frozenset(
 )
 # Functions that give a tuple, of which an index takes one tensor.
 TUPLES = frozenset("chunk split tensor_split unbind split_with_sizes".split())
-# Dropout in evaluation mode gives back what it was given, whatever its `training` argument says by default.
-RESTING = {
-    F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout,
-    torch.dropout_, torch.alpha_dropout, torch.feature_dropout,
-}  # fmt: skip
 _VIEWS = frozenset(
     """
     view reshape flatten unflatten squeeze unsqueeze permute transpose swapaxes movedim expand expand_as chunk split
@@ -105,7 +101,7 @@ def called(node: fx.Node) -> str:
 
 def is_view(node: fx.Node) -> bool:
     """Can the result of this function or method share memory with what it reads?"""
-    return node.target in RESTING or called(node) in _VIEWS
+    return node.target in DROPOUTS or called(node) in _VIEWS
 
 
 def upsampling(before: tuple[int, ...], after: tuple[int, ...], mode: str) -> nn.Module | None:
@@ -221,7 +217,7 @@ _FORMS: dict[Any, Callable[..., nn.Module | None]] = {
     F.adaptive_avg_pool2d: lambda input, output_size: nn.AdaptiveAvgPool2d(output_size),
     F.adaptive_max_pool2d: lambda input, output_size, return_indices=False: nn.AdaptiveMaxPool2d(output_size),
     F.local_response_norm: _local_response_norm,
-    **dict.fromkeys(RESTING, _always(nn.Identity)),
+    **dict.fromkeys(DROPOUTS, _always(nn.Identity)),
     **dict.fromkeys(["contiguous", "clone", "detach", torch.clone], _always(nn.Identity)),
     **dict.fromkeys([F.softmax, F.log_softmax, torch.softmax, "softmax", "log_softmax"], _always(nn.Softmax)),
     **dict.fromkeys([torch.squeeze, torch.unsqueeze, "squeeze", "unsqueeze"], _always(Rearrange)),

@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..errors import LayerError, unknown
 
@@ -225,15 +228,32 @@ _FRESH = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, Add)
 
 @contextlib.contextmanager
 def evaluation_mode(net: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode, and each of its modules back into its own mode at the end."""
+    """Put a network into evaluation mode, and each of its modules back into its own mode at the end.
+
+    Dropout called as a function rests, too, whatever its `training` argument says by default.
+    """
     training = [m for m in net.modules() if m.training]
     try:
         for module in training:
             module.training = False
-        yield
+        with _DropoutRests():
+            yield
     finally:
         for module in training:
             module.training = True
+
+
+class _DropoutRests(TorchFunctionMode):
+    """Within it, dropout gives back what it was given."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in DROPOUTS and args else func(*args, **(kwargs or {}))
+
+
+DROPOUTS = {
+    F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout,
+    torch.dropout_, torch.alpha_dropout, torch.feature_dropout,
+}  # fmt: skip
 
 
 def pair(value: int | Sequence[int]) -> tuple[int, int]:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import ModelError
-from .forms import RESTING, TUPLES, called, describe, is_view, upsampling
-from .graph import BLOCK, LEAVES, Network, Step, evaluation_mode
+from .forms import TUPLES, called, describe, is_view, upsampling
+from .graph import BLOCK, DROPOUTS, LEAVES, Network, Step, evaluation_mode
 
 # In evaluation mode these give back what they were given.
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_REST = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 class _Proxy(fx.Proxy):
@@ -210,7 +210,7 @@ def _step(
 
 def _callable(node: fx.Node) -> Any:
     """The function, or name of the method, that runs this node."""
-    if node.target in RESTING:
+    if node.target in DROPOUTS:
         return lambda input, *args, **kwargs: input
     if node.target == "view":
         return "reshape"  # the maps may be channels-last, where a view across channels does not exist
@@ -339,10 +339,10 @@ _IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 def _is_in_place(net: nn.Module, node: fx.Node) -> bool:
     if node.op == "call_module":
         module = net.get_submodule(str(node.target))
-        return bool(getattr(module, "inplace", False)) and not isinstance(module, _DROPOUTS)
+        return bool(getattr(module, "inplace", False)) and not isinstance(module, _REST)
     if node.op == "call_method":
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
-    if node.op != "call_function" or node.target in RESTING:
+    if node.op != "call_function" or node.target in DROPOUTS:
         return False
     if node.target in _IN_PLACE or getattr(node.target, "__name__", "").endswith("_"):
         return True
@@ -357,7 +357,7 @@ def _may_be_a_view(net: nn.Module, node: fx.Node) -> bool:
     """Can the result share memory with the first input?"""
     if node.op == "call_module":
         return isinstance(
-            net.get_submodule(str(node.target)), (*_DROPOUTS, nn.Identity, nn.Flatten, nn.Unflatten)
+            net.get_submodule(str(node.target)), (*_REST, nn.Identity, nn.Flatten, nn.Unflatten)
         )
     return is_view(node)
 
