@@ -18,10 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from nbformat import v4
 from PIL import Image
 from torch import nn
 
@@ -37,38 +39,13 @@ from zfkit.sweeps import expand, read_grid, read_parameters
 BORDERS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 # No "/" and no "~": what they name is large, and may be written to.
 TEXTS = (
-    "",
-    "\0",
-    "\n",
-    "..",
-    "../..",
-    "~nobody/x",
-    "%s",
-    "é",
-    "\ud800",
-    "\U0001f600",
-    "a" * 5000,
-    "*",
-    "[",
-    "]",
-    "**",
-    "<script>",
-    "-1",
-    "0",
-    "1",
-    "1e9",
-    "nan",
-    "inf",
-    "None",
-    "none",
-    "true",
-    "{}",
-    "[[[",
-    ":",
-    "&a [*a]",
-    "'",
-    '"',
-)
+    "", "\0", "\n", "..", "../..", "~nobody/x", "%s", "é", "\ud800", "\U0001f600", "a" * 5000, "*", "[", "]", "**",
+    "<script>", "-1", "0", "1", "1e9", "nan", "inf", "None", "none", "true", "{}", "[[[", ":", "&a [*a]", "'", '"',
+)  # fmt: skip
+ODD_VALUES = (
+    None, True, -1, 0, 1, 2**31, 2**63, 10**30, 0.5, float("nan"), float("inf"), "", "x", "zfnet", [], [1], [1, 2, 3],
+    [[]], {}, {"a": 1}, "a" * 300, [10**9] * 5, [0] * 5, ["3"] * 3, -(2**40),
+)  # fmt: skip
 
 
 def mutated(rng: random.Random, content: bytes, others: list[bytes] | None = None) -> bytes:
@@ -105,39 +82,6 @@ def mutated(rng: random.Random, content: bytes, others: list[bytes] | None = Non
     return bytes(data)
 
 
-def odd_value(rng: random.Random) -> Any:
-    """Something for a place in JSON or YAML."""
-    return rng.choice(
-        (
-            None,
-            True,
-            -1,
-            0,
-            1,
-            2**31,
-            2**63,
-            10**30,
-            0.5,
-            float("nan"),
-            float("inf"),
-            "",
-            "x",
-            "zfnet",
-            [],
-            [1],
-            [1, 2, 3],
-            [[]],
-            {},
-            {"a": 1},
-            "a" * 300,
-            [10**9] * 5,
-            [0] * 5,
-            ["3"] * 3,
-            -(2**40),
-        )
-    )
-
-
 def changed_tree(rng: random.Random, tree: Any) -> Any:
     """A copy of nested dicts and lists with one to three places changed."""
     tree = json.loads(json.dumps(tree))
@@ -155,9 +99,9 @@ def changed_tree(rng: random.Random, tree: Any) -> Any:
             if how == 0 and isinstance(place, dict):
                 del place[key]
             elif how == 1 and isinstance(place, dict):
-                place[rng.choice(("x", "", "blur", "without", "k"))] = odd_value(rng)
+                place[rng.choice(("x", "", "blur", "without", "k"))] = rng.choice(ODD_VALUES)
             else:
-                place[key] = odd_value(rng)
+                place[key] = rng.choice(ODD_VALUES)
             break
     return tree
 
@@ -266,17 +210,9 @@ class Parquet(Target):
     def draw(self, rng: random.Random) -> bytes:
         if rng.random() < 0.8:
             return mutated(rng, rng.choice(self.samples), self.samples)
-        content = rng.choice(
-            (
-                pa.binary(),
-                pa.large_binary(),
-                pa.string(),
-                pa.binary(3),
-                pa.int8(),
-                pa.list_(pa.uint8()),
-                pa.null(),
-            )
-        )
+        content = rng.choice((
+            pa.binary(), pa.large_binary(), pa.string(), pa.binary(3), pa.int8(), pa.list_(pa.uint8()), pa.null(),
+        ))  # fmt: skip
         values = {
             pa.string(): ["/etc/passwd", "x", None],
             pa.binary(3): [b"abc", None, b"\xff\xd8\xff"],
@@ -285,18 +221,9 @@ class Parquet(Target):
             pa.null(): [None] * 3,
         }.get(content, [self.rows[0]["bytes"], None, b""])
         image = [None if rng.random() < 0.2 else {rng.choice(("bytes", "bytes", "data")): v} for v in values]
-        label = rng.choice(
-            (
-                pa.int64(),
-                pa.uint8(),
-                pa.uint64(),
-                pa.bool_(),
-                pa.float32(),
-                pa.string(),
-                pa.null(),
-                pa.date32(),
-            )
-        )
+        label = rng.choice((
+            pa.int64(), pa.uint8(), pa.uint64(), pa.bool_(), pa.float32(), pa.string(), pa.null(), pa.date32(),
+        ))  # fmt: skip
         labels = (
             pa.array([1, 0, 1]).cast(label) if label not in (pa.date32(), pa.null()) else pa.nulls(3, label)
         )
@@ -308,18 +235,11 @@ class Parquet(Target):
             table = pa.table(columns)
             if rng.random() < 0.3:
                 table = table.rename_columns([rng.choice(("image", "img", "label")) for _ in columns])
-            told = rng.choice(
-                (
-                    b"",
-                    b"{}",
-                    b"[]",
-                    b'{"info": 3}',
-                    b'{"info": {"features": {"label": {"names": 7}}}}',
-                    b"\xff",
-                )
-            )
+            described = rng.choice((
+                b"", b"{}", b"[]", b'{"info": 3}', b'{"info": {"features": {"label": {"names": 7}}}}', b"\xff",
+            ))  # fmt: skip
             stream = io.BytesIO()
-            pq.write_table(table.replace_schema_metadata({b"huggingface": told}), stream)
+            pq.write_table(table.replace_schema_metadata({b"huggingface": described}), stream)
             return stream.getvalue()
         return self.samples[0]
 
@@ -496,18 +416,7 @@ class Tables(Target):
                 table = table.replace_schema_metadata({"zfkit": json.dumps(head)})
             else:
                 name = rng.choice(table.column_names)
-                odd = rng.choice(
-                    (
-                        [None] * 7,
-                        [1.5] * 7,
-                        ["x"] * 7,
-                        [[1, 2]] * 7,
-                        [[1]] * 7,
-                        [[None, 1]] * 7,
-                        [0] * 7,
-                        [[9**9] * 2] * 7,
-                    )
-                )
+                odd = 7 * [rng.choice((None, 1.5, "x", [1, 2], [1], [None, 1], 0, [9**9] * 2))]
                 table = table.set_column(table.column_names.index(name), name, pa.array(odd))
             stream = io.BytesIO()
             pq.write_table(table, stream)
@@ -550,30 +459,11 @@ class Specs(Target):
         pq.write_table(pa.table({"image": [{"bytes": encoded(pixels(), "PNG")}]}), self.folder / "a.parquet")
 
     def draw(self, rng: random.Random) -> dict[str, Any]:
-        kinds = (
-            "photos",
-            "textures",
-            "folder",
-            "parquet",
-            "torchvision",
-            "Folder",
-            "",
-            "hdf5",
-            "torchvision:FakeDat",
-        )
+        kinds = [*"photos textures folder parquet torchvision Folder hdf5 torchvision:FakeDat".split(), ""]
         here = (
-            str(self.folder / "pictures"),
-            str(self.folder / "a.parquet"),
-            str(self.folder),
-            "seed=3",
-            "no-middle",
-            "seed=x",
-            "seed=",
-            ",",
-            "no-middle,seed=-1",
-            "seed=99999999999999999999",
-            "NoSuchSet",
-        )
+            str(self.folder / "pictures"), str(self.folder / "a.parquet"), str(self.folder), "seed=3", "no-middle",
+            "seed=x", "seed=", ",", "no-middle,seed=-1", "seed=99999999999999999999", "NoSuchSet",
+        )  # fmt: skip
         rest = "".join(rng.choice((*TEXTS, *here)) for _ in range(rng.randrange(0, 3)))
         source: Any = rng.choice(
             (rng.choice(kinds) + ":" + rest, rng.choice(kinds), rest, None, 7, Path(rest.replace("\0", "")))
@@ -601,39 +491,19 @@ class Specs(Target):
 
 
 FLAGS = {
-    "atlas": ("--out", "--maps", "--rule", "--seed", "--notebook"),
-    "mine": (
-        "--out",
-        "--batch-size",
-        "--precision",
-        "--inside",
-        "--checkpoint-every",
-        "--dry-run",
-        "--share",
-        "--merge",
-    ),
-    "train": (
-        "--val",
-        "--out",
-        "--widths",
-        "--hidden",
-        "--conv1",
-        "--blur",
-        "--without",
-        "--recipe",
-        "--epochs",
-        "--lr",
-        "--batch-size",
-        "--precision",
-        "--workers",
-        "--clip",
-        "--snapshots",
-    ),
-    "sweep": ("--grid", "--out", "--jobs", "--timeout", "--max-runs", "--threads"),
-    "models": (),
-    "": (),
-    "doctr": (),
+    "atlas": "--out --maps --rule --seed --notebook --limit --layers -k --device",
+    "mine": "--out --batch-size --precision --inside --checkpoint-every --dry-run --limit --layers -k --device",
+    "train": "--val --out --widths --hidden --conv1 --blur --without --recipe --epochs --lr --batch-size --precision "
+    "--workers --rms-clip --snapshots --size",
+    "sweep": "--grid --out --jobs --timeout --max-runs --threads",
+    "models": "--size",
+    "": "--size",
+    "doctr": "--size",
 }
+VALUES = (
+    "2 9 0/2 all deconvnet gradient float32 bf16 conv1 conv9 out out/t.parquet g.yaml n.ipynb folder:pictures "
+    "parquet:a.parquet photos w.safetensors cpu cuda:99 meta tpu 99999999999999999999 -5 \udcff"
+).split()
 
 
 class Cli(Target):
@@ -646,91 +516,45 @@ class Cli(Target):
         zfkit.save_weights(
             self.weights, build(Checkpoints.TINY).state_dict(), {"architecture": describe(Checkpoints.TINY)}
         )
-        cell = {
-            "cell_type": "code",
-            "id": "a",
-            "metadata": {"tags": ["parameters"]},
-            "source": "x = 1  # 0, 1, ...",
-            "outputs": [],
-            "execution_count": None,
-        }
-        notebook = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
-        (self.folder / "n.ipynb").write_text(json.dumps(notebook))
+        cell = v4.new_code_cell("x = 1  # 0, 1, ...", metadata={"tags": ["parameters"]})
+        nbformat.write(v4.new_notebook(cells=[cell]), self.folder / "n.ipynb")
         (self.folder / "g.yaml").write_text("x: [1, 2]")
 
     def draw(self, rng: random.Random) -> list[str]:
         command = rng.choice(("atlas", "mine", "mine", "mine", "train", "sweep", "models", "", "doctr"))
         words = [t for t in TEXTS if t not in ("\0", "\ud800")]  # which no shell can hand over
-        values = (
-            *words,
-            "\udcff",
-            "2",
-            "9",
-            "0/2",
-            "1/2",
-            "3/2",
-            "1/",
-            "all",
-            "deconvnet",
-            "gradient",
-            "float32",
-            "bf16",
-            "conv1",
-            "conv9",
-            "out",
-            "out/t.parquet",
-            "g.yaml",
-            "n.ipynb",
-            "folder:pictures",
-            "parquet:a.parquet",
-            "photos",
-            "w.safetensors",
-            "cpu",
-            "cuda:99",
-            "meta",
-            "tpu",
-            "99999999999999999999",
-            "-5",
-        )
         line = [command] if command else []
         if command in ("atlas", "mine"):
-            line += [
-                "--model",
-                rng.choice(
-                    (
-                        "w.safetensors",
-                        "w.safetensors",
-                        "w.safetensors",
-                        "gone.safetensors",
-                        "zfnet65",
-                        "a.onnx",
-                        "",
-                    )
-                ),
-            ]
-            line += [
-                "--images",
-                rng.choice(
-                    ("folder:pictures", "folder:pictures", "parquet:a.parquet", "folder:x", rng.choice(words))
-                ),
-            ]
+            files = (
+                "w.safetensors",
+                "w.safetensors",
+                "w.safetensors",
+                "gone.safetensors",
+                "zfnet65",
+                "a.onnx",
+                "",
+            )
+            sources = (
+                "folder:pictures",
+                "folder:pictures",
+                "parquet:a.parquet",
+                "folder:x",
+                rng.choice(words),
+            )
+            line += ["--model", rng.choice(files), "--images", rng.choice(sources)]
             line += ["--size", rng.choice(("32", "32", "32", "8", "0", "x"))]
-            flags = (*FLAGS[command], "--limit", "--layers", "-k", "--device")
         elif command == "sweep":
             line += [rng.choice(("n.ipynb", "n.ipynb", "gone.ipynb", "a.parquet")), "--dry-run"]
-            flags = FLAGS[command]
-        else:
-            if command == "train":  # the textures would be drawn first, which takes seconds
-                line += ["--images", "folder:pictures", "--val", rng.choice(("folder:pictures", "folder:x"))]
-            flags = (*FLAGS[command], "--size")
+        elif command == "train":  # the textures would be drawn first, which takes seconds
+            line += ["--images", "folder:pictures", "--val", rng.choice(("folder:pictures", "folder:x"))]
         for _ in range(rng.randrange(0, 5)):
-            if flags and rng.random() < 0.9:
-                flag = rng.choice(flags)
+            if rng.random() < 0.9:
+                flag = rng.choice(FLAGS[command].split())
                 line.append(flag)
                 if flag not in ("--inside", "--dry-run"):
-                    line += [rng.choice(values) for _ in range(rng.choice((1, 1, 1, 1, 0, 3)))]
+                    line += [rng.choice((*words, *VALUES)) for _ in range(rng.choice((1, 1, 1, 1, 0, 3)))]
             else:
-                line.append(rng.choice(values))
+                line.append(rng.choice((*words, *VALUES)))
         return line
 
     def attempt(self, given: list[str]) -> None:
@@ -773,8 +597,6 @@ class Grids(Target):
     )
 
     def prepare(self) -> None:
-        import nbformat.v4 as v4
-
         source = (
             'x = 1  # 0, 1, ...\nname = "a"  # "a" or "b"\nrate = 0.5  # 0 to 1\nflag = False\nlayers = []'
         )
@@ -786,38 +608,8 @@ class Grids(Target):
         if rng.random() < 0.5:
             samples = [s.encode() for s in self.SAMPLES]
             return mutated(rng, rng.choice(samples), samples)
-        words = (
-            *TEXTS,
-            "x",
-            "name",
-            "rate",
-            "flag",
-            "layers",
-            ": ",
-            "- ",
-            "\n",
-            "  ",
-            "[",
-            "]",
-            "{",
-            "}",
-            ", ",
-            "1",
-            "0.5",
-            "&a",
-            "*a",
-            "<<",
-            "!!",
-            "|",
-            ">",
-            "#",
-            "---",
-            "...",
-            "\t",
-            "null",
-            "0o7",
-            "1_000",
-        )
+        marks = (": ", "- ", "\n", "  ", ", ", "\t", *"[]{}<!|>#", "<<", "!!", "---", "...", "&a", "*a")
+        words = (*TEXTS, *marks, *"x name rate flag layers 1 0.5 null 0o7 1_000".split())
         return "".join(rng.choice(words) for _ in range(rng.randrange(1, 14))).encode(
             "utf-8", "surrogatepass"
         )

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 from fuzzing import BORDERS, TARGETS, mended, mutated
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -21,9 +21,6 @@ from zfkit.batching import out_of_memory
 from zfkit.errors import printable
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="alarms of Unix")
-COUNTS = {
-    "images": 400, "parquet": 60, "checkpoints": 80, "onnx": 150, "tables": 80, "specs": 120, "cli": 40, "grids": 300,
-}  # fmt: skip
 SECONDS = 30  # that one input may take
 
 
@@ -36,9 +33,6 @@ def test_it_is_used_or_refused(name, tmp_path, monkeypatch):
     target = TARGETS[name](tmp_path)
     seen = {"ok": 0, "refused": 0}
 
-    @settings(
-        max_examples=COUNTS[name], deadline=None, database=None, suppress_health_check=list(HealthCheck)
-    )
     @given(st.randoms(use_true_random=False, note_method_calls=False))
     def throw(rng):
         drawn = target.draw(rng)
@@ -51,7 +45,7 @@ def test_it_is_used_or_refused(name, tmp_path, monkeypatch):
             signal.signal(signal.SIGALRM, before)
 
     throw()
-    assert seen["refused"] > COUNTS[name] / 20  # so that something was tried
+    assert seen["refused"] > sum(seen.values()) / 20  # so that something was tried
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -64,22 +58,10 @@ def test_what_was_not_changed_is_used(name, tmp_path):
         "checkpoints": lambda: [target.sample],
         "onnx": lambda: [target.sample],
         "tables": lambda: [(f.name, c) for f, c in target.samples.items()],
-        "specs": lambda: [
-            {"source": s, "size": 8, "limit": 1} for s in ("photos", "folder:pictures", "parquet:a.parquet")
-        ],
+        "specs": lambda: [{"source": s, "size": 8, "limit": 1} for s in ("photos", "folder:pictures")],
         "cli": lambda: [
-            [
-                "mine",
-                "--model",
-                "w.safetensors",
-                "--images",
-                "folder:pictures",
-                "--size",
-                "32",
-                "--out",
-                "t.parquet",
-            ],
-            ["sweep", "n.ipynb", "--grid", "g.yaml", "--dry-run"],
+            "mine --model w.safetensors --images folder:pictures --size 32 --out t.parquet".split(),
+            "sweep n.ipynb --grid g.yaml --dry-run".split(),
         ],
         "grids": lambda: [target.SAMPLES[0].encode(), target.SAMPLES[1].encode().replace(b", name: a", b"")],
     }[name]()
