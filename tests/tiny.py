@@ -86,6 +86,17 @@ def hooked(model, layers):
             handle.remove()
 
 
+def pooled_network(random_seed=0, channels=3):
+    """Two poolings, three convolutions, a fully connected layer; receptive fields of 3, 9 and 15 px."""
+    torch.manual_seed(random_seed)
+    net = nn.Sequential(
+        nn.Conv2d(channels, 6, 3), nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True),
+        nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, 2),
+        nn.Conv2d(8, 8, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 25, 4),
+    )  # fmt: skip
+    return zfkit.wrap_model(net.double(), mean=127.5, scale=1 / 58, input_size=28)
+
+
 def write_snapshot(path, epoch, architecture=TINY):
     """An untrained network as `fit` leaves its snapshots, another one for each epoch."""
     torch.manual_seed(epoch)

@@ -1,4 +1,4 @@
-"""Sanity checks of projections: literal formulas, closed forms, and the weights compared before and after."""
+"""Sanity checks of projections: literal formulas, closed forms, and `project` itself."""
 
 from __future__ import annotations
 
@@ -7,22 +7,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import stats
-from tiny import image_set, noise
+from tiny import image_set, noise, pooled_network
 from torch import nn
 
 import zfkit
-from zfkit.deconv.project import Deconvnet, forward
-from zfkit.deconv.rules import Options
 from zfkit.errors import ImageError, LayerError, ZfkitError
 from zfkit.experiments import randomisation
 from zfkit.experiments.randomisation import CONDITIONS, MEASURES, photo_likeness, similarity
-from zfkit.experiments.replacements import no_switches, other_switches, randomise, weight_layers
+from zfkit.experiments.replacements import randomise, weight_layers
 from zfkit.images.imageset import Windows
 
-SIDE = 28
+SIDE = 28  # px, of the pictures that `pooled_network` takes
 
 
 def pictures(count, side=SIDE):
@@ -31,109 +27,6 @@ def pictures(count, side=SIDE):
 
 def sanity_checks(*arguments, **options):
     return randomisation.sanity_checks(*arguments, progress=False, **options)
-
-
-def network(random_seed=0, channels=3):
-    """Two poolings, three convolutions, a fully connected layer; receptive fields of 3, 9 and 15 px."""
-    torch.manual_seed(random_seed)
-    net = nn.Sequential(
-        nn.Conv2d(channels, 6, 3), nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True),
-        nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, 2),
-        nn.Conv2d(8, 8, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 25, 4),
-    )  # fmt: skip
-    return zfkit.wrap_model(net.double(), mean=127.5, scale=1 / 58, input_size=SIDE)
-
-
-CONVS, ALL = ("0", "3", "6"), ("0", "3", "6", "9")
-
-
-# ------------------------------------------------------------------------------------------- redrawn weights
-
-
-def test_weight_layers_are_those_on_the_way_in_order():
-    model = network()
-    assert weight_layers(model, "9") == ALL
-    assert weight_layers(model, "3") == ("0", "3")
-    assert weight_layers(model, "7") == CONVS  # a ReLU: those below it
-
-
-@pytest.mark.parametrize("draw", ["normal", "permutation"])
-def test_named_layers_are_redrawn_and_nothing_else(draw):
-    model = network()
-    before, state = model.fingerprint(), model.net.state_dict()
-    for depth in range(4):
-        new = randomise(model, ALL[depth:], draw=draw, random_seed=3).net.state_dict()
-        for layer in ALL:
-            same = [torch.equal(state[f"{layer}.{n}"], new[f"{layer}.{n}"]) for n in ("weight", "bias")]
-            assert same == [layer not in ALL[depth:]] * 2
-    assert model.fingerprint() == before
-
-
-def test_what_a_layer_gets_depends_on_seed_and_layer_only():
-    model = network()
-    alone, cascade = randomise(model, "3", random_seed=5), randomise(model, ALL, random_seed=5)
-    assert torch.equal(alone.net[3].weight, cascade.net[3].weight)
-    assert not torch.equal(alone.net[3].weight, randomise(model, "3", random_seed=6).net[3].weight)
-    # equal shapes are not given equal numbers
-    assert not torch.equal(cascade.net[3].weight.flatten()[:100], cascade.net[6].weight.flatten()[:100])
-
-
-def test_how_weights_are_drawn():
-    model = zfkit.wrap_model(
-        nn.Sequential(nn.Conv2d(3, 50, 9), nn.ReLU()), mean=0, scale=1, input_size=9
-    )  # fmt: skip
-    with torch.no_grad():
-        model.net[0].weight.mul_(7)
-    old = model.net[0].weight.flatten()
-    normal = randomise(model, "0").net[0]
-    assert not normal.bias.any()
-    z = normal.weight.flatten() / old.square().mean().sqrt()
-    # n = 12150 standard normal numbers: mean, spread and fourth moment within five standard errors
-    n = len(z)
-    assert abs(z.mean()) < 5 / math.sqrt(n) and abs(z.std() - 1) < 5 / math.sqrt(2 * n)
-    assert abs((z**4).mean() - 3) < 5 * math.sqrt(96 / n)
-    shuffled = randomise(model, "0", draw="permutation").net[0]
-    assert torch.equal(shuffled.weight.flatten().sort().values, old.sort().values)
-    assert torch.equal(shuffled.bias.sort().values, model.net[0].bias.sort().values)
-    assert not torch.equal(shuffled.bias, model.net[0].bias)
-
-
-def test_a_factor_for_each_layer_changes_brightness_only():
-    """So N(0, s^2) with the trained s and N(0, 0.01^2), the paper's start, give one picture."""
-    images = pictures(1)
-    trained = network()
-    for rule in ("deconvnet", "guided", "gradient"):
-        projections = []
-        for factors in ((1, 1, 1), (0.01, 20, 0.3)):
-            model = randomise(trained, CONVS, random_seed=1)
-            with torch.no_grad():
-                for layer, factor in zip(CONVS, factors, strict=True):
-                    model.net[int(layer)].weight.mul_(factor)
-            x = model.preprocess(images.take([0]))
-            projections.append(zfkit.project(model, x, "6", 2, [[2, 3]], rule=rule))
-        ratio = projections[1][projections[0] != 0] / projections[0][projections[0] != 0]
-        assert len(ratio) > 50 and torch.allclose(ratio, ratio[0].expand_as(ratio)) and ratio[0] > 0
-
-
-def test_batch_normalisation_goes_with_its_layer():
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 4, 3), nn.BatchNorm2d(4)
-    )
-    for norm in (net[1], net[4]):
-        for t in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
-            t.copy_(torch.rand_like(t) + 0.5)
-    model = zfkit.wrap_model(net, mean=0, scale=1, input_size=9)
-    assert weight_layers(model, "3") == ("0", "3")
-    new = randomise(model, "3").net
-    assert torch.equal(new[1].weight, net[1].weight) and torch.equal(new[1].running_var, net[1].running_var)
-    assert new[4].running_mean.tolist() == new[4].bias.tolist() == [0] * 4
-    assert new[4].running_var.tolist() == new[4].weight.tolist() == [1] * 4
-    shuffled = randomise(model, "0", draw="permutation", random_seed=1).net[1]
-    rows = [
-        torch.stack([n.weight, n.bias, n.running_mean, n.running_var], 1).tolist() for n in (net[1], shuffled)
-    ]
-    assert rows[0] != rows[1] and sorted(rows[0]) == sorted(rows[1])  # maps keep their four numbers together
 
 
 # ------------------------------------------------------------------------------------------------- measures
@@ -199,115 +92,12 @@ def test_photo_likeness_takes_out_what_is_slow():
     assert math.isnan(photo_likeness(projection, torch.full((3, 20, 24), 9, dtype=torch.uint8)))
 
 
-# ------------------------------------------------------------------------------------------------ switches
-
-
-def tape_of(model, images, layer, rule="deconvnet"):
-    deconvnet = Deconvnet(model.network, [layer], Options(rule))
-    return deconvnet, forward(model, deconvnet, model.preprocess(images))
-
-
-def unpooled(R, places, shape):
-    """Each value of R (C, h, w) at its place (row, column) of an empty map, meeting values added."""
-    out = np.zeros((len(R), *shape))
-    for c, i, j in np.ndindex(*R.shape):
-        row, col = places[c][i][j]
-        out[c, row, col] += R[c, i, j]
-    return out
-
-
-def literal_projection(model, places, unit, shapes):
-    """The deconvnet of `network`'s layer 6, with pooling places given for each pool; whole maps, float64."""
-    channel, row, col = unit
-    w = {layer: model.net[int(layer)].weight.detach() for layer in CONVS}
-    R = torch.zeros(1, 8, *shapes["6"][1:], dtype=torch.float64)
-    R[0, channel, row, col] = 1
-    R = nn.functional.conv_transpose2d(R, w["6"])
-    R = torch.from_numpy(unpooled(R[0].numpy(), places["5"], shapes["4"][1:]))[None].clamp(min=0)
-    R = nn.functional.conv_transpose2d(R, w["3"], padding=1)
-    R = torch.from_numpy(unpooled(R[0].numpy(), places["2"], shapes["1"][1:]))[None].clamp(min=0)
-    return nn.functional.conv_transpose2d(R, w["0"])
-
-
-def test_switches_at_the_centre_are_the_literal_ones():
-    model, images = network(), pictures(1)
-    deconvnet, tape = tape_of(model, images.take([0]), "6")
-    fixed = no_switches(model, tape, "centre")
-    places = {}
-    for pool, kernel, source in (("2", 3, "1"), ("5", 2, "4")):
-        C, h, w = tape.shapes[pool]
-        side = tape.shapes[source][1]
-
-        def middle(i, kernel=kernel, side=side):  # of the taps that lie in the map; stride is 2 for both
-            taps = [2 * i + t for t in range(kernel) if 2 * i + t < side]
-            return taps[(len(taps) - 1) // 2]
-
-        places[pool] = [[[(middle(i), middle(j)) for j in range(w)] for i in range(h)] for _ in range(C)]
-    for unit in ((0, 0, 0), (3, 2, 1), (7, 4, 4)):
-        R, window = deconvnet.reverse(
-            fixed, "6", torch.tensor([0]), torch.tensor(unit[:1]), torch.tensor([unit[1:]])
-        )
-        expected = literal_projection(model, places, unit, tape.shapes)
-        result = zfkit.deconv.paste(R, window.origin, (SIDE, SIDE))
-        assert torch.allclose(result, expected, atol=1e-12) and expected.any()
-    assert torch.equal(
-        tape.kept["2"], tape_of(model, images.take([0]), "6")[1].kept["2"]
-    )  # the tape itself is kept
-
-
-@given(
-    kernel=st.integers(2, 4), stride=st.integers(1, 3), padding=st.integers(0, 2), dilation=st.integers(1, 2),
-    side=st.integers(9, 13), ceil=st.booleans(), seed=st.integers(0, 99),
-)  # fmt: skip
-def test_random_switches_lie_in_their_windows(kernel, stride, padding, dilation, side, ceil, seed):
-    padding = min(padding, kernel // 2)
-    torch.manual_seed(0)
-    pool = nn.MaxPool2d(kernel, stride, padding, dilation, ceil_mode=ceil)
-    model = zfkit.wrap_model(
-        nn.Sequential(nn.Conv2d(3, 4, 1), pool, nn.Conv2d(4, 4, 1)), mean=0, scale=1, input_size=side
-    )
-    _, tape = tape_of(model, pictures(2, side).take([0, 1]), "2")
-    for how in ("random", "centre"):
-        new = no_switches(model, tape, how, torch.Generator().manual_seed(seed)).kept["1"]
-        assert new.shape == tape.kept["1"].shape and new.dtype == tape.kept["1"].dtype
-        assert new.dtype == torch.uint8  # 16 x row + column, for windows as small as these
-        row, col = new.int() >> 4, new.int() & 15
-        for offset, size in ((row, new.shape[2]), (col.transpose(2, 3), new.shape[3])):
-            start = torch.arange(size)[:, None] * stride - padding
-            assert (
-                (offset % dilation == 0).all()
-                and (offset >= 0).all()
-                and (offset <= dilation * (kernel - 1)).all()
-            )
-            assert (start + offset >= 0).all() and (start + offset < side).all()
-    again = [
-        no_switches(model, tape, "random", torch.Generator().manual_seed(s)).kept["1"] for s in (1, 1, 2)
-    ]
-    assert torch.equal(again[0], again[1]) and not torch.equal(again[0], again[2])
-
-
-def test_with_the_switches_of_another_picture_the_deconvnet_shows_that_picture():
-    """All that it takes from a picture are the switches."""
-    model, images = network(), pictures(2)
-    deconvnet, own = tape_of(model, images.take([0]), "6")
-    other = tape_of(model, images.take([1]), "6")[1]
-    swapped = other_switches(model, own, other)
-    at = torch.tensor([[3, 1]])
-    R, window = deconvnet.reverse(swapped, "6", torch.tensor([0]), torch.tensor([4]), at)
-    expected = zfkit.project(model, model.preprocess(images.take([1])), "6", 4, at)
-    assert torch.equal(zfkit.deconv.paste(R, window.origin, (SIDE, SIDE)), expected)
-    guided = tape_of(model, images.take([0]), "6", "guided")[1]
-    changed = other_switches(model, guided, tape_of(model, images.take([1]), "6", "guided")[1])
-    same = {name for name in guided.kept if torch.equal(guided.kept[name], changed.kept[name])}
-    assert same == {"1", "4", "7"} & guided.kept.keys()  # the ReLUs' masks stay
-
-
 # -------------------------------------------------------------------------------------------- sanity_checks
 
 
 @pytest.fixture(scope="module")
 def checked():
-    model, images = network(), pictures(12)
+    model, images = pooled_network(), pictures(12)
     return model, images, sanity_checks(model, images, ["3", "6"], units=3, draws=2, random_seed=7)
 
 
@@ -377,7 +167,7 @@ def test_the_control_is_another_channel_on_another_picture(checked):
 
 
 def test_equal_seeds_give_equal_tables_and_the_network_is_left_alone():
-    model, images = network(), pictures(8)
+    model, images = pooled_network(), pictures(8)
     before = model.fingerprint()
     options = {"layers": "6", "units": 3, "draws": 1, "rules": ("deconvnet",)}
     a, b, c = (sanity_checks(model, images, random_seed=s, **options) for s in (1, 1, 2))
@@ -402,7 +192,7 @@ def test_of_one_linear_layer_the_picture_is_the_filter_whatever_the_photo():
 
 
 def test_of_fully_connected_layers_the_whole_picture_is_compared():
-    model, images = network(), pictures(6)
+    model, images = pooled_network(), pictures(6)
     result = sanity_checks(model, images, "9", units=4, keep=4, draws=1, rules=("guided",))
     assert result.photos["9"].shape == (len(result.photos["9"]), 3, SIDE, SIDE)
     row = result.pictures[result.pictures.condition == "trained"].iloc[0]
@@ -415,7 +205,7 @@ def test_of_fully_connected_layers_the_whole_picture_is_compared():
 
 
 def test_one_channel_networks():
-    result = sanity_checks(network(channels=1), pictures(6), "6", units=3, draws=1, draw="permutation")
+    result = sanity_checks(pooled_network(channels=1), pictures(6), "6", units=3, draws=1, draw="permutation")
     assert result.examples["6", "deconvnet", "trained", ""].shape[1:] == (1, 15, 15)
     assert result.table("6").loc[("6", "deconvnet", "trained", "")].photo_sd > 0
 
@@ -435,9 +225,9 @@ def test_of_trained_networks(zfnet64, photos):
 def test_windows_are_compared_with_those_of_another_photograph():
     windows = Windows(torch.arange(12) // 4, torch.zeros(12, 4))
     images = image_set(noise(12, SIDE), windows=windows)
-    top = zfkit.mine(network(), image_set(noise(12, SIDE)), ["6"], inside=True, progress=False)["6"]
+    top = zfkit.mine(pooled_network(), image_set(noise(12, SIDE)), ["6"], inside=True, progress=False)["6"]
     for random_seed in range(4):
-        case = randomisation._Case.draw(network(), images, top, "6", 6, random_seed)
+        case = randomisation._Case.draw(pooled_network(), images, top, "6", 6, random_seed)
         photograph = windows.photograph
         for other in (case.other_picture, case.unrelated_picture, case.unrelated):
             assert (photograph[other.image] != photograph[case.own.image]).all()
@@ -445,30 +235,6 @@ def test_windows_are_compared_with_those_of_another_photograph():
 
 
 # -------------------------------------------------------------------------------------------------- refusals
-
-
-def test_what_cannot_be_redrawn():
-    model = network()
-    for layers, message in (
-        ("conv9", "no layer 'conv9'"),
-        ("1", "no layer '1'.*0, 3, 6, 9"),
-        ([], "no layer"),
-    ):
-        with pytest.raises(LayerError, match=message):
-            randomise(model, layers)
-    with pytest.raises(ZfkitError, match="there is no draw 'uniform'"):
-        randomise(model, "0", draw="uniform")
-    with pytest.raises(ZfkitError, match="random_seed must be a whole number"):
-        randomise(model, "0", random_seed=-1)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.PReLU(), nn.AdaptiveMaxPool2d(3), nn.Conv2d(4, 4, 2))
-    odd = zfkit.wrap_model(net, mean=0, scale=1, input_size=12)
-    with pytest.raises(LayerError, match="how to redraw the weights of PReLU"):
-        weight_layers(odd, "3")
-    net[1] = nn.ReLU()
-    adaptive = zfkit.wrap_model(net, mean=0, scale=1, input_size=12)
-    _, tape = tape_of(adaptive, pictures(1, 12).take([0]), "3")
-    with pytest.raises(LayerError, match="'2' is AdaptiveMaxPool2d, whose windows have no fixed middle"):
-        no_switches(adaptive, tape)
 
 
 @pytest.mark.parametrize(
@@ -486,16 +252,16 @@ def test_what_cannot_be_redrawn():
 )
 def test_bad_input_is_refused(images, options, kind, message):
     with pytest.raises(kind, match=message):
-        sanity_checks(network(), pictures(images), **{"layers": "6"} | options)
+        sanity_checks(pooled_network(), pictures(images), **{"layers": "6"} | options)
 
 
 def test_pictures_that_cannot_be_compared():
     with pytest.raises(LayerError, match="units of '6' see 15 px, so in pictures of 14 px none looks at"):
-        sanity_checks(network(), pictures(4, 14), "6")
-    top = zfkit.mine(network(), pictures(4), ["6"], k=1, inside=True, progress=False)
+        sanity_checks(pooled_network(), pictures(4, 14), "6")
+    top = zfkit.mine(pooled_network(), pictures(4), ["6"], k=1, inside=True, progress=False)
     with pytest.raises(ZfkitError, match="at least 2 pictures a map, mined with inside=True"):
-        sanity_checks(network(), pictures(4), "6", top=top)
-    dead = network()
+        sanity_checks(pooled_network(), pictures(4), "6", top=top)
+    dead = pooled_network()
     with torch.no_grad():
         dead.net[6].bias.fill_(-1e6)
     with pytest.raises(LayerError, match="0 of 8 maps of '6' are active on two of the pictures"):
@@ -545,10 +311,10 @@ def test_figures_show_what_the_table_holds(checked):
 
 def test_units_in_portions_give_the_same_table(monkeypatch):
     options = {"layers": "6", "units": 5, "draws": 1, "keep": 5, "rules": ("guided",)}
-    whole = sanity_checks(network(), pictures(8), **options)
+    whole = sanity_checks(pooled_network(), pictures(8), **options)
     monkeypatch.setattr(randomisation, "FORWARD_PIXELS", 2 * SIDE**2)
     monkeypatch.setattr(randomisation, "REVERSE_BYTES", 1)
-    parts = sanity_checks(network(), pictures(8), **options)
+    parts = sanity_checks(pooled_network(), pictures(8), **options)
     for key, projections in whole.examples.items():
         if key[2] != "random switches":  # whose random numbers come in the order of the portions
             assert torch.allclose(projections, parts.examples[key], atol=1e-12), key
