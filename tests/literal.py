@@ -7,6 +7,7 @@ and returns what goes back to its input. The tests hold `zfkit.project` to `deco
 Maps are (channels, rows, columns).
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -202,3 +203,16 @@ def deconvnet(layers, image, unit):
     for layer, memory in zip(reversed(layers), reversed(remembered), strict=True):
         R = layer.back(R, memory)
     return R
+
+
+def gram_cka(x, y):
+    """HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with HSIC(K, L) = tr(K H L H) / (n - 1)^2, in loops and float64."""
+    n = len(x)
+    H = np.eye(n) - np.ones((n, n)) / n
+    K = np.array([[float(np.dot(a, b)) for b in x] for a in x])
+    L = np.array([[float(np.dot(a, b)) for b in y] for a in y])
+
+    def hsic(A, B):
+        return np.trace(A @ H @ B @ H) / (n - 1) ** 2
+
+    return hsic(K, L) / math.sqrt(hsic(K, K) * hsic(L, L))
