@@ -55,14 +55,16 @@ app: .venv/notebooks
 	JUPYTER_PATH=$(abspath $(PAGE)) $(BIN)/python -m voila --template=zfkit --token --Voila.ip=127.0.0.1 \
 	  --VoilaConfiguration.strip_sources=True $(APP_ARGS) $(PAGE)/app.ipynb
 
-# One torch thread for each of the workers, which share the cores.
-PYTEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(WORKERS),2)
+# One torch thread for each of the tests' workers, which share the cores; notebooks keep torch's own number of
+# threads, with which their outputs were made.
+WORKERS  ?= 2
+PYTEST   := $(BIN)/python -m pytest -n $(WORKERS)
 test: .venv/dev lint
-	$(PYTEST) --dist loadfile -m "not slow and not browser" tests
+	OMP_NUM_THREADS=1 $(PYTEST) --dist loadfile -m "not slow and not browser" tests
 	$(PYTEST) --dist loadscope --nbval --nbval-sanitize-with tests/nbval.cfg $(NOTEBOOKS)
 
 test-all: test
-	HYPOTHESIS_PROFILE=thorough $(PYTEST) --dist loadfile -m "slow or browser" tests
+	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=thorough $(PYTEST) --dist loadfile -m "slow or browser" tests
 
 lint: .venv/dev
 	$(BIN)/ruff check $(SOURCES)
