@@ -21,6 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
+import timeit
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -121,18 +122,47 @@ def examine() -> DoctorReport:
 # ----------------------------------------------------------------------------------------- what is installed
 
 
-def _requirements() -> Iterator[tuple[Any, str]]:
-    """What zfkit's own metadata ask for (`packaging` requirements), and the extra that does, or nothing."""
+def _versions() -> Iterator[Line]:
+    from . import __version__
+
+    yield "zfkit", __version__
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    yield "Python", python + (", in a virtual environment" if sys.prefix != sys.base_prefix else "")
+    yield "system", platform.platform()
+    for requirement, extra in _requirements():
+        if not extra:
+            yield _package(requirement)
+
+
+def _optional() -> Iterator[Line]:
+    groups: dict[str, list[Any]] = {}
+    for requirement, extra in _requirements():
+        if extra and extra != "dev":
+            groups.setdefault(extra, []).append(requirement)
+    for extra, requirements in groups.items():
+        missing = ", ".join(r.name for r in requirements if _version(r.name) is None)
+        present = ", ".join(f"{r.name} {_version(r.name)}" for r in requirements if _version(r.name))
+        if missing:
+            yield (
+                extra,
+                f"missing {missing}: pip install 'zfkit[{extra}]' (there: {present or 'nothing'})",
+                "note",
+            )
+        else:
+            yield extra, present
+    if _version("jupyter-client"):
+        yield _kernel()
+
+
+def _requirements() -> list[tuple[Any, str]]:
+    """What zfkit's own metadata ask for (`packaging` requirements), each with the extra that does, or ""."""
     from packaging.requirements import Requirement
 
-    try:
-        listed = [Requirement(text) for text in metadata.requires("zfkit") or []]
-    except metadata.PackageNotFoundError:
-        listed = []
-    for requirement in listed:
-        extra = re.search(r"""extra\s*==\s*['"]([^'"]+)""", str(requirement.marker or ""))
-        if requirement.name != "zfkit":
-            yield requirement, extra[1] if extra else ""
+    if _version("zfkit") is None:  # run from its sources, not installed
+        return []
+    listed = [Requirement(text) for text in metadata.requires("zfkit") or []]
+    extras = [re.search(r"""extra\s*==\s*['"]([^'"]+)""", str(r.marker or "")) for r in listed]
+    return [(r, e[1] if e else "") for r, e in zip(listed, extras, strict=True) if r.name != "zfkit"]
 
 
 def _version(name: str) -> str | None:
@@ -142,61 +172,34 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _versions() -> Iterator[Line]:
-    from . import __version__
-
-    yield "zfkit", __version__
-    python = f"{platform.python_implementation()} {platform.python_version()}"
-    yield "Python", python + (", in a virtual environment" if sys.prefix != sys.base_prefix else "")
-    yield "system", platform.platform()
-    for requirement, extra in _requirements():
-        name, version = requirement.name, _version(requirement.name)
-        if extra:
-            continue
-        if version is None:
-            yield name, f"is missing: pip install {name}", "broken"
-        elif not requirement.specifier.contains(version, prereleases=True):
-            yield name, f"{version} is too old: pip install --upgrade '{requirement}'", "broken"
-        else:
-            try:
-                importlib.import_module(MODULES.get(name, name))
-                yield name, version
-            except Exception as error:  # a library that is missing beneath it, another version of torch, ...
-                yield name, f"{version} cannot be imported ({_quoted(error)}): install it again", "broken"
-
-
-def _optional() -> Iterator[Line]:
-    groups: dict[str, list[str]] = {}
-    for requirement, extra in _requirements():
-        if extra and extra != "dev":
-            groups.setdefault(extra, []).append(requirement.name)
-    if not groups:
-        yield "extras", "unknown: zfkit is not installed as a package, but run from its sources", "note"
-    for extra, names in groups.items():
-        missing = ", ".join(name for name in names if _version(name) is None)
-        there = ", ".join(f"{name} {_version(name)}" for name in names if _version(name) is not None)
-        if missing:
-            remedy = f"missing {missing}: pip install 'zfkit[{extra}]'"
-            yield extra, remedy + (f" (there: {there})" if there else ""), "note"
-        else:
-            yield extra, there
-    if _version("jupyter-client"):
-        yield _kernel()
+def _package(requirement: Any) -> Line:
+    """Is a package there, recent enough, and can it be imported?"""
+    name, version = requirement.name, _version(requirement.name)
+    if version is None:
+        return name, f"is missing: pip install {name}", "broken"
+    if not requirement.specifier.contains(version, prereleases=True):
+        return name, f"{version} is too old: pip install --upgrade '{requirement}'", "broken"
+    try:
+        importlib.import_module(MODULES.get(name, name))
+    except Exception as error:  # a library that is missing beneath it, another version of torch, ...
+        return name, f"{version} cannot be imported ({_quoted(error)}): install it again", "broken"
+    return name, version
 
 
 def _kernel() -> Line:
     """Would a notebook run with this Python?"""
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
-    what = "notebook kernel"
     try:
         command = KernelSpecManager().get_kernel_spec("python3").argv[0]
     except NoSuchKernel:
-        return what, "there is none called python3: pip install ipykernel", "note"
+        return "notebook kernel", "there is none called python3: pip install ipykernel", "note"
     if re.fullmatch(r"python[\d.]*", command) or Path(command).resolve() == Path(sys.executable).resolve():
-        return what, "python3 runs this Python"
-    remedy = "where zfkit may be missing: python -m ipykernel install --sys-prefix"
-    return what, f"python3 runs another Python, {remedy}", "note"
+        return "notebook kernel", "python3 runs this Python"
+    other = (
+        "python3 runs another Python, where zfkit may be missing: python -m ipykernel install --sys-prefix"
+    )
+    return "notebook kernel", other, "note"
 
 
 # ----------------------------------------------------------------------------------------- where it runs
@@ -208,26 +211,18 @@ def _devices() -> Iterator[Line]:
     machine = get_env_info()
     cpu = re.search(r"(?:Model name:|brand_string:)\s*(.+)", str(machine.cpu_info))
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    processor = cpu[1] if cpu else platform.processor() or platform.machine()
-    yield "processor", f"{processor}, {usable} of {os.cpu_count()} cores usable, {_memory()}"
-    threads = os.environ.get("OMP_NUM_THREADS")
-    yield (
-        "threads of torch",
-        f"{torch.get_num_threads()}" + (f" (OMP_NUM_THREADS={threads})" if threads else ""),
-    )
-    yield "torch was built for", f"CUDA {machine.cuda_compiled_version}, ROCm {machine.hip_compiled_version}"
-    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        gpu = torch.cuda.get_device_properties(i)
-        yield _works(
-            f"cuda:{i}",
-            f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, driver {machine.nvidia_driver_version}",
-        )
+    yield "processor", f"{cpu[1] if cpu else platform.machine()}, {usable} of {os.cpu_count()} cores usable"
+    threads = os.environ.get("OMP_NUM_THREADS", "not set")
+    yield "threads of torch", f"{torch.get_num_threads()} (OMP_NUM_THREADS {threads})"
+    devices = {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
     if torch.backends.mps.is_available():
-        yield _works("mps", "Apple GPU")
-    elif not torch.cuda.is_available() and machine.nvidia_driver_version:
+        devices["mps"] = "Apple GPU"
+    for device, name in devices.items():
+        yield _works(device, name)
+    if not devices and machine.nvidia_driver_version:
         remedy = "install a build with CUDA (pytorch.org)"
         yield "GPU", f"a driver is here, but this torch cannot use it: {remedy}", "note"
-    elif not torch.cuda.is_available():
+    elif not devices:
         yield "GPU", "none; the CPU does everything"
 
 
@@ -244,13 +239,6 @@ def _works(device: str, name: str) -> Line:
         return device, f"{name}; does not work: {_quoted(error)}", "broken"
     status: Status = "fine" if difference <= CLOSE else "broken"
     return device, f"{name}; differs from the CPU by {difference:.0e} of the largest value", status
-
-
-def _memory() -> str:
-    try:
-        return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB of memory"
-    except (AttributeError, OSError, ValueError):  # not on every system
-        return "memory unknown"
 
 
 def _folders() -> Iterator[Line]:
@@ -287,23 +275,22 @@ def _bundled() -> Iterator[Line]:
         yield "weights", "none in the package: install zfkit again", "broken"
     for file in files:
         yield _weights(file)
-    missing = [photo.name for photo in PHOTOGRAPHS if photo.path is None]
-    damaged = []
+    problems = []
     for photo in PHOTOGRAPHS:
         try:
-            if photo.path is not None:
+            if photo.path is None:
+                problems.append(f"{photo.name} is not in the installed packages")
+            else:
                 decode(photo.path, photo.name)
         except Exception as error:
-            damaged.append(f"{photo.name} ({_quoted(error)})")
-    good = len(PHOTOGRAPHS) - len(missing) - len(damaged)
-    count = f"{good} of {len(PHOTOGRAPHS)}"
-    count += f"; damaged: {', '.join(damaged)}" if damaged else ""
-    count += f"; not in the installed packages: {', '.join(missing)}" if missing else ""
-    if not missing and not damaged:
-        yield "photographs", count
-    else:
+            problems.append(f"{photo.name} is damaged ({_quoted(error)})")
+    good = f"{len(PHOTOGRAPHS) - len(problems)} of {len(PHOTOGRAPHS)}"
+    if problems:
         remedy = "pip install --force-reinstall scikit-image scikit-learn"
-        yield "photographs", f"{count}; {remedy}", "note" if good else "broken"
+        status: Status = "broken" if len(problems) == len(PHOTOGRAPHS) else "note"
+        yield "photographs", f"{good}: {', '.join(problems)}; {remedy}", status
+    else:
+        yield "photographs", good
 
 
 def _weights(file: Path) -> Line:
@@ -408,16 +395,10 @@ def _speed() -> Iterator[Line]:
     seconds: dict[Callable[[], None], list[float]] = {forward: [], both: []}
     for _ in range(4):  # in turns, so that whatever else the machine does slows both
         for call, taken in seconds.items():
-            start = time.perf_counter()
-            call()
-            taken.append(time.perf_counter() - start)
+            taken.append(timeit.timeit(call, number=1))
     one, two = (1000 * statistics.median(taken[1:]) for taken in seconds.values())  # the first warms up
-    yield (
-        "four photographs to conv5 of zfnet64",
-        f"forward {one:.0f} ms, forward and back {two:.0f} ms: {two / one:.1f} times (usual: 1.1 to 2), "
-        f"{torch.get_num_threads()} threads",
-        "note" if two / one > SLOW else "fine",
-    )
+    times = f"forward {one:.0f} ms, forward and back {two:.0f} ms: {two / one:.1f} times (usual: 1.1 to 2)"
+    yield "four photographs to conv5 of zfnet64", times, "note" if two / one > SLOW else "fine"
 
 
 # ----------------------------------------------------------------------------------------- words
