@@ -246,8 +246,11 @@ def test_a_rotated_picture_comes_out_upright(orientation, tmp_path):
 
 def test_the_first_frame_of_an_animation_is_shown(tmp_path):
     frames = [Image.fromarray(np.full((16, 16), v, np.uint8)) for v in (10, 200)]
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert (load(f"folder:{tmp_path}")[0][0] == 10).all()
+    for name in ("a.gif", "b.tif"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    with pytest.warns(UserWarning, match=r"\.(gif|tif): it has several pages or frames") as caught:
+        images = load(f"folder:{tmp_path}")
+    assert shades(images) == [10, 10] and len(caught) == 1
 
 
 @pytest.mark.parametrize("values, why", [
@@ -353,6 +356,35 @@ def test_order_does_not_depend_on_which_file_was_written_first(tmp_path):
     assert [one.name(i) for i in range(6)] == [two.name(i) for i in range(6)] == sorted(names)
     assert one.fingerprint() == two.fingerprint()
     assert one.fingerprint() != load(f"folder:{tmp_path / 'one'}", limit=5).fingerprint()
+
+
+def test_hidden_folders_and_files_are_left_out_with_one_notice(tmp_path):
+    hidden = [".ipynb_checkpoints/1.png", "__MACOSX/cats/._a.png", "cats/@eaDir/a.png", "cats/._a.png"]
+    folder_of(tmp_path, ["cats/a.png", "dogs/b.png", *hidden])
+    (tmp_path / ".DS_Store").write_bytes(b"no picture, and not spoken of")
+    with pytest.warns(UserWarning, match=r"^skipped \.ipynb_checkpoints: hidden.* and 3 more") as caught:
+        images = load(f"folder:{tmp_path}")
+    assert len(caught) == len(images.skipped) == 1 and images.classes == ("cats", "dogs")
+    assert [images.name(i) for i in range(len(images))] == ["cats/a.png", "dogs/b.png"]
+
+
+@pytest.mark.parametrize("names, split, classes, read, notice", [
+    (["train/a/1.png", "test/a/2.png", "test/b/3.png"], "val", ("a", "b"), ["a/2.png", "b/3.png"], "'test' is read"),
+    (["train/a/1.png", "val/a/2.png"], "train", ("a",), ["a/1.png"], "say split='val'"),
+    (["train2017/1.png", "val2017/2.png", "annotations/x.json"], "val", (), ["2.png"], "'val2017' is read"),
+    (["images/1.png", "images/2.png", "labels.csv"], "val", (), ["1.png", "2.png"], r"labels\.csv not read"),
+    (["images/a/1.png", "images/b/2.png"], "val", ("a", "b"), ["a/1.png", "b/2.png"], "not taken for a class"),
+    (["train/1.png", "bus/2.png", "val/3.png"], "val", ("bus", "train", "val"), None, None),  # vehicles
+    (["train/1.png", "bus/2.png"], "val", ("bus", "train"), None, None),
+])  # fmt: skip
+def test_what_folders_within_are_no_classes(names, split, classes, read, notice, tmp_path):
+    folder_of(tmp_path, names)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        images = load(f"folder:{tmp_path}", split=split)
+    assert [bool(re.search(notice or "", str(w.message))) for w in caught] == [True] * bool(notice)
+    assert images.classes == classes
+    assert [images.name(i) for i in range(len(images))] == (read or sorted(names))
 
 
 @pytest.fixture
@@ -511,6 +543,22 @@ def test_parquet_without_labels_and_with_missing_ones(tmp_path):
     assert some.labels.tolist() == [4, -1]
 
 
+def test_columns_of_other_names(tmp_path):
+    features = {"fine_label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    pictures = pa.array([{"bytes": shade(7), "path": None}], IMAGE)
+    table = pa.table({"img": pictures, "scan": pictures, "fine_label": [1], "year": [1998]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, tmp_path / "a.parquet")
+    source = f"parquet:{tmp_path / 'a.parquet'}"
+    usual, own = load(source), load(source, image="scan", label="year")
+    assert usual.labels.tolist() == usual.known_labels().tolist() == [1] and usual.classes == ("cat", "dog")
+    assert own.labels.tolist() == [1998] and own.classes == () and shades(own) == [7]
+    with pytest.raises(ImageError, match=r"no column 'photo'.*There are: .*scan"):
+        load(source, image="photo")
+    with pytest.raises(ImageError, match="label says nothing about 'torchvision:FakeData'"):
+        load("torchvision:FakeData", label="year")
+
+
 def test_broken_rows_are_skipped_by_file_and_row(tmp_path):
     rows = [shade(0), None, shade(2), b"", b"no picture", shade(5), shade(6)[:60]]
     for folder in ("x", "y"):  # files of the same name are told apart
@@ -537,7 +585,7 @@ def test_a_damaged_row_group_costs_its_own_rows_only(tmp_path):
 
 
 @pytest.mark.parametrize("name, table, message", [
-    ("a.parquet", {"img": [1], "text": ["a"]}, r"no column 'image' of struct.*are: img, text"),
+    ("a.parquet", {"img": [1], "text": ["a"]}, r"no column 'img' of struct.*are: img, text"),
     ("a.parquet", {"image": [b"bytes"]}, "no column 'image' of struct<bytes, path>"),
     ("a.parquet", {"image": [{"bytes": "text", "path": None}]}, "its 'bytes' are string, and binary was expected"),
     ("a.parquet", {"image": [{"bytes": b"", "path": None}], "label": ["cat"]},

@@ -3,6 +3,7 @@
 import os
 import re
 import urllib.error
+import warnings
 from collections import OrderedDict
 
 import numpy as np
@@ -342,6 +343,19 @@ def test_lenet_on_one_channel():
     assert white.shape == (1, 1, 28, 28)
     assert torch.allclose(white, torch.full_like(white, (1 - 0.1307) / 0.3081))
     assert model.net(white).shape == (1, 10)
+
+
+@pytest.mark.parametrize("scale", [[1 / 0.229, 1 / 0.224, 1 / 0.225], [0.229, 0.224, 0.225]])
+def test_mean_and_scale_for_pictures_from_0_to_1_are_warned_about(scale):
+    """torchvision's usual numbers, and the slip of giving the standard deviation itself."""
+    # 255 * mean, 1 / (255 * std)
+    right = r"mean=\[123.7, 116.3, 103.5\], scale=\[0.01712, 0.01751, 0.01743\]"
+    with pytest.warns(UserWarning, match=right):
+        wrap_model(nn.Sequential(nn.Conv2d(3, 2, 3)), mean=[0.485, 0.456, 0.406], scale=scale, input_size=16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for mean, sound in ((0.0, 1 / 255), (0.0, 1.0), (127.5, 1 / 127.5)):
+            wrap_model(nn.Sequential(nn.Conv2d(3, 2, 3)), mean=mean, scale=sound, input_size=16)
 
 
 @pytest.mark.parametrize("changes, message", [

@@ -31,6 +31,7 @@ from ..checks import one_of, whole_number
 from ..errors import ImageError, ModelError, ZfkitError
 from ..files import write_whole
 from ..images.imageset import ImageSet
+from ..images.labels import align_labels
 from ..nets.model import VisionModel
 from ..nets.paper import ARCHITECTURES, Architecture, build
 from ..training.data import centre_crop, crops_of, ten_crops
@@ -372,7 +373,7 @@ def ensemble(
 
     Args:
         models: networks with the same classes in the same order. Their inputs may differ in size and preprocessing.
-        images: labelled, with labels as the networks order their classes; at least as large as the largest input.
+        images: labelled, at least as large as the largest input; classes are matched by name where both have names.
         crops: 1, the centre; or 10, the paper's: four corners and the centre, and their mirror images, whose answers
             are averaged first, as `zfkit.evaluate` does.
         average: of "probabilities", the arithmetic mean, what papers of the time did; or of their "logarithms", which
@@ -397,6 +398,9 @@ def ensemble(
     whole_number(batch_size, "batch_size")
     names = _numbered([model.name for model in models])
     classes = _expect_same_classes(models, names, images)
+    images = align_labels(
+        images, next((model.classes for model in models if model.classes), ()), "the networks"
+    )
     M = len(models)
     sizes = range(1, M + 1) if M <= MOST_COMBINED else (1, M)
     combinations = [c for size in sizes for c in itertools.combinations(range(M), size)]
@@ -461,7 +465,7 @@ def _numbered(names: Sequence[str]) -> list[str]:
 def _expect_same_classes(models: Sequence[VisionModel], names: Sequence[str], images: ImageSet) -> int:
     """How many classes there are.
 
-    Raises ImageError where pictures are too small or of other classes, ModelError where the networks' classes differ.
+    Raises ImageError where pictures are too small, ModelError where the networks' classes differ.
     """
     side = max(model.input_size for model in models)
     blank = torch.zeros(1, 3, images.size, images.size, dtype=torch.uint8)
@@ -486,10 +490,4 @@ def _expect_same_classes(models: Sequence[VisionModel], names: Sequence[str], im
                     f"class {i} is {a!r} for {known[0][1]} and {b!r} for {name}: only networks with the same classes "
                     "in the same order can be averaged"
                 )
-    if known and images.classes and known[0][0] != images.classes:
-        own = known[0][0]
-        raise ImageError(
-            f"{images.source!r} has {len(images.classes)} classes ({', '.join(images.classes[:3])} ...) and the "
-            f"networks {len(own)} ({', '.join(own[:3])} ...): accuracy needs the same, in the same order"
-        )
     return counts[0]

@@ -20,6 +20,7 @@ from ..batching import out_of_memory, steps
 from ..errors import ImageError, ZfkitError
 from ..frequency.aliasing import measure_aliasing, subsampling_layers
 from ..images.imageset import ImageSet
+from ..images.labels import align_labels
 from ..nets.activations import cannot_run
 from ..nets.model import VisionModel
 from .layers import LARGEST, Layer, Moments, Statistics, cosines, units_of
@@ -60,7 +61,13 @@ def measure(
     model: VisionModel, images: ImageSet, limit: int | None, batch_size: int, random_seed: int, progress: bool
 ) -> Measurements:
     """Everything that `diagnose` reads: from the weights, one pass over pictures, and a few small ones."""
+    other_classes = ""
+    try:
+        images = align_labels(images, model.classes)
+    except ImageError as error:  # such pictures say as much of units and weights
+        other_classes = f"labels were not used: {error}"
     places, pixels, labels, remarks = _pictures(images, limit, random_seed)
+    remarks += [other_classes] if other_classes else []
     units, runs = units_of(model.network), _what_runs(model, images.size)
     left_out = [u.layer for u in units if u.layer not in runs]
     if len(left_out) == len(units):

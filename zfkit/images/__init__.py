@@ -1,8 +1,9 @@
 """Pictures from anywhere as upright uint8 RGB.
 
-Read `decode` (one picture from bytes), `imageset` (many, with labels and names) and `sources` (`load_images`, and how
-to add a source of your own). `parquet`, `album` (the bundled photographs) and `textures` (drawn, with the truth about
-each) are sources. `colour` has what turns numbers into pictures and back.
+Read `values` (what a file's numbers stand for), `decode` (one picture from bytes), `given` (pictures at hand),
+`imageset` (many, with labels and names), `labels` (matched to a network's classes by name) and `sources`
+(`load_images`, and how to add a source of your own). `parquet`, `album` (the bundled photographs) and `textures`
+(drawn, with the truth about each) are sources. `colour` has what turns numbers into pictures and back.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from .album import PHOTOGRAPHS, Photograph
 from .colour import luma, signed_to_rgb
 from .decode import MAX_PIXELS, open_image, square, to_rgb, to_tensor
 from .imageset import UNLABELLED, Batch, ImageSet, Skipped, Windows
+from .labels import align_labels
 from .sources import image_source, load_images
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "Photograph",
     "Skipped",
     "Windows",
+    "align_labels",
     "image_source",
     "load_images",
     "luma",

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import ImageError, printable
+from .values import Range, Remarks, check_range, eight_bits, stated_range
 
 MAX_PIXELS = 100_000_000  # a 300 MB picture; beyond that a file is taken for a decompression bomb
 
@@ -24,35 +25,78 @@ OTHER_PICTURES = frozenset(
 )  # fmt: skip
 
 
-def decode(file: str | Path | IO[bytes] | bytes, name: str = "") -> Image.Image:
+def decode(
+    file: str | Path | IO[bytes] | bytes,
+    name: str = "",
+    value_range: Range | None = None,
+    remarks: Remarks | None = None,
+) -> Image.Image:
     """Any picture file as an upright RGB `PIL.Image`: EXIF turned, alpha over white, 16 bit scaled to 8.
 
-    Of an animation or of several pages, the first. Raises ImageError, naming the file, for what cannot be decoded,
-    for what is no ordinary file (a pipe would be waited for without end), and for PostScript (a program).
+    Of an animation or of several pages, the first; of many bands, those that Pillow takes for colours. That is warned
+    about, or noted in `remarks`, which are those of a set. `value_range` is explained at `to_rgb`.
+
+    Raises ImageError, naming the file, for what cannot be decoded, for what is no ordinary file (a pipe would be waited
+    for without end), and for PostScript (a program).
     """
     is_path = isinstance(file, str | Path)
     name = printable(name or (str(file) if is_path else "picture"))
+    gathered = remarks or Remarks()
     try:
         if is_path:
             _check_is_file(file)
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
-            _check_header(opened)
-            opened.load()
-            return to_rgb(opened)
+        try:
+            picture = _read(
+                io.BytesIO(file) if isinstance(file, bytes) else file, name, value_range, gathered
+            )
+        except ValueError as error:  # Pillow refuses PNGs whose texts or colour profile are larger than 1 MiB
+            if isinstance(error, ImageError) or not (smaller := _without_texts(file)):
+                raise
+            picture = _read(io.BytesIO(smaller), name, value_range, gathered)
     except Exception as error:  # Pillow's decoders raise all sorts on damaged files
         raise ImageError(f"{name}: {_reason(error, file)}") from None
+    if remarks is None:
+        gathered.say(stacklevel=3)
+    return picture
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """Upright 8-bit RGB, as `decode` describes. Raises ImageError for pictures without a known range."""
+def _read(file: Any, name: str, value_range: Range | None, remarks: Remarks) -> Image.Image:
+    """Decode what Pillow can open, and note what of it is not shown."""
+    with Image.open(file) as opened:
+        _check_header(opened)
+        if opened.format != "MPO" and getattr(opened, "is_animated", False):  # MPO: a phone's extra pictures
+            remarks.note("it has several pages or frames, of which the first is taken", name)
+        bands = getattr(opened, "tag_v2", {}).get(277, 1)  # SamplesPerPixel
+        if bands > len(opened.getbands() if opened.mode != "RGBX" else "RGB"):
+            remarks.note(f"of its {bands} bands {opened.mode[:3]} are taken, and no others", name)
+        tiles = opened.tile
+        opened.load()
+        if opened.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3]) for tile in tiles):
+            if value_range:
+                raise ImageError(
+                    "colours of 16 bits, of which Pillow reads the upper 8: stretch value_range to 0..65535 first"
+                )
+            upper = opened.convert(opened.mode.rstrip("A")).getextrema()  # of one band, or of each
+            lows, highs = zip(*([upper] if opened.mode == "LA" else upper), strict=True)
+            remarks.sixteen_bits(257 * min(lows), 257 * max(highs), name)
+        return to_rgb(opened, value_range, remarks, name)
+
+
+def to_rgb(
+    picture: Image.Image,
+    value_range: Range | None = None,
+    remarks: Remarks | None = None,
+    name: str = "picture",
+) -> Image.Image:
+    """Upright 8-bit RGB, as `decode` describes.
+
+    Of one channel of more than 8 bits, `value_range` gives the values that become black and white; without it 0..65535,
+    unless the file states another range. Raises ImageError for pictures without a known range.
+    """
+    value_range = value_range or stated_range(picture)
     picture = ImageOps.exif_transpose(picture)
-    if picture.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):
-        values = np.asarray(picture)
-        if values.min() < 0 or values.max() > 65535:
-            raise ImageError("integers beyond 16 bits have no known range; convert it to 8 bits first")
-        return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
-    if picture.mode == "F":
-        raise ImageError("floating-point pixels have no known range; convert it to 8 bits first")
+    if picture.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N", "F"):
+        return eight_bits(np.asarray(picture), value_range, remarks or Remarks(), name).convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         rgba = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
@@ -75,14 +119,17 @@ def to_tensor(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture, dtype=np.uint8)).permute(2, 0, 1).contiguous()
 
 
-def open_image(path: str | Path, size: int = 224) -> Tensor:
+def open_image(path: str | Path, size: int = 224, value_range: Range | None = None) -> Tensor:
     """One picture of your own as uint8 (3, size, size): smallest side resized, centre crop.
+
+    `value_range`, as (0, 4095), says which values of a grey picture of more than 8 bits become black and white.
 
     Raises ImageError where the file is missing or cannot be decoded.
     """
     if not os.path.lexists(path):
         raise ImageError(f"there is no file {str(path)!r}; check the path")
-    return to_tensor(square(decode(path), size))
+    value_range = None if value_range is None else check_range(value_range)
+    return to_tensor(square(decode(path, value_range=value_range), size))
 
 
 def one_line(error: Exception) -> str:
@@ -158,6 +205,27 @@ def _has_end(file: Any) -> bool:
         file.seek(position)
 
 
+def _without_texts(file: str | Path | IO[bytes] | bytes) -> bytes:
+    """A PNG without its texts and colour profile, none of which is shown; empty for other files.
+
+    A PNG is 8 bytes, then chunks: length (4 bytes), kind (4), content, check sum (4).
+    """
+    if not _first_bytes(file).startswith(b"\x89PNG\r\n\x1a\n"):
+        return b""
+    if not isinstance(file, bytes):
+        if isinstance(file, str | Path):
+            return _without_texts(Path(file).read_bytes())
+        file.seek(0)
+        return _without_texts(file.read())
+    kept, start = [file[:8]], 8
+    while start < len(file):
+        end = start + 12 + int.from_bytes(file[start : start + 4], "big")
+        if file[start + 4 : start + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(file[start:end])
+        start = end
+    return b"".join(kept)
+
+
 def _reason(error: Exception, file: str | Path | IO[bytes] | bytes) -> str:
     """Why a file could not be decoded, and what to do."""
     if isinstance(error, ImageError):
@@ -196,6 +264,8 @@ def _what_it_is(head: bytes) -> str:
         return (
             "HEIC, not a picture that Pillow reads by itself; convert it, or install and register pillow-heif"
         )
+    if head.startswith((b"II*\0", b"MM\0*")):
+        return "not a picture that Pillow reads: a TIFF of many bands or of other numbers; convert it to 8-bit RGB"
     if not head.strip(b"\0"):
         return "nothing but zeros, not a picture; restore or remove it"
     return "not a picture in a format that Pillow reads; remove or convert it"

@@ -5,13 +5,15 @@ Small sets are decoded once and kept in memory, larger ones are streamed.
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import math
 import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -19,14 +21,17 @@ from PIL import Image
 from torch import Tensor
 
 from ..batching import steps
+from ..checks import whole_number, whole_numbers
 from ..errors import ImageError
-from .decode import square, to_tensor
+from .decode import MAX_PIXELS, square, to_tensor
+from .given import given
+from .values import UNLABELLED as UNLABELLED
+from .values import Range, Remarks, check_range
 
 if TYPE_CHECKING:
     import pandas as pd
 
 IN_MEMORY_BYTES = 2**30  # sets up to this size are decoded once and kept
-UNLABELLED = -1
 
 
 class Batch(NamedTuple):
@@ -80,6 +85,11 @@ class Names(Sequence[str]):
         return self._bytes[start : int(self._ends[i])].decode("utf-8", "surrogateescape")
 
 
+def check_size(size: Any) -> int:
+    """A side in pixels. Raises ImageError for what is none."""
+    return whole_number(size, "size, in pixels,", 1, math.isqrt(MAX_PIXELS), ImageError)
+
+
 Reader = Callable[[int], tuple[Image.Image, int]]  # place in the set -> (picture, label)
 
 
@@ -103,6 +113,7 @@ class ImageSet:
         read_labels: gives all labels at once without decoding a picture, where the source can.
         truth: gives a row of the table of that name, from column to value.
         stamp: gives what the fingerprint takes in beside the names.
+        remarks: what is said of the pictures once, after the first time that all were read.
     """
 
     def __init__(
@@ -119,12 +130,14 @@ class ImageSet:
         read_labels: Callable[[], Sequence[int] | np.ndarray] | None = None,
         truth: Callable[[int], Mapping[str, Any]] | None = None,
         stamp: Callable[[], str] | None = None,
+        remarks: Remarks | None = None,
     ) -> None:
         self.source, self.size, self.classes = source, size, tuple(classes)
         self.windows, self.blocks = windows, blocks
         self.skipped = list(skipped)
         self._read, self._names = read, names
         self._read_labels, self._truth, self._stamp = read_labels, truth, stamp
+        self._remarks = remarks or Remarks()
         self._pixels: Tensor | None = None  # (N, 3, S, S) uint8 once in memory
         self._labels: Tensor | None = None  # (N,) int64 once known
         self._fingerprint: str | None = None
@@ -138,11 +151,71 @@ class ImageSet:
         classes = f", {len(self.classes)} classes" if self.classes else ""
         return f"ImageSet({self.source!r}: {len(self)} pictures of {self.size} px, {kept}{classes})"
 
-    def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        """Picture i as uint8 (3, S, S) and its label, -1 where there is none.
+    @staticmethod
+    def of(
+        pictures: Any,
+        *,
+        size: int | None = None,
+        labels: Sequence[int] | Tensor | np.ndarray | None = None,
+        classes: Sequence[str] = (),
+        name: str = "mine",
+        value_range: Range | None = None,
+        progress: bool = True,
+    ) -> ImageSet:
+        """Pictures that you have at hand, as a set; like `load_images`, small sets are kept in memory.
+
+        Args:
+            pictures: uint8 RGB, a tensor (N, 3, H, W) or an array (N, H, W, 3); a list of paths; or a data set of
+                torch or Hugging Face, whose items are a picture, (picture, label, ...), or a dictionary with "image"
+                and "label". A picture there is of PIL, uint8, or floats as torchvision's `ToTensor` makes them. An
+                ImageSet is returned as it is.
+            size: side in pixels of the centre squares; default the smaller side of tensors and arrays, else 224.
+            labels: one for each picture, places in `classes`, -1 for none; default those of the data set.
+            classes: names; default those of the data set.
+            name: what to call the set in captions and files.
+            value_range: as for `load_images`.
+
+        Raises ImageError for anything else.
+
+        >>> ImageSet.of(pixels, labels=[0, 2, 1], classes=["cat", "dog", "eel"])
+        >>> ImageSet.of(sorted(Path("holiday").glob("*.jpg")), size=224)
+        >>> ImageSet.of(torchvision.datasets.Flowers102("data", split="test"))
+        """
+        if isinstance(pictures, ImageSet):
+            return pictures
+        if size is not None:
+            check_size(size)
+        source = given(pictures, name, value_range and check_range(value_range))
+        read, read_labels = source.read, source.read_labels
+        if labels is not None:
+            own = whole_numbers(labels)
+            if own is None or own.shape != (len(source.names),):
+                raise ImageError(f"labels must be {len(source.names)} whole numbers, one for each picture")
+            read, read_labels = (lambda i: (source.read(i)[0], int(own[i]))), own.numpy
+        images = ImageSet(
+            read, Names(source.names), size=size or source.side or 224, source=name, classes=classes or source.classes,
+            read_labels=read_labels, stamp=source.stamp, remarks=source.remarks,
+        )  # fmt: skip
+        return images.in_memory(progress) if images.fits_memory else images
+
+    @property
+    def fits_memory(self) -> bool:
+        """Is it small enough to be decoded once and kept?"""
+        return len(self) * 3 * self.size**2 <= IN_MEMORY_BYTES
+
+    @overload
+    def __getitem__(self, i: int) -> tuple[Tensor, int]: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> ImageSet: ...
+
+    def __getitem__(self, i: int | slice) -> tuple[Tensor, int] | ImageSet:
+        """Picture i as uint8 (3, S, S) and its label, -1 where there is none; of a slice, the set of these pictures.
 
         Raises IndexError outside the set and ImageError where the file cannot be decoded.
         """
+        if isinstance(i, slice):
+            return self._subset(list(range(*i.indices(len(self)))))
         i = self._place(i)
         if self._pixels is not None and self._labels is not None:
             return self._pixels[i], int(self._labels[i])
@@ -215,6 +288,8 @@ class ImageSet:
                 batch = self._gather(ahead.popleft())
                 if len(batch.indices):
                     yield batch
+        if stop - start == len(self):
+            self._remarks.say()
 
     def in_memory(self, progress: bool = True) -> ImageSet:
         """The same set decoded once and kept, without its unreadable pictures (they are in `skipped`)."""
@@ -226,22 +301,49 @@ class ImageSet:
         if not batches:
             first = self.skipped[0].reason if self.skipped else "the source is empty"
             raise ImageError(f"none of the {len(self)} pictures of {self.source!r} can be read: {first}")
-        kept = torch.cat([b.indices for b in batches])
-        places, truth = kept.tolist(), self._truth
-        loaded = ImageSet(
-            self._read,
+        loaded = self._subset(torch.cat([b.indices for b in batches]).tolist())
+        loaded._pixels = torch.cat([b.pixels for b in batches])
+        loaded._labels = torch.cat([b.label for b in batches])
+        return loaded
+
+    def _subset(self, places: list[int]) -> ImageSet:
+        """The pictures at these places, in this order."""
+        read, read_labels, truth = self._read, self._read_labels, self._truth
+        part = ImageSet(
+            lambda i: read(places[i]),
             [self._names[i] for i in places],
             size=self.size,
             source=self.source,
             classes=self.classes,
-            windows=Windows(*(w[kept] for w in self.windows)) if self.windows else None,
+            windows=Windows(*(w[places] for w in self.windows)) if self.windows else None,
             skipped=self.skipped,
+            read_labels=read_labels and (lambda: np.asarray(read_labels())[places]),
             truth=truth and (lambda i: truth(places[i])),
             stamp=self._stamp,
+            remarks=self._remarks,
         )
-        loaded._pixels = torch.cat([b.pixels for b in batches])
-        loaded._labels = torch.cat([b.label for b in batches])
-        return loaded
+        if self._pixels is not None and self._labels is not None:
+            part._pixels, part._labels = self._pixels[places], self._labels[places]
+        return part
+
+    def with_labels(self, classes: Sequence[str], places: Sequence[int]) -> ImageSet:
+        """The same pictures with other classes: `places` says where each of the old ones stands, -1 for nowhere."""
+        table = [*places, UNLABELLED]
+        read, read_labels = self._read, self._read_labels
+
+        def renamed(label: int) -> int:
+            return table[min(label, len(places)) if label >= 0 else -1]
+
+        def read_renamed(i: int) -> tuple[Image.Image, int]:
+            picture, label = read(i)
+            return picture, renamed(label)
+
+        other = copy.copy(self)
+        other.classes, other._read = tuple(classes), read_renamed
+        other._read_labels = read_labels and (lambda: [renamed(int(v)) for v in read_labels()])
+        if self._labels is not None:
+            other._labels = torch.tensor([renamed(v) for v in self._labels.tolist()], dtype=torch.long)
+        return other
 
     def fingerprint(self) -> str:
         """16 hex digits that change with the set's names, order or size, and with what is cheap to know of its content.

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..errors import ImageError, printable
+from ..errors import ImageError, printable, unknown
 from .caching import CachedReads
 from .decode import decode, one_line
+from .given import IMAGE_NAMES, LABEL_NAMES
 from .imageset import UNLABELLED, ImageSet
 from .sources import image_source
+from .values import Range, Remarks
 
 BLOCKS_KEPT = 16  # row groups that are held while their pictures are read in mixed order
 MOST_ROWS = 10**10  # in a file; a footer that gives more is damaged
@@ -29,20 +31,32 @@ class _File(NamedTuple):
 
     path: Path
     groups: list[int]  # rows of each row group
-    labelled: bool
+    image: str  # names of its columns
+    label: str | None
     classes: list[str]  # names, as Hugging Face's `datasets` leaves them in the schema, or none
     stamp: str
 
 
 @image_source("parquet:PATH")
-def parquet(path: str, size: int, **_: Any) -> ImageSet:
-    """Rows of a Parquet file, of all files in a folder, or of a glob; read a row group at a time."""
+def parquet(
+    path: str,
+    size: int,
+    *,
+    image: str | None = None,
+    label: str | None = None,
+    value_range: Range | None = None,
+    **_: Any,
+) -> ImageSet:
+    """Rows of a Parquet file, of all files in a folder, or of a glob; read a row group at a time.
+
+    `image` and `label` name the columns; default the first that there is of those usual at Hugging Face.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     place = Path(path).expanduser()
     found = place.glob("*.parquet") if place.is_dir() else map(Path, glob.glob(str(place)))
-    files = [_inspect(file) for file in sorted(found)]
+    files = [_inspect(file, image, label) for file in sorted(found)]
     if not files:
         raise ImageError(f"no Parquet file at {path!r}; check the path or glob (looked up from {Path.cwd()})")
     common = os.path.commonpath([file.path.parent for file in files])
@@ -54,17 +68,18 @@ def parquet(path: str, size: int, **_: Any) -> ImageSet:
     def read_group(g: int) -> tuple[list[bytes | None], list[int]] | str:
         """Pictures and labels of a row group, or why it cannot be read."""
         file, inside = groups[g]
-        columns = ["image", "label"] if file.labelled else ["image"]
+        columns = [file.image, *([file.label] if file.label else [])]
         try:  # opened each time: a file handle does not survive in the processes of a data loader
             with pq.ParquetFile(file.path) as opened:
                 table = opened.read_row_group(inside, columns=columns, use_threads=False)
-            data = table["image"].combine_chunks().field("bytes").to_pylist()
-            if not file.labelled:
+            data = table[file.image].combine_chunks().field("bytes").to_pylist()
+            if not file.label:
                 return data, [UNLABELLED] * len(data)
-            return data, table["label"].cast(pa.int64()).fill_null(UNLABELLED).to_pylist()
+            return data, table[file.label].cast(pa.int64()).fill_null(UNLABELLED).to_pylist()
         except Exception as error:  # Arrow raises all sorts on damaged files
             return one_line(error)
 
+    remarks = Remarks()
     cached_group = CachedReads(read_group, BLOCKS_KEPT)
 
     def read(i: int) -> tuple[Image.Image, int]:
@@ -78,7 +93,7 @@ def parquet(path: str, size: int, **_: Any) -> ImageSet:
         row = i - int(starts[g])
         if row >= len(data) or not data[row]:
             raise ImageError(f"{printable(names[i])}: the row holds no picture bytes; remove it")
-        return decode(data[row] or b"", names[i]), labels[row]
+        return decode(data[row] or b"", names[i], value_range, remarks), labels[row]
 
     def read_labels() -> np.ndarray:
         return np.concatenate([_labels(file) for file in files])
@@ -86,6 +101,7 @@ def parquet(path: str, size: int, **_: Any) -> ImageSet:
     return ImageSet(
         read, names, size=size, classes=next((f.classes for f in files if f.classes), []),
         blocks=torch.from_numpy(starts), read_labels=read_labels, stamp=lambda: " ".join(f.stamp for f in files),
+        remarks=remarks,
     )  # fmt: skip
 
 
@@ -112,7 +128,7 @@ class RowNames(Sequence[str]):
         return f"{self._files[f]} row {i - (int(self._ends[f - 1]) if f else 0)}"
 
 
-def _inspect(path: Path) -> _File:
+def _inspect(path: Path, image: str | None, label: str | None) -> _File:
     """Read a file's footer. Raises ImageError where it is damaged, or its columns hold something else."""
     import pyarrow.parquet as pq
 
@@ -126,39 +142,48 @@ def _inspect(path: Path) -> _File:
             stamp = _stamp(path)
     except Exception as error:  # Arrow raises all sorts on damaged files
         raise ImageError(f"{name}: not a readable Parquet file ({one_line(error)}); replace it") from None
-    _check_columns(schema, name)
+    image, label = _column(schema, image, IMAGE_NAMES, name), _column(schema, label, LABEL_NAMES, name)
+    _check_columns(schema, image, label, name)
+    assert image is not None
     if min(groups, default=0) < 0 or sum(groups) != footer.num_rows or sum(groups) > MOST_ROWS:
         raise ImageError(
             f"{name}: not a readable Parquet file (its footer gives {footer.num_rows:,} rows, its {len(groups)} row "
             f"groups {sum(groups):,}); replace it"
         )
     try:
-        classes = json.loads(schema.metadata[b"huggingface"])["info"]["features"]["label"]["names"]
+        classes = json.loads(schema.metadata[b"huggingface"])["info"]["features"][label]["names"]
         classes = [str(n) for n in classes]
     except (KeyError, TypeError, ValueError):  # written by something else
         classes = []
-    return _File(path, groups, schema.names.count("label") == 1, classes, stamp)
+    return _File(path, groups, image, label, classes, stamp)
 
 
-def _check_columns(schema: Any, name: str) -> None:
+def _column(schema: Any, asked: str | None, usual: Sequence[str], name: str) -> str | None:
+    """The column asked for, or the first of the usual names that there is once; None where there is none."""
+    if asked is not None and schema.names.count(asked) != 1:
+        raise ImageError(f"{name}: {unknown('column', asked, schema.names)}")
+    return asked or next((column for column in usual if schema.names.count(column) == 1), None)
+
+
+def _check_columns(schema: Any, image_column: str | None, label_column: str | None, name: str) -> None:
     import pyarrow.types as kinds
 
-    image = schema.field("image").type if schema.names.count("image") == 1 else None
+    image = schema.field(image_column).type if image_column else None
     if image is None or not kinds.is_struct(image) or image.get_field_index("bytes") < 0:
         raise ImageError(
-            f"{name}: no column 'image' of struct<bytes, path>, as Hugging Face lays images out; its columns are: "
-            f"{printable(', '.join(schema.names))}"
+            f"{name}: no column {image_column or 'image'!r} of struct<bytes, path>, as Hugging Face lays images out "
+            f"(say which with image=...); its columns are: {printable(', '.join(schema.names))}"
         )
     content = image.field("bytes").type
     if not (kinds.is_binary(content) or kinds.is_large_binary(content)):  # text would be taken for a path
         raise ImageError(
             f"{name}: its 'bytes' are {content}, and binary was expected, as Hugging Face lays images out; convert them"
         )
-    label = schema.field("label").type if schema.names.count("label") == 1 else None
+    label = schema.field(label_column).type if label_column else None
     if label is not None and not (kinds.is_integer(label) or kinds.is_boolean(label) or kinds.is_null(label)):
         raise ImageError(
-            f"{name}: its column 'label' is {label}, and integers were expected, places in a list of class names; "
-            "convert or drop it"
+            f"{name}: its column {label_column!r} is {label}, and integers were expected, places in a list of class "
+            "names; convert or drop it, or name another with label=..."
         )
 
 
@@ -176,10 +201,10 @@ def _labels(file: _File) -> np.ndarray:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not file.labelled:
+    if not file.label:
         return np.full(sum(file.groups), UNLABELLED, dtype=np.int64)
     try:
-        column = pq.read_table(file.path, columns=["label"])["label"]
+        column = pq.read_table(file.path, columns=[file.label])[file.label]
         labels: np.ndarray = column.cast(pa.int64()).fill_null(UNLABELLED).to_numpy()
         return labels
     except Exception as error:

@@ -5,27 +5,41 @@ Here are the registry, folders and torchvision; `parquet`, `album` and `textures
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import math
 import os
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from ..checks import expect, one_of, whole_number
 from ..errors import ImageError, ZfkitError, printable, unknown
-from . import imageset
-from .decode import MAX_PIXELS, OTHER_PICTURES, begins_as_picture, decode, one_line, to_rgb
-from .imageset import UNLABELLED, ImageSet, Names, Skipped
+from .caching import CachedReads
+from .decode import OTHER_PICTURES, begins_as_picture, decode, one_line
+from .given import data_set, sizes
+from .imageset import UNLABELLED, ImageSet, Names, Skipped, check_size
+from .values import Range, Remarks, check_range
 
 SNIFFED = 10_000  # files with other suffixes whose first bytes are looked at; each has to be opened
+
+# What folders and data sets of torchvision call the two splits; the first that there is is taken.
+SPLITS = {
+    "train": ("train", "training", "trainval"),
+    "val": ("val", "valid", "validation", "test", "testing"),
+}
+PICTURES = (
+    "images",
+    "image",
+    "imgs",
+    "img",
+    "jpegimages",
+    "pictures",
+    "photos",
+)  # names of folders, no classes
+BESIDE = ("annotations", "labels", "masks", "")  # what lies beside them
 
 # From the text after the colon, and the keywords size, split and root, to the pictures.
 Opener = Callable[..., ImageSet]
@@ -46,7 +60,7 @@ def image_source(name: str, size: int = 224) -> Callable[[Opener], Opener]:
     """Register a function as a source of pictures, which `load_images` then finds by name.
 
     The function is given the text after the colon and the keywords `size` (pixels), `split` ("val" or "train") and
-    `root` (a folder or None), and returns an `ImageSet`.
+    `root` (a folder or None), further ones of `load_images` where they are not None, and returns an `ImageSet`.
 
     Args:
         name: what stands before the colon, or "NAME:WHAT" where something has to follow it.
@@ -75,6 +89,9 @@ def load_images(
     limit: int | None = None,
     root: str | Path | None = None,
     split: str = "val",
+    value_range: Range | None = None,
+    image: str | None = None,
+    label: str | None = None,
     progress: bool = True,
 ) -> ImageSet:
     """Pictures by name: smallest side resized to `size`, centre crop, upright uint8 RGB.
@@ -89,7 +106,10 @@ def load_images(
         size: side in pixels; default 224, for textures 64.
         limit: only the first so many.
         root: where torchvision keeps its data; default ``~/.cache/zfkit``.
-        split: ``"val"`` or ``"train"``, for textures and for torchvision data sets that are divided.
+        split: ``"val"`` or ``"train"``, for textures, and for torchvision data sets and folders that are divided.
+        value_range: which values of grey pictures of more than 8 bits become black and white, as ``(0, 4095)`` for 12
+            bits in 16; default 0 to 65535, unless the file states another.
+        image, label: columns of Parquet; default "image", "img" or "picture", and "label", "labels" or "fine_label".
         progress: show a bar while reading.
 
     Sets up to 1 GiB are decoded at once; pictures that cannot be read are warned about by name, left out,
@@ -101,7 +121,7 @@ def load_images(
     >>> pixels, label = photos[3]          # uint8 (3, 224, 224), -1
     """
     if size is not None:
-        whole_number(size, "size, in pixels,", 1, math.isqrt(MAX_PIXELS), ImageError)
+        check_size(size)
     if limit is not None:
         whole_number(limit, "limit, in pictures,", error=ImageError)
     source = str(source)  # a Path would be a mistake, and gets the hint below
@@ -113,8 +133,14 @@ def load_images(
         raise ImageError(f"{unknown('image source', source, names)}.{hint}")
     if SOURCES[kind].rest and not rest:
         raise ImageError(f"{source!r} lacks what comes after the colon: '{kind}:{SOURCES[kind].rest}'")
+    options: dict[str, Any] = {"image": image, "label": label}
+    options["value_range"] = None if value_range is None else check_range(value_range)
+    options = {name: value for name, value in options.items() if value is not None}
+    accepted = inspect.signature(SOURCES[kind].open).parameters
+    if strange := [name for name in options if name not in accepted and "options" not in accepted]:
+        raise ImageError(f"{strange[0]} says nothing about {source!r}; leave it out")
     try:
-        images = SOURCES[kind].open(rest, size=size or SOURCES[kind].size, split=split, root=root)
+        images = SOURCES[kind].open(rest, size=size or SOURCES[kind].size, split=split, root=root, **options)
     except ZfkitError:
         raise
     except (ValueError, OSError, RuntimeError) as error:  # names that no file has: a NUL, too long, ~nobody
@@ -125,17 +151,18 @@ def load_images(
     images.source = source
     if limit is not None:
         images.first(limit)
-    if len(images) * 3 * images.size**2 <= imageset.IN_MEMORY_BYTES:
-        images = images.in_memory(progress)
-    return images
+    return images.in_memory(progress) if images.fits_memory else images
 
 
 # --------------------------------------------------------------------------------------------------- folders
 
 
 @image_source("folder:PATH")
-def folder(path: str, size: int, **_: Any) -> ImageSet:
+def folder(path: str, size: int, split: str, value_range: Range | None = None, **_: Any) -> ImageSet:
     """Every picture below a folder, in the order of their paths; first-level sub-folders are classes.
+
+    Hidden folders and files are left out. Of a folder divided into train and val (or test) the split is read; the
+    folder "images" is none of the classes, what lies in it is read. Both are said.
 
     Links to folders are followed, but each folder is read once, so that links in a circle come to an end.
     """
@@ -149,9 +176,11 @@ def folder(path: str, size: int, **_: Any) -> ImageSet:
     def leave_out(name: str, why: str) -> None:
         skipped.append(Skipped(name, f"{printable(name)}: {why}"))
 
+    top = _root_of_classes(top, split)
+    hidden: list[str] = []
     suffixes = Image.registered_extensions()
     files, others = [], 0
-    for name in _files_below(top, leave_out):
+    for name in _files_below(top, leave_out, hidden):
         suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 (a million Path objects are slow)
         if suffix in suffixes:
             files.append(name)
@@ -161,6 +190,9 @@ def folder(path: str, size: int, **_: Any) -> ImageSet:
             leave_out(name, f"a {suffix} file, which Pillow does not read by itself; convert it")
         elif others <= SNIFFED and begins_as_picture(os.path.join(top, name)):  # noqa: PTH118
             leave_out(name, "a picture, to judge by its content, without the suffix of one; rename it")
+    if hidden:
+        more = f" and {len(hidden) - 1} more" if len(hidden) > 1 else ""
+        leave_out(hidden[0], f"hidden, or made by a system for itself{more}; rename what is to be read")
     if not files:
         what = f"{others} files, none with the suffix of a picture" if others else "it is empty"
         what += f" ({skipped[0].reason})" if skipped else ""
@@ -174,20 +206,60 @@ def folder(path: str, size: int, **_: Any) -> ImageSet:
     label_of = {name: i for i, name in enumerate(classes)}
     labels = np.array([UNLABELLED if p is None else label_of[p] for p in parents], dtype=np.int32)
 
-    def read(i: int) -> tuple[Image.Image, int]:
-        return decode(top / names[i], names[i]), int(labels[i])
+    remarks = Remarks()
 
-    def stamp() -> str:
-        some = range(0, len(names), -(-len(names) // 1000))
-        return " ".join(str(_size_of(top / names[i])) for i in some)
+    def read(i: int) -> tuple[Image.Image, int]:
+        return decode(top / names[i], names[i], value_range, remarks), int(labels[i])
 
     return ImageSet(
-        read, names, size=size, classes=classes, read_labels=lambda: labels, skipped=skipped, stamp=stamp
-    )
+        read, names, size=size, classes=classes, read_labels=lambda: labels, skipped=skipped,
+        stamp=lambda: sizes(names, top), remarks=remarks,
+    )  # fmt: skip
 
 
-def _files_below(top: Path, leave_out: Callable[[str, str], None]) -> Iterator[str]:
-    """Paths, relative to `top`, of all files below it; folders that are not read are left out by name."""
+def _is_hidden(name: str) -> bool:
+    """What editors, macOS and network drives leave in folders, and nobody sees."""
+    return name.startswith(".") or name in ("__MACOSX", "@eaDir", "Thumbs.db", "$RECYCLE.BIN")
+
+
+def _root_of_classes(top: Path, split: str) -> Path:
+    """The folder whose sub-folders are classes: `top`, or what is in it where its sub-folders are none."""
+    try:
+        below = {p.name: p for p in sorted(top.iterdir()) if not _is_hidden(p.name) and p.is_dir()}
+    except OSError:  # said later, by name
+        return top
+    # "train2017" and "val2017" are COCO's; beside them lie annotations.
+    parts = {name: name.casefold().rstrip("0123456789") for name in below}
+    divided = {
+        s: next((n for kind in kinds for n, part in parts.items() if part == kind), None)
+        for s, kinds in SPLITS.items()
+    }
+    if divided["train"] and divided["val"] and set(parts.values()) <= {*sum(SPLITS.values(), ()), *BESIDE}:
+        chosen = divided[one_of(split, "split", SPLITS, ImageError)] or ""
+        other = "train" if split == "val" else "val"
+        why = f"{printable(str(top))} is divided: {chosen!r} is read; say split={other!r} for {divided[other]!r}"
+    elif (chosen := next((n for n in below if parts[n] in PICTURES), "")) and set(parts.values()) <= {
+        *PICTURES,
+        *BESIDE,
+    }:
+        tables = ", ".join(p.name for p in sorted(top.iterdir()) if p.suffix in (".csv", ".json", ".txt"))
+        why = f"{chosen!r} in {printable(str(top))} is not taken for a class; its own sub-folders are"
+        why += (
+            f" ({printable(tables)} not read: give labels by sub-folders, or with ImageSet.of)"
+            if tables
+            else ""
+        )
+    else:
+        return top
+    warnings.warn(why, stacklevel=4)
+    return _root_of_classes(below[chosen], split)
+
+
+def _files_below(top: Path, leave_out: Callable[[str, str], None], hidden: list[str]) -> Iterator[str]:
+    """Paths, relative to `top`, of all files below it; folders that are not read are left out by name.
+
+    Hidden folders and files are added to `hidden`, unless they are no pictures.
+    """
 
     def unreadable(error: OSError) -> None:
         name = os.path.relpath(error.filename, top)
@@ -198,13 +270,20 @@ def _files_below(top: Path, leave_out: Callable[[str, str], None]) -> Iterator[s
         inside = os.path.relpath(here, top)
         prefix = "" if inside == "." else inside + os.sep
         below.sort()
+        for name in filter(_is_hidden, list(below)):
+            below.remove(name)
+            hidden.append(prefix + name)
         for name in list(below):
             identity = _identity(os.path.join(here, name))  # noqa: PTH118
             if identity in seen:
                 below.remove(name)
                 leave_out(prefix + name, "a link to a folder that is read already; remove it")
             seen.add(identity)
-        yield from (prefix + file for file in sorted(files))
+        for file in sorted(files):
+            if not _is_hidden(file):
+                yield prefix + file
+            elif os.path.splitext(file)[1].lower() in Image.registered_extensions():  # noqa: PTH122
+                hidden.append(prefix + file)
 
 
 def _identity(folder: str | Path) -> tuple[int, int] | str:
@@ -216,47 +295,24 @@ def _identity(folder: str | Path) -> tuple[int, int] | str:
     return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(folder)
 
 
-def _size_of(file: Path) -> int:
-    """In bytes; -1 where it cannot be found out."""
-    try:
-        return file.stat().st_size
-    except (OSError, ValueError):
-        return -1
-
-
 # ----------------------------------------------------------------------------------------------- torchvision
-
-# What data sets of torchvision call the two splits; the first that one accepts is taken.
-SPLITS = {"train": ("train", "training", "trainval"), "val": ("val", "valid", "test", "testing")}
 
 
 @image_source("torchvision:NAME")
-def torchvision(name: str, size: int, split: str, root: str | Path | None) -> ImageSet:
+def torchvision(
+    name: str, size: int, split: str, root: str | Path | None, value_range: Range | None = None
+) -> ImageSet:
     """A data set of torchvision by class name, downloaded on first use."""
     one_of(split, "split", SPLITS, ImageError)
     cache = Path(root).expanduser() if root else Path.home() / ".cache" / "zfkit" / "torchvision"
     dataset = _open_dataset(name, split, cache)
     # FakeData draws a picture by reseeding torch's global generator, which threads would do all at once.
-    alone = threading.Lock() if name == "FakeData" else contextlib.nullcontext()
-
-    def read(i: int) -> tuple[Image.Image, int]:
-        try:
-            with alone:
-                picture, *rest = dataset[i]
-            if isinstance(picture, Tensor | np.ndarray):
-                picture = Image.fromarray(np.asarray(picture, dtype=np.uint8))
-            label = rest[0] if rest and isinstance(rest[0], int) else UNLABELLED
-            return to_rgb(picture), label
-        except Exception as error:
-            why = f"torchvision could not read it ({one_line(error)}); replace it in {cache}"
-            raise ImageError(f"{name} {split} {i}: {why}") from None
-
-    names = Names([f"{name} {split} {i}" for i in range(len(dataset))])
-    classes = [str(c) for c in getattr(dataset, "classes", getattr(dataset, "categories", ()))]
-    targets = getattr(dataset, "targets", None)  # most data sets of torchvision know their labels at once
-    known = isinstance(targets, Sequence | Tensor | np.ndarray) and len(targets) == len(names)
-    read_labels = (lambda: np.asarray(targets)) if known else None
-    return ImageSet(read, names, size=size, classes=classes, read_labels=read_labels)
+    alone = CachedReads(dataset.__getitem__, 1) if name == "FakeData" else None
+    source = data_set(dataset, f"{name} {split}", value_range, alone)
+    return ImageSet(
+        source.read, Names(source.names), size=size, classes=source.classes, read_labels=source.read_labels,
+        remarks=source.remarks,
+    )  # fmt: skip
 
 
 def _open_dataset(name: str, split: str, root: Path) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..batching import Portions
 from ..errors import TrainingError
 from ..images.imageset import ImageSet
+from ..images.labels import align_labels
 from ..nets.model import VisionModel
 from .data import Geometry, centre_crop, crops_of, ten_crops
 
@@ -40,14 +41,15 @@ def evaluate(
     """Accuracy on labelled pictures: of the centre crop, or of the mean over the paper's ten crops.
 
     Args:
-        images: pictures at least as large as the network's input, labels as the network orders its classes.
+        images: pictures at least as large as the network's input; classes are matched by name where both have names.
         geometry: how the ten crops lie; default: in the picture's corners, and, where pictures are as large as
             the input, hanging over by 6 of 64 pixels, as in training.
         crops: 1 or 10; with 10 the class probabilities are averaged.
         forward, fabric: during training, the wrapped network and the processes that share the work.
 
-    Raises TrainingError where labels are missing or no class of the network.
+    Raises TrainingError where labels are missing or no class of the network, ImageError where no class is.
     """
+    images = align_labels(images, model.classes)
     geometry = geometry or crops_of(model.input_size, images.size)
     if crops not in (1, 10):
         raise TrainingError(f"crops must be 1 or 10, not {crops!r}")

@@ -1,0 +1,145 @@
+"""Pictures that somebody has at hand, as tensors, arrays, paths or data sets: what `ImageSet.of` reads."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..checks import uint8_rgb
+from ..errors import ImageError
+from .caching import CachedReads
+from .decode import decode, one_line, to_rgb
+from .values import UNLABELLED, Range, Remarks
+
+# What columns of Parquet files and items of data sets are called.
+IMAGE_NAMES = ("image", "img", "picture")
+LABEL_NAMES = ("label", "labels", "fine_label")
+
+
+class Given(NamedTuple):
+    """How to read pictures, and what is known of them before."""
+
+    read: Callable[[int], tuple[Image.Image, int]]
+    names: list[str]
+    remarks: Remarks
+    side: int | None = None  # in pixels, where they are all alike
+    classes: Sequence[str] = ()
+    read_labels: Callable[[], np.ndarray] | None = None
+    stamp: Callable[[], str] | None = None
+
+
+def given(pictures: Any, name: str, value_range: Range | None) -> Given:
+    """Tensors (N, 3, H, W), arrays (N, H, W, 3), lists of paths, and data sets. Raises ImageError for anything else."""
+    if isinstance(pictures, np.ndarray) and pictures.ndim == 4 and pictures.dtype == np.uint8:
+        pictures = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)
+    if isinstance(pictures, Tensor):
+        return _tensor(uint8_rgb(pictures.detach().cpu()), name)
+    if not hasattr(pictures, "__len__") or not hasattr(pictures, "__getitem__"):
+        pictures = list(pictures) if hasattr(pictures, "__iter__") else [pictures]
+    if isinstance(pictures, str) or not len(pictures):
+        raise ImageError(
+            f"pictures must be a tensor, an array, a list of paths or a data set, not {pictures!r:.80}"
+        )
+    if isinstance(pictures, list | tuple) and all(isinstance(p, str | Path) for p in pictures):
+        return _paths(pictures, value_range)
+    return data_set(pictures, name, value_range, CachedReads(pictures.__getitem__, 1))
+
+
+def _tensor(pixels: Tensor, name: str) -> Given:
+    """Pictures (N, 3, H, W) uint8."""
+
+    def read(i: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(pixels[i].permute(1, 2, 0).contiguous().numpy()), UNLABELLED
+
+    def stamp() -> str:
+        return hashlib.sha256(pixels.contiguous().numpy().data).hexdigest()
+
+    names = [f"{name} {i}" for i in range(len(pixels))]
+    return Given(read, names, Remarks(), min(pixels.shape[2:]), stamp=stamp)
+
+
+def _paths(paths: Sequence[str | Path], value_range: Range | None) -> Given:
+    names, remarks = [str(p) for p in paths], Remarks()
+
+    def read(i: int) -> tuple[Image.Image, int]:
+        return decode(Path(names[i]).expanduser(), names[i], value_range, remarks), UNLABELLED
+
+    return Given(read, names, remarks, stamp=lambda: sizes(names))
+
+
+def data_set(
+    items: Any, name: str, value_range: Range | None, fetch: Callable[[int], Any] | None = None
+) -> Given:
+    """A data set of torch or Hugging Face. `fetch` gets an item where threads must not do so all at once."""
+    remarks = Remarks()
+    fetch = fetch or items.__getitem__
+
+    def read(i: int) -> tuple[Image.Image, int]:
+        try:
+            picture, label = _parts(fetch(i))
+            return _picture(picture, value_range, remarks, f"{name} {i}"), label
+        except Exception as error:
+            raise ImageError(f"{name} {i}: {one_line(error)}; mend or leave it out") from None
+
+    targets = getattr(items, "targets", None)  # most data sets of torchvision know their labels at once
+    known = isinstance(targets, Sequence | Tensor | np.ndarray) and len(targets) == len(items)
+    classes = [str(c) for c in getattr(items, "classes", getattr(items, "categories", ()))]
+    for column in LABEL_NAMES if not classes else ():  # as Hugging Face's `datasets` has them
+        classes = classes or list(getattr((getattr(items, "features", None) or {}).get(column), "names", ()))
+    names = [f"{name} {i}" for i in range(len(items))]
+    return Given(
+        read, names, remarks, classes=classes, read_labels=(lambda: np.asarray(targets)) if known else None
+    )
+
+
+def _parts(item: Any) -> tuple[Any, int]:
+    """Picture and label of a data set's item."""
+    if isinstance(item, Mapping):
+        picture = next((item[n] for n in IMAGE_NAMES if n in item), None)
+        label = next((item[n] for n in LABEL_NAMES if n in item), None)
+    else:
+        picture, label, *_ = (*item, None) if isinstance(item, list | tuple) else (item, None)
+    if isinstance(label, Tensor | np.ndarray) and label.ndim == 0:
+        label = label.item()
+    whole = isinstance(label, int | np.integer) and not isinstance(label, bool)
+    return picture, int(label) if whole else UNLABELLED  # type: ignore[arg-type]
+
+
+def _picture(value: Any, value_range: Range | None, remarks: Remarks, name: str) -> Image.Image:
+    """What a data set calls a picture, as RGB."""
+    if isinstance(value, str | Path):
+        return decode(value, name, value_range, remarks)
+    if isinstance(value, Tensor):
+        value = (value.permute(1, 2, 0) if value.dim() == 3 else value).numpy()
+    if not isinstance(value, Image.Image | np.ndarray):
+        raise ImageError(f"a picture was expected, not {type(value).__name__}")
+    if isinstance(value, np.ndarray):
+        if value.ndim == 3 and value.dtype.kind == "f":
+            levels = np.rint(value * 255)
+            if not (np.abs(value * 255 - levels) < 1e-3).all() or levels.min() < 0 or levels.max() > 255:
+                raise ImageError(
+                    f"its pixels are floats from {value.min():.3g} to {value.max():.3g}: take Normalize and the like "
+                    "out of the data set's transforms, zfkit does that with the network's own mean and scale"
+                )
+            value = levels.astype(np.uint8)
+        value = Image.fromarray(value[..., 0] if value.ndim == 3 and value.shape[2] == 1 else value)
+    return to_rgb(value, value_range, remarks, name)
+
+
+def sizes(names: Sequence[str], folder: Path | None = None) -> str:
+    """Sizes in bytes of up to 1,000 of these files, evenly spread; -1 where one cannot be found out."""
+
+    def size_of(name: str) -> int:
+        try:
+            return ((folder or Path()) / Path(name).expanduser()).stat().st_size
+        except (OSError, ValueError, RuntimeError):
+            return -1
+
+    return " ".join(str(size_of(names[i])) for i in range(0, len(names), -(-len(names) // 1000)))
