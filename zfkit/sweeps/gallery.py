@@ -11,7 +11,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -44,38 +44,32 @@ class SweepFigure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run."""
+    """What became of a run.
+
+    Attributes:
+        file: of the executed notebook, beside the page.
+        facts: what `execute` notes: error (one line), seconds, started (ISO 8601, UTC), threads, versions.
+        traceback: of a run that failed.
+        records: what the notebook recorded.
+    """
 
     run: SweepRun
     status: Literal["finished", "failed", "missing"]
-    file: str = ""  # of the executed notebook, beside the page
-    error: str = ""  # one line
+    file: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
     traceback: str = ""
-    seconds: float = math.nan
-    started: str = ""  # ISO 8601, UTC
-    threads: int = 0
-    versions: dict[str, str] = field(default_factory=dict)
-    records: dict[str, Any] = field(default_factory=dict)
+    records: Mapping[str, Any] = field(default_factory=dict)
     figures: tuple[SweepFigure, ...] = ()
 
 
 def outcome_of(run: SweepRun, notebook: Any, out: Path) -> Outcome:
     """What page and table need of an executed notebook; its pictures are written as files."""
-    held = notebook.metadata[KEY]
-    finished = held["status"] == "finished"
-    return Outcome(
-        run=run,
-        status="finished" if finished else "failed",
-        file=f"{run.name}.ipynb" if finished else f"{run.name}.failed.ipynb",
-        error=str(held.get("error", "")),
-        traceback="" if finished else error_of(notebook)[1],
-        seconds=float(held.get("seconds", 0)),
-        started=str(held.get("started", "")),
-        threads=int(held.get("threads", 0)),
-        versions={str(k): str(v) for k, v in held.get("versions", {}).items()},
-        records=recorded(notebook),
-        figures=tuple(_figures(notebook, run.name, out)),
-    )
+    facts = notebook.metadata[KEY]
+    figures, records = tuple(_figures(notebook, run.name, out)), recorded(notebook)
+    if facts["status"] == "finished":
+        return Outcome(run, "finished", f"{run.name}.ipynb", facts, "", records, figures)
+    traceback = error_of(notebook)[1]
+    return Outcome(run, "failed", f"{run.name}.failed.ipynb", facts, traceback, records, figures)
 
 
 def _figures(notebook: Any, name: str, out: Path) -> Iterator[SweepFigure]:
@@ -127,20 +121,17 @@ def results(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     import pandas as pd
 
     parameters = list(outcomes[0].run.parameters) if outcomes else []
-    taken = {*RESERVED, *parameters}
     columns: dict[str, list[Any]] = {"run": [o.run.name for o in outcomes]}
     for name in parameters:
         label = f"{name}_parameter" if name in RESERVED else name
         columns[label] = [o.run.parameters[name] for o in outcomes]
     for name in _record_names(outcomes):
-        label = f"{name}_recorded" if name in taken else name
+        label = f"{name}_recorded" if name in (*RESERVED, *parameters) else name
         columns[label] = [o.records.get(name) for o in outcomes]
-    columns |= {
-        "status": [o.status for o in outcomes],
-        "error": [o.error for o in outcomes],
-        "seconds": [o.seconds for o in outcomes],
-        "notebook": [o.file for o in outcomes],
-    }
+    columns["status"] = [o.status for o in outcomes]
+    columns["error"] = [str(o.facts.get("error", "")) for o in outcomes]
+    columns["seconds"] = [float(o.facts.get("seconds", math.nan)) for o in outcomes]
+    columns["notebook"] = [o.file for o in outcomes]
     return pd.DataFrame({name: _column(values) for name, values in columns.items()})
 
 
@@ -220,9 +211,7 @@ def _columns(outcomes: Sequence[Outcome], given: Sequence[str]) -> list[dict[str
     """Of the page's table: name, values, whether all are numbers, and the length of each one's bar in percent."""
     columns = [(name, [o.run.parameters[name] for o in outcomes], False) for name in given]
     columns += [(name, [o.records.get(name) for o in outcomes], True) for name in _record_names(outcomes)]
-    columns.append(
-        ("seconds", [None if math.isnan(o.seconds) else round(o.seconds, 1) for o in outcomes], False)
-    )
+    columns.append(("seconds", [o.facts.get("seconds") for o in outcomes], False))
     return [
         {
             "name": name,
@@ -265,17 +254,18 @@ def _by_position(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 def _same_for_all(outcomes: Sequence[Outcome], varying: Sequence[str]) -> dict[str, Any]:
     """Parameters, versions and times for the page's end; and the versions in which runs differ."""
-    ran = [o for o in outcomes if o.versions]
+    ran = [o.facts for o in outcomes if o.facts.get("versions")]
     if not ran:
         return {}
-    versions = {name: sorted({o.versions.get(name, "?") for o in ran}) for name in ran[0].versions}
-    lines = [(n, _text(v) or "(empty)") for n, v in ran[0].run.parameters.items() if n not in varying]
+    versions = {
+        name: sorted({facts["versions"].get(name, "?") for facts in ran}) for name in ran[0]["versions"]
+    }
+    started, threads = sorted(facts["started"] for facts in ran), sorted({facts["threads"] for facts in ran})
+    parameters = next(iter(outcomes)).run.parameters
+    lines = [(name, _text(value) or "(empty)") for name, value in parameters.items() if name not in varying]
     lines += [(name, ", ".join(values)) for name, values in versions.items()]
-    lines += [
-        ("executed", f"{min(o.started for o in ran)} to {max(o.started for o in ran)}"),
-        ("threads", ", ".join(map(str, sorted({o.threads for o in ran}))) + " a run"),
-        ("time", f"{sum(o.seconds for o in ran):.0f} s in all"),
-    ]
+    lines += [("executed", f"{started[0]} to {started[-1]}"), ("threads", f"{_text(threads)} a run")]
+    lines += [("time", f"{sum(facts['seconds'] for facts in ran):.0f} s in all")]
     return {"lines": lines, "mixed": [name for name, values in versions.items() if len(values) > 1]}
 
 
@@ -286,14 +276,10 @@ def _attribute(name: str) -> str:
 
 def _text(value: Any) -> str:
     """A value as it is shown: five significant digits, lists by their numbers."""
-    if value is None:
-        return "None"
-    if isinstance(value, float):
-        return f"{value:.5g}"
     if isinstance(value, list):
-        first = ", ".join(map(_text, value[:8]))
-        return first + (f", ... ({len(value)})" if len(value) > 8 else "")
-    return str(value)
+        more = f", ... ({len(value)})" if len(value) > 8 else ""
+        return ", ".join(map(_text, value[:8])) + more
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def _listing(names: Sequence[str]) -> str:
