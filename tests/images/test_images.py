@@ -372,7 +372,7 @@ def test_hidden_folders_and_files_are_left_out_with_one_notice(tmp_path):
     (["train/a/1.png", "test/a/2.png", "test/b/3.png"], "val", ("a", "b"), ["a/2.png", "b/3.png"], "'test' is read"),
     (["train/a/1.png", "val/a/2.png"], "train", ("a",), ["a/1.png"], "say split='val'"),
     (["train2017/1.png", "val2017/2.png", "annotations/x.json"], "val", (), ["2.png"], "'val2017' is read"),
-    (["images/1.png", "images/2.png", "labels.csv"], "val", (), ["1.png", "2.png"], r"labels\.csv not read"),
+    (["images/1.png", "images/2.png", "labels.csv"], "val", (), ["1.png", "2.png"], r"labels\.csv not read: ImageSet"),
     (["images/a/1.png", "images/b/2.png"], "val", ("a", "b"), ["a/1.png", "b/2.png"], "not taken for a class"),
     (["train/1.png", "bus/2.png", "val/3.png"], "val", ("bus", "train", "val"), None, None),  # vehicles
     (["train/1.png", "bus/2.png"], "val", ("bus", "train"), None, None),

@@ -45,10 +45,9 @@ def decode(
     try:
         if is_path:
             _check_is_file(file)
+        stream = io.BytesIO(file) if isinstance(file, bytes) else file
         try:
-            picture = _read(
-                io.BytesIO(file) if isinstance(file, bytes) else file, name, value_range, gathered
-            )
+            picture = _read(stream, name, value_range, gathered)
         except ValueError as error:  # Pillow refuses PNGs whose texts or colour profile are larger than 1 MiB
             if isinstance(error, ImageError) or not (smaller := _without_texts(file)):
                 raise
@@ -76,9 +75,8 @@ def _read(file: Any, name: str, value_range: Range | None, remarks: Remarks) -> 
                 raise ImageError(
                     "colours of 16 bits, of which Pillow reads the upper 8: stretch value_range to 0..65535 first"
                 )
-            upper = opened.convert(opened.mode.rstrip("A")).getextrema()  # of one band, or of each
-            lows, highs = zip(*([upper] if opened.mode == "LA" else upper), strict=True)
-            remarks.sixteen_bits(257 * min(lows), 257 * max(highs), name)
+            upper = np.asarray(opened)[..., : len(opened.mode.rstrip("A"))]
+            remarks.sixteen_bits(257 * int(upper.min()), 257 * int(upper.max()), name)
         return to_rgb(opened, value_range, remarks, name)
 
 

@@ -177,9 +177,35 @@ def folder(path: str, size: int, split: str, value_range: Range | None = None, *
         skipped.append(Skipped(name, f"{printable(name)}: {why}"))
 
     top = _root_of_classes(top, split)
-    hidden: list[str] = []
+    files, others = _pictures_below(top, leave_out)
+    if not files:
+        what = f"{others} files, none with the suffix of a picture" if others else "it is empty"
+        what += f" ({skipped[0].reason})" if skipped else ""
+        raise ImageError(f"no pictures in folder {path!r}: {what} (.jpg, .png, .webp, .tif, .bmp, ...)")
+    for one in skipped:
+        warnings.warn(f"skipped {one.reason}", stacklevel=3)
+    files.sort(key=lambda f: f.replace(os.sep, "\0"))  # as lists of their parts compare, without making them
+    names = Names(files)
+    parents = [f.partition(os.sep)[0] if os.sep in f else None for f in files]
+    classes = sorted({p for p in parents if p is not None})
+    label_of = {name: i for i, name in enumerate(classes)}
+    labels = np.array([UNLABELLED if p is None else label_of[p] for p in parents], dtype=np.int32)
+    remarks = Remarks()
+
+    def read(i: int) -> tuple[Image.Image, int]:
+        return decode(top / names[i], names[i], value_range, remarks), int(labels[i])
+
+    return ImageSet(
+        read, names, size=size, classes=classes, read_labels=lambda: labels, skipped=skipped,
+        stamp=lambda: sizes(names, top), remarks=remarks,
+    )  # fmt: skip
+
+
+def _pictures_below(top: Path, leave_out: Callable[[str, str], None]) -> tuple[list[str], int]:
+    """Paths, relative to `top`, of all files with the suffix of a picture; and how many others there are."""
     suffixes = Image.registered_extensions()
     files, others = [], 0
+    hidden: list[str] = []
     for name in _files_below(top, leave_out, hidden):
         suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 (a million Path objects are slow)
         if suffix in suffixes:
@@ -193,66 +219,42 @@ def folder(path: str, size: int, split: str, value_range: Range | None = None, *
     if hidden:
         more = f" and {len(hidden) - 1} more" if len(hidden) > 1 else ""
         leave_out(hidden[0], f"hidden, or made by a system for itself{more}; rename what is to be read")
-    if not files:
-        what = f"{others} files, none with the suffix of a picture" if others else "it is empty"
-        what += f" ({skipped[0].reason})" if skipped else ""
-        raise ImageError(f"no pictures in folder {path!r}: {what} (.jpg, .png, .webp, .tif, .bmp, ...)")
-    for one in skipped:
-        warnings.warn(f"skipped {one.reason}", stacklevel=3)
-    files.sort(key=lambda f: f.replace(os.sep, "\0"))  # as lists of their parts compare, without making them
-    names = Names(files)
-    parents = [f.partition(os.sep)[0] if os.sep in f else None for f in files]
-    classes = sorted({p for p in parents if p is not None})
-    label_of = {name: i for i, name in enumerate(classes)}
-    labels = np.array([UNLABELLED if p is None else label_of[p] for p in parents], dtype=np.int32)
-
-    remarks = Remarks()
-
-    def read(i: int) -> tuple[Image.Image, int]:
-        return decode(top / names[i], names[i], value_range, remarks), int(labels[i])
-
-    return ImageSet(
-        read, names, size=size, classes=classes, read_labels=lambda: labels, skipped=skipped,
-        stamp=lambda: sizes(names, top), remarks=remarks,
-    )  # fmt: skip
+    return files, others
 
 
 def _is_hidden(name: str) -> bool:
     """What editors, macOS and network drives leave in folders, and nobody sees."""
-    return name.startswith(".") or name in ("__MACOSX", "@eaDir", "Thumbs.db", "$RECYCLE.BIN")
+    return name.startswith(".") or name in ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
 
 
 def _root_of_classes(top: Path, split: str) -> Path:
-    """The folder whose sub-folders are classes: `top`, or what is in it where its sub-folders are none."""
+    """The folder whose sub-folders are classes: `top`, or one in it where its sub-folders are splits, or "images"."""
     try:
-        below = {p.name: p for p in sorted(top.iterdir()) if not _is_hidden(p.name) and p.is_dir()}
+        inside = sorted(p for p in top.iterdir() if not _is_hidden(p.name))
+        below = [p.name for p in inside if p.is_dir()]
     except OSError:  # said later, by name
         return top
-    # "train2017" and "val2017" are COCO's; beside them lie annotations.
-    parts = {name: name.casefold().rstrip("0123456789") for name in below}
-    divided = {
-        s: next((n for kind in kinds for n, part in parts.items() if part == kind), None)
-        for s, kinds in SPLITS.items()
-    }
-    if divided["train"] and divided["val"] and set(parts.values()) <= {*sum(SPLITS.values(), ()), *BESIDE}:
-        chosen = divided[one_of(split, "split", SPLITS, ImageError)] or ""
+    kinds = {
+        name: name.casefold().rstrip("0123456789") for name in below
+    }  # "train2017" and "val2017" are COCO's
+    chosen = {s: next((n for w in words for n in below if kinds[n] == w), "") for s, words in SPLITS.items()}
+    strange = set(kinds.values()) - set(BESIDE)  # what could be classes
+    where = printable(str(top))
+    if chosen["train"] and chosen["val"] and strange <= {w for words in SPLITS.values() for w in words}:
+        one = chosen[one_of(split, "split", SPLITS, ImageError)]
         other = "train" if split == "val" else "val"
-        why = f"{printable(str(top))} is divided: {chosen!r} is read; say split={other!r} for {divided[other]!r}"
-    elif (chosen := next((n for n in below if parts[n] in PICTURES), "")) and set(parts.values()) <= {
-        *PICTURES,
-        *BESIDE,
-    }:
-        tables = ", ".join(p.name for p in sorted(top.iterdir()) if p.suffix in (".csv", ".json", ".txt"))
-        why = f"{chosen!r} in {printable(str(top))} is not taken for a class; its own sub-folders are"
-        why += (
-            f" ({printable(tables)} not read: give labels by sub-folders, or with ImageSet.of)"
-            if tables
-            else ""
-        )
+        why = f"{where} is divided: {one!r} is read; say split={other!r} for {chosen[other]!r}"
+    elif strange and strange <= set(PICTURES):
+        one = next(name for name in below if kinds[name] in PICTURES)
+        why = f"{one!r} in {where} is not taken for a class; folders in it are"
+        if tables := [p.name for p in inside if p.suffix in (".csv", ".json", ".txt")]:
+            why += (
+                f", and {printable(', '.join(tables))} not read: ImageSet.of(paths, labels=...) takes labels"
+            )
     else:
         return top
     warnings.warn(why, stacklevel=4)
-    return _root_of_classes(below[chosen], split)
+    return _root_of_classes(top / one, split)
 
 
 def _files_below(top: Path, leave_out: Callable[[str, str], None], hidden: list[str]) -> Iterator[str]:
