@@ -1,7 +1,7 @@
 # Everything runs from .venv/ in this folder; the first target that needs it sets it up.
 #   make demo   the atlas of the bundled network on the bundled photographs
 #   make lab    JupyterLab at notebook 01     make app        the explorer as a page without code
-#   make test   lint, tests, notebooks        make test-all   the slow tests as well, and browsers
+#   make test   lint, quick tests, notebooks  make test-all   slow tests and browsers as well
 #   make lint   make format   make clean
 #   make bench  all benchmarks                make notebooks  executes them all and keeps the outputs
 #   make reference DATA=FOLDER                trains the bundled networks on Tiny ImageNet
