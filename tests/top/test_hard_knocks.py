@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from tiny import image_set, random_pixels
 from torch import nn
 
 import zfkit
@@ -177,7 +178,7 @@ BAD = {
 
 
 @pytest.fixture
-def wild(open_folder):
+def wild(open_folder, monkeypatch):
     """All of them in one folder; returns it and what is bad there, by name."""
     top = open_folder / "pictures"
     top.mkdir()
@@ -194,7 +195,8 @@ def wild(open_folder):
     bad["device.png"] = "a device, not a file"
     os.mkfifo(top / "pipe.jpg")
     bad["pipe.jpg"] = "a named pipe, not a file"
-    with socket.socket(socket.AF_UNIX) as listener, contextlib.chdir(top):
+    with socket.socket(socket.AF_UNIX) as listener:
+        monkeypatch.chdir(top)
         listener.bind("socket.png")  # by its short name: addresses end at 108 bytes
         bad["socket.png"] = "a socket, not a file"
     (top / "folder.jpg" / "up").symlink_to("..")
@@ -377,14 +379,7 @@ def tiny_model(name: str = "tiny", layers=("conv1", "conv2")) -> zfkit.VisionMod
 
 
 def drawn(count: int = 23) -> ImageSet:
-    pixels = np.random.default_rng(1).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
-    images = ImageSet(
-        lambda i: (Image.fromarray(pixels[i]), i % 3),
-        [f"p{i}" for i in range(count)],
-        size=SIDE,
-        classes=("a", "b", "c"),
-    )
-    return images.in_memory(progress=False)
+    return image_set(random_pixels(count, SIDE), [i % 3 for i in range(count)], ("a", "b", "c"))
 
 
 @pytest.fixture
@@ -751,8 +746,8 @@ def texts(widget, seen=None) -> list[str]:
 
 def test_names_and_classes_add_no_markup_to_widgets_and_reports():
     pytest.importorskip("ipywidgets")
-    pixels = np.random.default_rng(1).integers(0, 256, (12, SIDE, SIDE, 3), dtype=np.uint8)
-    names, classes = [f"{HOSTILE} {i}" for i in range(12)], tuple(f"{HOSTILE} {c}" for c in "abc")
+    classes = tuple(f"{HOSTILE} {c}" for c in "abc")
+    names, pixels = [f"{HOSTILE} {i}" for i in range(12)], random_pixels(12, SIDE)
     images = ImageSet(
         lambda i: (Image.fromarray(pixels[i]), i % 3), names, size=SIDE, source=HOSTILE, classes=classes
     ).in_memory(progress=False)
