@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from captum.attr import NeuronDeconvolution, NeuronGradient, NeuronGuidedBackprop
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -99,7 +99,6 @@ def _has_near_tie(pool, x):
     return False
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
 @given(chains(), st.data())
 def test_equals_the_literal_deconvnet(drawn, data):
     net, x, is_connected = drawn
@@ -123,7 +122,6 @@ def test_equals_the_literal_deconvnet(drawn, data):
             assert_close(pixels, literal.deconvnet(layers[: last + 1], of_image[0], u))
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
 @given(chains(), st.sampled_from(["deconvnet", "guided", "gradient"]), st.sampled_from(["skip", "gradient"]))
 def test_a_pass_without_outputs_keeps_the_same_and_ends_at_the_last_switch(drawn, rule, lrn):
     net, x, is_connected = drawn
@@ -241,7 +239,9 @@ def from_captum(net, x, layer, unit, rule):
     return CAPTUM[rule](net, net.get_submodule(layer)).attribute(x, unit).detach()
 
 
-@pytest.mark.parametrize("name, convolutions", [("alexnet", 5), ("vgg11", 8)])
+@pytest.mark.parametrize(
+    "name, convolutions", [("alexnet", 5), pytest.param("vgg11", 8, marks=pytest.mark.slow)]
+)
 def test_equals_captum_at_every_conv_layer(name, convolutions):
     model, x = torchvision_model(name), noise(1, 3, 71, 80)
     net = captum_net(model, classifier=False)

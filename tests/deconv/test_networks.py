@@ -2,6 +2,8 @@
 
 import contextlib
 import math
+import sys
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -12,6 +14,9 @@ from torch import fx, nn
 
 import zfkit
 from zfkit.errors import ModelError
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+import networks
 
 RULES = ["deconvnet", "guided", "gradient"]
 
@@ -105,16 +110,12 @@ def give_norms_a_past(net, x):
             norm.bias.normal_(0, 0.3)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The tensors are small: on a busy machine threads that wait for each other take many times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+QUICK = ("squeezenet1_1", "resnet18", "lenet")  # plain, branching, one channel; the others in `make test-all`
 
 
-@pytest.fixture(scope="module", params=LAYERS)
+@pytest.fixture(
+    scope="module", params=[n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in LAYERS]
+)
 def network(request):
     return (request.param, *load(request.param))
 
@@ -242,11 +243,21 @@ def test_without_a_position_each_image_shows_the_maximum_of_its_own_map(network)
     assert_close(zfkit.project(model, x, layer, channels), expected)
 
 
-def test_layers_are_named_in_order_of_execution(network):
-    _, model, x = network
-    with torch.no_grad(), watched(model.net) as outputs:
-        model.net(x)
-    assert model.layers == tuple(outputs)
+# Every convolutional layer, in networks that gate, normalise over the picture, shuffle channels, and leave rows
+# and columns for other axes. `benchmarks/networks.py` does the same for a hundred networks.
+EVERY = [
+    ("torchvision", "mobilenet_v3_small"), ("torchvision", "convnext_tiny"), ("torchvision", "shufflenet_v2_x0_5"),
+    ("torchvision", "efficientnet_b0"), ("timm", "resnetv2_18"), ("timm", "nf_resnet26"), ("timm", "ghostnet_050"),
+    ("timm", "convnextv2_atto"), ("timm", "regnety_002"), ("timm", "hgnetv2_b0"), ("timm", "dla46_c"),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family, name", EVERY)
+def test_every_convolutional_layer_of_any_network_equals_autograd(family, name):
+    pytest.importorskip(family)
+    for row in networks.check(family, name):
+        assert row["right"] == row["layers"] > 10, row
 
 
 # ---------------------------------------------------------------------------------------------- Captum
@@ -338,6 +349,7 @@ def test_single_precision_equals_captum_to_1e_5(network):
         model.net.double()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Setting backward hooks on ReLU")
 def test_captum_takes_the_plain_gradient_for_functional_relus_and_zfkit_does_not():
     # GoogLeNet calls F.relu. Captum's hooks are on nn.ReLU modules, of which there are none, so what it
@@ -374,7 +386,9 @@ def test_fields_look_through_a_change_of_the_images_channels(transform_input):
     assert (field.size, field.stride, field.offset) == (7, 2, -3)  # of its convolution: 7x7/2, padded by 3
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize(
+    "name", [n if n == "resnet18" else pytest.param(n, marks=pytest.mark.slow) for n in FIELDS]
+)
 def test_a_units_field_is_where_pixels_change_it(name):
     model = zfkit.load_model(f"torchvision:{name}", weights=None, device="cpu")
     make_all_positive(model.net)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from boxes import assert_boxes_are_what_units_see
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import image_set
 from torch import nn
@@ -71,7 +71,6 @@ def sliding_layers(draw):
     return nn.Sequential(*layers).double()
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
 @given(sliding_layers(), st.integers(15, 18), st.integers(15, 18))
 def test_a_box_is_what_a_unit_sees(net, height, width):
     size = torch.zeros(1, 1, height, width, dtype=torch.float64)
