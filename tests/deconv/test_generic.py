@@ -148,6 +148,21 @@ def test_attention_between_places():
     assert_exact(Attention(None))
 
 
+def test_whole_maps_that_lie_channels_last_in_memory():
+    """Of one image: there torch's batch norm once went back wrongly."""
+    net = Around(
+        lambda n, y: F.batch_norm(n.other(y), torch.zeros(4, dtype=F64), torch.arange(1, 5.0, dtype=F64))
+    )
+    model = wrapped(net, 40)
+    x = torch.randn(1, 3, 40, 40, dtype=F64, generator=torch.Generator().manual_seed(1))
+    deconvnet = zfkit.deconv.Deconvnet(model.network, ["last"])
+    tape = deconvnet.forward(x.to(memory_format=torch.channels_last))
+    unit = torch.tensor([0]), torch.tensor([1]), torch.tensor([[20, 21]])
+    expected = oracle.projection(net, x, "last", (1, 20, 21), "deconvnet")
+    pixels, _ = deconvnet.reverse(tape, "last", *unit, whole_maps=True)
+    torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-10 * float(expected.abs().max()))
+
+
 def test_the_decoder_of_a_u_net():
     class UNet(nn.Module):
         def __init__(self):

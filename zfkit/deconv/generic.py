@@ -115,7 +115,8 @@ def gradient(R: Tensor, module: nn.Module | None, context: Context) -> list[Tens
         sources = [m for m in maps.values() if m.requires_grad]
         if not isinstance(y, Tensor) or not y.requires_grad or not sources:
             raise no_way_back(step, "it has no gradient")
-        parts = iter(torch.autograd.grad(y, sources, R.clone().reshape(y.shape), allow_unused=True))
+        # Contiguous: given another layout, torch's batch norm went back wrongly for one image (seen in torch 2.14).
+        parts = iter(torch.autograd.grad(y, sources, R.contiguous().reshape(y.shape), allow_unused=True))
     return [next(parts) if maps[name].requires_grad else None for name in step.maps]
 
 
