@@ -13,6 +13,7 @@ from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from zfkit import load_images, open_image
 from zfkit.errors import ImageError
+from zfkit.images import imageset
 from zfkit.images.decode import decode
 
 TWELVE = np.random.default_rng(0).integers(0, 4096, (16, 16)).astype(np.uint16)
@@ -117,6 +118,20 @@ def test_colours_of_sixteen_bits(tmp_path):
         open_image(tmp_path / "b.png", 16)
     with pytest.raises(ImageError, match="colours of 16 bits"):
         open_image(tmp_path / "b.png", 16, value_range=(0, 4095))
+
+
+def test_a_streamed_set_is_spoken_of_at_its_end_and_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(imageset, "IN_MEMORY_BYTES", 0)
+    for i in range(4):
+        Image.fromarray(TWELVE).save(tmp_path / f"{i}.png")
+    images = load_images(f"folder:{tmp_path}", size=16, progress=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        list(images.batches(2, stop=2))
+        assert not caught
+        list(images.batches(2, start=2))
+        list(images.batches(3))
+    assert len(caught) == 1 and "12 bits" in str(caught[0].message)
 
 
 def test_bands_that_are_not_shown_are_said_once(tmp_path):

@@ -113,7 +113,7 @@ class ImageSet:
         read_labels: gives all labels at once without decoding a picture, where the source can.
         truth: gives a row of the table of that name, from column to value.
         stamp: gives what the fingerprint takes in beside the names.
-        remarks: what is said of the pictures once, after the first time that all were read.
+        remarks: what is said of the pictures once, when their end is reached.
     """
 
     def __init__(
@@ -288,7 +288,7 @@ class ImageSet:
                 batch = self._gather(ahead.popleft())
                 if len(batch.indices):
                     yield batch
-        if stop - start == len(self):
+        if stop == len(self):
             self._remarks.say()
 
     def in_memory(self, progress: bool = True) -> ImageSet:

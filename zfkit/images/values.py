@@ -76,7 +76,8 @@ class Remarks:
     def __init__(self) -> None:
         self._lows: set[int] = set()
         self._highs: set[int] = set()
-        self._first: dict[str, str] = {}  # remark -> the first picture that it is true of
+        self._first: dict[str, str] = {}  # remark -> the first picture that it is true of; "" for 16 bits
+        self._said: set[str] = set()
 
     def sixteen_bits(self, low: int, high: int, name: str) -> None:
         """A picture of unsigned 16 bits with values from low to high."""
@@ -89,14 +90,14 @@ class Remarks:
         self._first.setdefault(remark, name)
 
     def say(self, stacklevel: int = 3) -> None:
-        """Warn of what was gathered, and forget it."""
-        first, self._first = self._first, {}
-        name, high = first.pop("", ""), max(self._highs, default=0)
-        if name and 0 < high < DARK:
-            likely = 2 ** high.bit_length() - 1
-            first[
+        """Warn of what was gathered and not said yet."""
+        high = max(self._highs, default=0)
+        for remark, name in list(self._first.items()):
+            if remark in self._said or (not remark and not 0 < high < DARK):
+                continue
+            self._said.add(remark)
+            text = remark or (
                 f"16-bit values of {min(self._lows)} to {high} only, out of 65535, which come out nearly black: if "
-                f"they are of {high.bit_length()} bits, say value_range=(0, {likely})"
-            ] = name
-        for remark, name in first.items():
-            warnings.warn(f"{name}: {remark} (said once)", stacklevel=stacklevel)
+                f"they are of {high.bit_length()} bits, say value_range=(0, {2 ** high.bit_length() - 1})"
+            )
+            warnings.warn(f"{name}: {text} (said once)", stacklevel=stacklevel)
