@@ -519,6 +519,16 @@ def test_a_run_that_hangs_is_stopped_and_says_so(tmp_path):
     assert last.outputs[-1].ename == "TimeoutError"
 
 
+@pytest.mark.slow
+def test_a_cell_that_is_meant_to_raise_stops_nothing(tmp_path):
+    path = written(tmp_path / "it.ipynb", "1 / 0", RECORD, "record('square', x * x)", parameters="x = 3")
+    meant = nbformat.read(path, as_version=4)
+    meant.cells[2].metadata["tags"] = ["raises-exception"]
+    nbformat.write(meant, path)
+    table = sweep(path, {"x": [3]}, tmp_path / "runs", progress=False)
+    assert (table["status"][0], table["square"][0]) == ("finished", 9)
+
+
 def alive(pid):
     try:
         os.kill(pid, 0)

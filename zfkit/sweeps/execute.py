@@ -39,26 +39,25 @@ def execute(
     import papermill
 
     start, started = time.monotonic(), datetime.now(timezone.utc)
-    begun: list[int] = []
     with tempfile.TemporaryDirectory(prefix="zfkit-sweep-") as scratch:
         file = Path(scratch) / "run.ipynb"
         nbformat.write(with_parameters(nbformat.reads(source, as_version=4), parameters), file)
         for _ in range(ATTEMPTS):
             error = _attempt(file, folder, start + timeout, threads)
             notebook = nbformat.read(file, as_version=4)
-            begun = [i for i, cell in enumerate(notebook.cells) if _was_begun(cell)]
+            code = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+            begun = [i for i in code if _metadata(notebook.cells[i]).get("start_time")]
             # Two kernels that start at once may pick the same port; then one of them never answers.
             if error is None or begun:
                 break
     if isinstance(error, TimeoutError):
         error = TimeoutError(f"the run took longer than {timeout:g} s")
-    if error is not None and not isinstance(
-        error, papermill.PapermillExecutionError
-    ):  # which stands in its cell
-        code = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
-        kind, message = type(error).__name__, str(error)
-        output = nbformat.v4.new_output("error", ename=kind, evalue=message, traceback=[f"{kind}: {message}"])
-        notebook.cells[begun[-1] if begun else code[0]].outputs.append(output)
+    in_cell = isinstance(error, papermill.PapermillExecutionError)  # where its traceback stands
+    if in_cell and not any(_metadata(cell).get("exception") for cell in notebook.cells):
+        # Only cells that are tagged "raises-exception" raised, so it ran to its end; papermill looks at no tags.
+        error, notebook = None, papermill.execute.remove_error_markers(notebook)
+    elif error is not None and not in_cell:
+        notebook.cells[begun[-1] if begun else code[0]].outputs.append(_error_output(error))
     notebook.metadata.pop("papermill", None)  # paths of the temporary folder
     facts = {
         "status": "finished" if error is None else "failed",
@@ -71,8 +70,17 @@ def execute(
     return name, nbformat.writes(notebook), facts
 
 
-def _was_begun(cell: Any) -> bool:
-    return cell.cell_type == "code" and bool(cell.metadata.get("papermill", {}).get("start_time"))
+def _error_output(error: Exception) -> Any:
+    """As a kernel reports an exception."""
+    import nbformat
+
+    kind, message = type(error).__name__, str(error)
+    return nbformat.v4.new_output("error", ename=kind, evalue=message, traceback=[f"{kind}: {message}"])
+
+
+def _metadata(cell: Any) -> Any:
+    """What papermill notes of a cell."""
+    return cell.metadata.get("papermill", {})
 
 
 def with_parameters(notebook: Any, parameters: dict[str, Any]) -> Any:
