@@ -61,7 +61,7 @@ class Portions:
     >>> portions = Portions("mining zfnet64", 256)
     >>> for part in portions.of(len(pixels)):      # slices
     ...     with portions.attempt():               # a part that memory does not hold is tried again in halves
-    ...         outputs = model.net(pixels[part])
+    ...         outputs = model.logits(pixels[part])
 
     What is done inside `attempt` may be broken off and done again, so it keeps nothing until its end.
 

@@ -40,6 +40,8 @@ ATLAS_EXAMPLE = """examples:
   zfkit atlas                                                   the bundled network on the bundled photographs
   zfkit atlas --images folder:my/pictures --out mine --maps all
   zfkit atlas --model torchvision:vgg11 --layers features.8 features.18 --maps 12
+  zfkit atlas --model my_module.py:make_net --weights my.pt --mean 123.7 116.3 103.5 --scale 0.017 --input-size 64 \\
+      --classes names.txt --images folder:my/pictures --size 64
 """
 MINE_EXAMPLE = """examples:
   zfkit mine --images "parquet:shards/*.parquet" --size 64 --out topk.parquet
@@ -75,6 +77,9 @@ DOCTOR_EXAMPLE = """examples:
 
 Exit code 1: something is broken.
 """
+
+
+OWN_NETWORK = ("mean", "scale", "input_size", "classes", "channels", "output")  # options for `load_model`
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -139,15 +144,26 @@ def _input_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--model",
         default="zfnet64",
-        help="a name from `zfkit models`, torchvision:NAME, or a .safetensors file",
+        help="a name from `zfkit models`, torchvision:NAME, timm:NAME, a .safetensors file, or your module.py:function",
     )
-    add("--weights", default="DEFAULT", help="torchvision: name of the weights, or 'none' for random ones")
+    add(
+        "--weights",
+        default="DEFAULT",
+        help="name of the weights, 'none' for random ones, or a file (.pt ...)",
+    )
     add("--images", default="photos", help="photos, textures, folder:PATH, parquet:PATH or torchvision:NAME")
     add("--size", type=int, help="side of the pictures in px (default: 224, for textures 64)")
     add("--limit", type=int, help="only the first so many pictures")
     add("--layers", nargs="+", help="layer names (default: every convolutional layer)")
     add("-k", default=9, type=int, help="pictures for each feature map")
     add("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
+    add = parser.add_argument_group("your own network: input = (rgb_0_255 - mean) * scale").add_argument
+    add("--mean", type=float, nargs="+", metavar="N", help="one number, or one for each channel")
+    add("--scale", type=float, nargs="+", metavar="N", help="likewise")
+    add("--input-size", type=int, metavar="PX", help="side of the pictures that it was trained on")
+    add("--classes", metavar="FILE", help="names of its classes, one on each line")
+    add("--channels", choices=("rgb", "bgr"), help="the order in which it takes them (default: rgb)")
+    add("--output", metavar="KEY", type=_key, help="which to look at of several outputs")
 
 
 def _atlas_options(parser: argparse.ArgumentParser) -> None:
@@ -236,6 +252,10 @@ def _sweep_options(parser: argparse.ArgumentParser) -> None:
     add("--dry-run", action="store_true", help="check everything, list the runs, run none")
 
 
+def _key(text: str) -> str | int:
+    return int(text) if text.isdecimal() else text
+
+
 def _number(text: str) -> float | None:
     return None if text.lower() == "none" else float(text)
 
@@ -249,7 +269,10 @@ def _maps(text: str) -> int | Literal["all"]:
 
 
 def _inputs(args: argparse.Namespace, progress: bool = True) -> tuple[VisionModel, ImageSet]:
-    model = load_model(args.model, weights=args.weights, device=args.device)
+    own: dict[str, Any] = {name: getattr(args, name) for name in OWN_NETWORK}
+    for name in ("mean", "scale"):  # one number stands for every channel
+        own[name] = own[name][0] if own[name] and len(own[name]) == 1 else own[name]
+    model = load_model(args.model, weights=args.weights, device=args.device, **own)
     return model, load_images(args.images, size=args.size, limit=args.limit, progress=progress)
 
 
@@ -278,6 +301,7 @@ def _atlas_through_notebook(args: argparse.Namespace) -> None:
     names = ("model", "weights", "images", "maps", "seed")
     parameters = {name: getattr(args, name) for name in names} | {"out": str(out)}
     fixed = {"layers": None, "k": 9, "rule": "deconvnet", "size": None, "limit": None, "device": None}
+    fixed |= dict.fromkeys(OWN_NETWORK)
     changed = [name for name, value in fixed.items() if getattr(args, name) != value]
     if changed:
         raise ZfkitError(f"the notebook does not take {', '.join(changed)}: leave out --notebook")
@@ -447,6 +471,7 @@ def _models(args: argparse.Namespace) -> None:
     """List the networks that are known by name."""
     print(list_models().to_string(na_rep="-"))
     print(
-        "\nAlso torchvision:NAME, the path of a .safetensors file that zfkit wrote, and that of the ONNX model zoo's\n"
-        "zfnet512.onnx. Those that are untrained are there to be trained: zfkit train --help"
+        "\nAlso torchvision:NAME, timm:NAME, your own module.py:function, the path of a .safetensors file that zfkit\n"
+        "wrote, and that of the ONNX model zoo's zfnet512.onnx. Those that are untrained are there to be trained:\n"
+        "zfkit train --help"
     )

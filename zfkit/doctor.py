@@ -23,7 +23,7 @@ import tempfile
 import time
 import timeit
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -322,7 +322,7 @@ def _network_and_photo() -> tuple[VisionModel, Tensor]:
     """zfnet64 in float64, and a photograph (1, 3, 128, 128)."""
     model = load_model("zfnet64", device="cpu")
     x = model.preprocess(load_images("photos", size=128, limit=1, progress=False)[0][0]).double()
-    return VisionModel(copy.deepcopy(model.net).double(), model.mean, model.scale, model.input_size), x
+    return replace(model, net=copy.deepcopy(model.net).double(), _traced={}, _hashed={}), x
 
 
 def _self_test() -> Iterator[Line]:

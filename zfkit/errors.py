@@ -55,7 +55,10 @@ def printable(text: str) -> str:
 def unknown(what: str, name: object, names: Iterable[str], limit: int = 8) -> str:
     """Sentence for a name that does not exist: quotes it and lists those that do, nearest first."""
     names = list(names)
-    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
+    # What begins with the name is inside it; the last of a block's layers is what the block gives.
+    inside = [n for n in names if n.startswith(f"{name}.")][::-1]
+    near = [*inside[:3], *difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)]
+    near = list(dict.fromkeys(near))
     ordered = near + [n for n in names if n not in near]
     shown = ", ".join(ordered[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
     guess = f" Did you mean {near[0]!r}?" if near else ""

@@ -13,7 +13,7 @@ from torch import nn
 
 from zfkit import load_model, save_weights
 from zfkit.errors import ModelError
-from zfkit.nets import Architecture, load_weights, read_provenance
+from zfkit.nets import Architecture, load_state, load_weights, read_provenance
 from zfkit.nets.paper import build
 from zfkit.nets.zoo import describe
 
@@ -134,7 +134,8 @@ def test_a_pickled_payload_does_not_run(suffix, protocol, tmp_path):
     content = pickle.dumps({"state_dict": Payload(witness)}, protocol=protocol)
     path.write_bytes(content)
     # Protocol 0 has no mark of its own: plain text, and so just no checkpoint.
-    refused(path, "no checkpoint" if protocol == 0 else r"pickled checkpoint.*can run any code.*Convert it")
+    refused(path, "no checkpoint" if protocol == 0 else "does not say which network.*Name the network")
+    refused(path, "more than weights|no checkpoint", load_state)
     refused(path, "checkpoint", load_weights)
     refused(path, "checkpoint", read_provenance)
     assert not witness.exists()
@@ -143,12 +144,11 @@ def test_a_pickled_payload_does_not_run(suffix, protocol, tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_what_torch_saves_is_refused_with_the_way_to_convert_it(zipped, tmp_path):
+def test_what_torch_saves_is_refused_with_the_way_to_load_it(zipped, tmp_path):
     path = tmp_path / "model.pt"
     torch.save(tiny().state_dict(), path, _use_new_zipfile_serialization=zipped)
-    refused(
-        path, r"model\.pt is a pickled.*safetensors\.torch\.save_file\(torch\.load\(path, weights_only=True\)"
-    )
+    refused(path, r"Name the network: zfkit\.load_model\('torchvision:resnet18', weights='.*model\.pt'\)")
+    assert load_state(path).keys() == tiny().state_dict().keys()
 
 
 def broken(content: bytes) -> dict[str, bytes]:
@@ -191,7 +191,7 @@ def test_missing_files_and_folders(tmp_path):
 def test_a_file_that_zfkit_did_not_write_is_refused(metadata, tmp_path):
     path = tmp_path / "other.safetensors"
     safetensors.torch.save_file(tiny().state_dict(), path, metadata)
-    refused(path, r"does not say which network.*not written by zfkit.*zfkit\.wrap_model\(net, \.\.\.\)")
+    refused(path, "does not say which network.*not written by zfkit.*Name the network")
 
 
 @pytest.mark.parametrize("provenance", [

@@ -177,7 +177,7 @@ def test_random_weights_depend_on_the_seed_alone(name):
 
 @pytest.mark.parametrize("name, weights, message", [
     ("zfnet46", "DEFAULT", r"no model 'zfnet46'\. Did you mean 'zfnet64'\? There are: zfnet64"),
-    ("", "DEFAULT", r"There are: .*torchvision:NAME, PATH\.safetensors"),
+    ("", "DEFAULT", r"There are: .*torchvision:NAME, .*PATH\.safetensors"),
     ("resnet18", "DEFAULT", r"no model 'resnet18'\. Did you mean 'torchvision:resnet18'\?"),
     ("torchvision:alexnt", "DEFAULT", r"no torchvision model 'alexnt'\. Did you mean 'alexnet'\?"),
     ("torchvision:alexnet", "IMAGENET1K_V9", r"no set of weights of alexnet .* Did you mean 'IMAGENET1K_V1'"),
@@ -317,7 +317,11 @@ def test_anything_but_uint8_rgb_is_refused_with_its_type_and_shape(images, got):
 def test_a_network_of_your_own():
     net = small().train()
     model = wrap(net, classes=list("abcde"), name="tiny", mean=[1, 2, 3], scale=0.5)
-    assert model.net is net and not net.training  # dropout is off
+    assert model.net is net and net.training  # left as it was; zfkit's own passes switch dropout off
+    x = model.preprocess(noise(2, 3, 16, 16))
+    assert (
+        torch.equal(model.logits(x), model.logits(x)) and not model.logits(x).requires_grad and net.training
+    )
     assert model.layers == ("conv", "relu", "pool", "flat", "drop", "fc")
     assert model.conv_layers == ("conv",) and model.classes == tuple("abcde")
     assert (model.name, model.mean, model.scale, model.input_size) == ("tiny", (1, 2, 3), (0.5,) * 3, 16)

@@ -21,7 +21,7 @@ from ..figures.pictures import GAP, TILE, number, pair_of_montages, square_colum
 from ..files import only_writer
 from ..images.album import PHOTOGRAPHS
 from ..images.imageset import ImageSet
-from ..nets.model import VisionModel
+from ..nets.model import VisionModel, expect_model
 from ..topk.mine import mine
 from ..topk.patches import Patches, project_many, sample_maps
 from ..topk.table import TopK
@@ -66,6 +66,7 @@ def write_atlas(
 
     Raises LayerError for unknown layers or channels, and ZfkitError where `out` cannot be written.
     """
+    expect_model(model)
     chosen = list(maps) if isinstance(maps, Mapping) and layers is None else layers
     names = layer_names(chosen, model.layers, model.conv_layers)
     if isinstance(maps, Mapping):

@@ -27,7 +27,7 @@ from ..errors import LayerError
 from ..nets import graph
 from ..nets.activations import cannot_run
 from ..nets.graph import Network, Step
-from ..nets.model import VisionModel
+from ..nets.model import VisionModel, expect_model
 from .generic import generic_rule
 from .receptive_field import Extent, extents
 from .rules import Context, Inputs, Norm, OperationRule, Options, Rule, Seed, rule_of
@@ -302,6 +302,7 @@ def project(
     >>> x = model.preprocess(photos.take([0, 1]))
     >>> pixels = project(model, x, "conv5", channel=17)
     """
+    expect_model(model)
     deconvnet = Deconvnet(model.network, [layer], Options(rule, seed, lrn))
     tape = forward(model, deconvnet, batch)
     output = tape.outputs[layer]
@@ -334,6 +335,7 @@ def way_back(model: VisionModel, layer: str) -> pd.DataFrame:
     """
     import pandas as pd
 
+    expect_model(model)
     deconvnet = Deconvnet(model.network, [layer])
     steps = reversed(model.network.way_to(layer))
     rows = [(s.name, s.operation, deconvnet.rules[s.name].treatment) for s in steps if not s.block]

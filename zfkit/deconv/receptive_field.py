@@ -33,7 +33,7 @@ from ..nets.graph import (
     Step,
     pair,
 )
-from ..nets.model import VisionModel
+from ..nets.model import VisionModel, expect_model
 from ..nets.paper import BlurPool
 
 
@@ -117,6 +117,7 @@ def receptive_field(model: VisionModel, layer: str) -> Field:
     >>> field.size, field.stride
     (139, 16)
     """
+    expect_model(model)
     model.network.find(layer)
     extent = extents(model.network, layer).get(model.network.input)
     if extent is not None:

@@ -24,7 +24,7 @@ from ..batching import OnStep, steps
 from ..checks import layer_names, number, one_of, uint8_rgb, whole_number
 from ..errors import ImageError, LayerError, ZfkitError
 from ..nets.activations import features
-from ..nets.model import VisionModel
+from ..nets.model import VisionModel, expect_model
 from .invariance import paper_layers
 from .occlusion import Colour, preprocessed_colour
 
@@ -188,6 +188,7 @@ def correspondence(
     >>> result = correspondence(model, faces.pictures, faces.parts, objects=faces.objects, groups=faces.groups)
     >>> result.table()
     """
+    expect_model(model)
     N, _, H, W = uint8_rgb(pictures).shape
     if N < 2:
         raise ImageError(f"at least 2 pictures are needed to compare; there are {N}")

@@ -32,7 +32,7 @@ from ..deconv.windows import paste
 from ..errors import ImageError, LayerError, ModelError, ZfkitError
 from ..images.imageset import ImageSet
 from ..nets.activations import features
-from ..nets.model import VisionModel
+from ..nets.model import VisionModel, expect_model
 from ..topk.mine import mine
 from ..topk.patches import GREY, Patches, project_many, sample_maps
 from ..topk.table import TopK
@@ -312,6 +312,8 @@ def evolution(
     >>> zfkit.figures.evolution_figure(growth)
     >>> zfkit.experiments.convergence(growth)
     """
+    if model is not None:
+        expect_model(model)
     for what, count in (("maps", maps), ("compare", compare), ("places", places)):
         whole_number(count, what)
     if not len(images):

@@ -26,7 +26,7 @@ from ..checks import layer_names, one_of, uint8_rgb, whole_number
 from ..errors import ImageError, LayerError, ZfkitError
 from ..images.imageset import ImageSet
 from ..nets.activations import features, pictures_at
-from ..nets.model import VisionModel
+from ..nets.model import VisionModel, expect_model
 from .occlusion import Colour, TargetFrom, choose_target, probabilities, shown_colour
 
 if TYPE_CHECKING:
@@ -238,6 +238,7 @@ def invariance(
     >>> result = invariance(model, load_images("photos", size=100), "rotation", index=range(0, 800, 25))
     >>> result.normalised("relu7").mean(0)
     """
+    expect_model(model)
     one_of(motion, "motion", get_args(Motion))
     one_of(interpolation, "interpolation", get_args(Interpolation))
     window = whole_number(model.input_size if window is None else window, "window, in pixels,")
@@ -254,7 +255,7 @@ def invariance(
         "interpolation": interpolation,
         "fill": filled(model, fill),
     }
-    output = list(model.network.steps)[-1]
+    output = model.network.output
 
     def look(shown: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Features of the layers, each (N, F), and probabilities (N, classes)."""

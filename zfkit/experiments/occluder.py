@@ -59,7 +59,7 @@ class Occluder:
     def of(cls, model: VisionModel, x: Tensor, layer: str, classify: bool = True) -> Occluder:
         """For a preprocessed picture (1, C, H, W). Raises LayerError for a size that the network does not take."""
         network = model.network
-        last = list(network.steps)[-1] if classify else layer
+        last = network.output if classify else layer
         steps = network.upto([layer, last])
         values: dict[str, Any] = {}
         try:

@@ -19,7 +19,7 @@ from ..deconv.project import project
 from ..deconv.receptive_field import Box
 from ..errors import ImageError, LayerError, ModelError, ZfkitError
 from ..images.imageset import UNLABELLED, ImageSet
-from ..nets.model import VisionModel
+from ..nets.model import VisionModel, expect_model
 from ..topk.mine import mine
 from ..topk.table import TopK
 from .occluder import Occluder
@@ -137,8 +137,9 @@ def occlude(
 
     Args:
         image: (3, H, W) uint8 RGB, of `model.input_size` for the classes of most networks.
-        target: the correct class, by place or name. None, or the -1 of unlabelled pictures, for the model's own
-            top class; `Occlusion.target_from` says which it was.
+        target: the correct class, by name or by place in `model.classes` (labels of a set are places in its own
+            `classes`: `zfkit.images.align_labels(photos, model.classes)` brings them together). None, or the -1 of
+            unlabelled pictures, for the model's own top class; `Occlusion.target_from` says which it was.
         layer: whose strongest map is watched; default the last convolutional layer, the paper's layer 5.
         channel: a feature map; None for the strongest one of the picture without a square.
         strongest: by the "sum" of its activity over all positions, which is what is then shown, or by its "max".
@@ -162,6 +163,7 @@ def occlude(
     >>> result.probability.shape
     torch.Size([25, 25])
     """
+    expect_model(model)
     x = model.preprocess(uint8_rgb(image, axes=3))
     H, W = x.shape[2:]
     layer = layer or model.conv_layers[-1]

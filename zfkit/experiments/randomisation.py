@@ -34,7 +34,7 @@ from ..deconv.windows import paste
 from ..errors import ImageError, LayerError, ZfkitError
 from ..images.colour import luma, signed_to_rgb
 from ..images.imageset import ImageSet
-from ..nets.model import VisionModel
+from ..nets.model import VisionModel, expect_model
 from ..topk.mine import mine
 from ..topk.patches import FORWARD_PIXELS, REVERSE_BYTES, Crop, cut_windows
 from ..topk.table import LayerTop, TopK
@@ -225,6 +225,7 @@ def sanity_checks(
     """
     import pandas as pd
 
+    expect_model(model)
     for what, count, least in (("units", units, 2), ("draws", draws, 1), ("keep", keep, 0)):
         whole_number(count, what, least)
     whole_number(random_seed, "random_seed", 0)

@@ -22,7 +22,7 @@ from ..errors import ImageError, LayerError, ZfkitError
 from ..health import Unit, units_of
 from ..images.imageset import ImageSet
 from ..nets.activations import activations
-from ..nets.model import VisionModel
+from ..nets.model import VisionModel, expect_model
 from ..topk.mine import mine
 from ..topk.patches import sample_maps
 from ..topk.running import RunningTop
@@ -113,6 +113,7 @@ def selectivity(
     """
     import pandas as pd
 
+    expect_model(model)
     for what, value in (("k", k), ("shuffles", shuffles), ("batch_size", batch_size)):
         whole_number(value, what)
     units = _rectified(model, layers)

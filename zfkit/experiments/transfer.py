@@ -38,7 +38,7 @@ from ..checks import layer_names, one_of, whole_number
 from ..errors import LayerError, ZfkitError
 from ..images.imageset import ImageSet
 from ..nets.activations import activations
-from ..nets.model import VisionModel
+from ..nets.model import VisionModel, expect_model
 from ..nets.paper import AlexNet, Architecture, ZFNet
 from ..training.fit import fit
 from ..training.recipe import Recipe
@@ -181,6 +181,7 @@ def transfer(
     """
     import pandas as pd
 
+    expect_model(model)
     one_of(classifier, "classifier", get_args(Classifier))
     for control in controls:
         one_of(control, "control", get_args(Control))

@@ -443,7 +443,7 @@ def answers(model: VisionModel, pixels: Tensor, crops: int = 1) -> Tensor:
     geometry = crops_of(model.input_size, pixels.shape[-1])
     views = [centre_crop(pixels, geometry)] if crops == 1 else ten_crops(pixels, geometry)
     return torch.stack(
-        [probabilities(model, model.net(model.preprocess(view))).double().cpu() for view in views]
+        [probabilities(model, model.logits(model.preprocess(view))).double().cpu() for view in views]
     ).mean(0)
 
 

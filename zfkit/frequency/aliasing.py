@@ -31,7 +31,7 @@ from ..errors import LayerError, ZfkitError
 from ..images.imageset import ImageSet
 from ..nets.activations import pictures_at
 from ..nets.graph import Step, pair
-from ..nets.model import VisionModel
+from ..nets.model import VisionModel, expect_model
 from ..nets.paper import BlurPool
 from .intervals import bootstrap_sums, interval
 from .plane import hann
@@ -158,6 +158,7 @@ def measure_aliasing(
     Raises LayerError for a layer that does not subsample; ZfkitError where maps have fewer than eight places
     in the subsampled grid.
     """
+    expect_model(model)
     source = _Subsampler.of(model, layer)
     sh, sw = source.stride
     if not len(images):

@@ -18,7 +18,7 @@ from ..deconv.receptive_field import Interval, receptive_field
 from ..errors import ZfkitError
 from ..images.imageset import ImageSet
 from ..nets.activations import activations, pictures_at
-from ..nets.model import VisionModel
+from ..nets.model import VisionModel, expect_model
 from .intervals import bootstrap_sums, interval
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def shift_consistency(
 
     Raises ZfkitError for pictures without room for the shifts, and LayerError for an unknown layer.
     """
+    expect_model(model)
     whole_number(shifts, "shifts, in pixels,")
     if len(images) < 2:
         raise ZfkitError("distances are measured against those between pictures: at least two are needed")

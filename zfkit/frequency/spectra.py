@@ -21,7 +21,7 @@ from ..checks import layer_names, one_of, whole_number
 from ..deconv.receptive_field import extents
 from ..errors import LayerError, ZfkitError
 from ..nets.graph import pair
-from ..nets.model import VisionModel
+from ..nets.model import VisionModel, expect_model
 from ..nets.zoo import load_model
 from .plane import HIGH, LOW, SIZE, Plane, autocorrelation, frequency_bins, plane, power_of_autocorrelation
 
@@ -266,6 +266,7 @@ def filter_spectra(
         spectra = _of_weights(model, layer, stride, size)
     else:
         model = load_model(model, weights=weights, device="cpu") if isinstance(model, str) else model
+        expect_model(model)
         spectra = _of_layer(model, model.conv_layers[0] if layer is None else layer, size)
     called = f"{spectra.layer!r} of {spectra.name}" if spectra.layer else "the weights"
     taps = zip(spectra.dilation, spectra.weight.shape[2:], strict=True)
@@ -302,10 +303,11 @@ def _of_layer(model: VisionModel, layer: str, size: int) -> FilterSpectra:
     first = not any(isinstance(s.module, nn.Conv2d | nn.Linear) for s in before)
     if first and conv.weight.shape[1] == len(model.mean):  # a grouped one sees only some of the colours
         sees = "colour" if len(model.mean) == 3 else "grey"
+    weight = conv.weight.flip(1) if sees == "colour" and model.channels == "bgr" else conv.weight  # red first
     extent = extents(model.network, step.inputs[0]).get(model.network.input)
     even = extent is not None and extent[0].stride == extent[1].stride
     return FilterSpectra(
-        model.name, layer, _float64(conv.weight), size, pair(conv.stride), pair(conv.dilation),
+        model.name, layer, _float64(weight), size, pair(conv.stride), pair(conv.dilation),
         extent[0].stride if extent and even else None, sees,
     )  # fmt: skip
 

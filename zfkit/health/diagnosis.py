@@ -14,7 +14,7 @@ from ..errors import LayerError
 from ..images.colour import signed_to_rgb
 from ..images.imageset import ImageSet
 from ..nets.activations import activations
-from ..nets.model import VisionModel
+from ..nets.model import VisionModel, expect_model
 from .checks import CHECKS
 from .layers import Layer
 from .measure import Measurements, layer_table, measure
@@ -51,6 +51,7 @@ def diagnose(
     >>> report.table(), report.layers
     >>> zfkit.figures.report_figure(report)
     """
+    expect_model(model)
     if limit is not None:
         whole_number(limit, "limit, a number of pictures or None for all,")
     whole_number(batch_size, "batch_size")

@@ -85,16 +85,23 @@ def measure(
             x = model.preprocess(pixels[batch])
             entering.add(x)
             output = _watch(model, x, watched, torch.tensor(places)[batch], whole=not left_out)
-            if not left_out:
+            if not left_out and _has_classes(output):
                 outputs.append(_log_probabilities(output).double().cpu())
             done(len(batch))
     m = Measurements(
         model, images, places, {name: w.finish() for name, w in watched.items()}, entering.signal,
-        None if left_out else torch.cat(outputs), remarks=remarks,
+        torch.cat(outputs) if outputs else None, remarks=remarks,
     )  # fmt: skip
+    if not left_out and not outputs:
+        remarks.append(
+            f"the network gives no classes but {tuple(output.shape[1:]) or 'one number'} for each picture: the "
+            "learning signal, blank pictures and the order of colours were not looked at"
+        )
     layers = list(m.layers.values())
     layers[0].first = layers[0].weight.dim() == 4
-    layers[-1].last = not left_out and not layers[-1].rectified
+    if layers[0].first and model.channels == "bgr":  # shown as pictures, red first
+        layers[0].weight = layers[0].weight.flip(1)
+    layers[-1].last = bool(outputs) and not layers[-1].rectified
     subsampling = subsampling_layers(model)
     for layer in layers:
         if layer.finite and layer.signal and subsampling.get(layer.name):
@@ -152,9 +159,9 @@ def _what_runs(model: VisionModel, side: int) -> set[str]:
 def _watch(
     model: VisionModel, x: Tensor, watched: dict[str, Statistics], places: Tensor, whole: bool
 ) -> Tensor:
-    """One batch through the network, each layer's output added to its statistics; returns the last step's output."""
+    """One batch through the network, each layer's output added to its statistics; returns the network's output."""
     looked_at = {w.unit.looked_at: w for w in watched.values()}
-    output = x
+    result = x
     for step, _, output in model.network.walk(
         x, list(model.network.steps) if whole else [*watched, *looked_at]
     ):
@@ -162,7 +169,14 @@ def _watch(
             watched[step.name].add_output(output)
         if step.name in looked_at:
             looked_at[step.name].add_activations(output, places)
-    return output
+        if step.name == model.network.output:
+            result = output.clone()  # a ReLU may follow in place
+    return result
+
+
+def _has_classes(output: Tensor) -> bool:
+    """Are these numbers (N, K), at least two for each picture, rather than one, or maps?"""
+    return output.dim() > 1 and output.shape[1] == output[0].numel() > 1
 
 
 def _log_probabilities(output: Tensor) -> Tensor:
@@ -184,7 +198,7 @@ def _fitting(m: Measurements, labels: Tensor) -> Tensor | None:
 @torch.inference_mode()
 def _run(m: Measurements, x: Tensor) -> Tensor:
     """What the network gives, as log-probabilities up to a constant, (N, K) float64."""
-    return torch.cat([_log_probabilities(m.model.net(part)).double().cpu() for part in x.split(64)])
+    return torch.cat([_log_probabilities(m.model.logits(part)).double().cpu() for part in x.split(64)])
 
 
 def _blank(m: Measurements) -> dict[str, float]:
@@ -204,7 +218,7 @@ def _learning(m: Measurements, pixels: Tensor, random_seed: int, batch_size: int
     weights = {n: p.detach().clone().requires_grad_() for n, p in m.model.net.named_parameters()}
     for part in torch.arange(len(pixels)).split(batch_size):
         with torch.enable_grad():  # gradients add up in the copies
-            output = torch.func.functional_call(m.model.net, weights, (m.model.preprocess(pixels[part]),))
+            output = m.model.forward(m.model.preprocess(pixels[part]), weights)
             right = labels[part].to(output.device)
             loss = F.cross_entropy(_log_probabilities(output), right, reduction="sum") / len(pixels)
             loss.backward()

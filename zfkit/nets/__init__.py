@@ -13,7 +13,7 @@ from .model import VisionModel, wrap_model
 from .onnx import OnnxNetwork, load_onnx
 from .paper import ARCHITECTURES, AlexNet, Architecture, BlurPool, ZFNet, build
 from .trace import trace
-from .weights import load_weights, read_provenance, save_weights
+from .weights import load_state, load_weights, read_provenance, save_weights
 from .zoo import describe, list_models, load_model
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "list_models",
     "load_model",
     "load_onnx",
+    "load_state",
     "load_weights",
     "read_provenance",
     "save_weights",

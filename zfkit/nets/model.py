@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from ..checks import whole_number
+from ..batching import out_of_memory
+from ..checks import one_of, whole_number
 from ..errors import ImageError, ModelError
 from ..images.colour import luma
-from .graph import LEAVES, Network
-from .trace import trace
+from .graph import LEAVES, Network, evaluation_mode
+from .trace import chosen, parts_of, trace
 from .weights import Provenance
+
+Channels = Literal["rgb", "bgr"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +31,15 @@ class VisionModel:
     """A network, how pictures go into it, and what its outputs are called.
 
     Attributes:
-        net: the `nn.Module`, in evaluation mode.
-        mean, scale: input = (rgb_0_255 - mean) * scale, one number per channel.
+        net: the `nn.Module`, in whatever mode its owner has put it into: zfkit's own passes run in evaluation mode.
+        mean, scale: input = (rgb_0_255 - mean) * scale, one number per channel, red first.
         input_size: side in pixels of the pictures it was trained on. Convolutional layers take larger ones.
         classes: names of its outputs, or empty.
         name: what to call it in tables and captions.
         provenance: data, recipe and accuracy, where known.
+        channels: "bgr" for a network that takes blue first. `preprocess` gives red first all the same, as do the
+            projections, and `logits` turns them round: the traced network begins with that step.
+        output: key, field or number of the tensor that is looked at, of a network that returns several.
     """
 
     net: nn.Module
@@ -39,6 +49,8 @@ class VisionModel:
     classes: tuple[str, ...] = ()
     name: str = "mine"
     provenance: Provenance = field(default_factory=dict, repr=False)
+    channels: Channels = "rgb"
+    output: str | int | None = None
     _traced: dict[frozenset[type], Network] = field(default_factory=dict, repr=False)
     _hashed: dict[Any, str] = field(default_factory=dict, repr=False)
 
@@ -63,6 +75,18 @@ class VisionModel:
             x = luma(x)
         return (x - x.new_tensor(self.mean).view(-1, 1, 1)) * x.new_tensor(self.scale).view(-1, 1, 1)
 
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """What the network returns for preprocessed pictures (N, C, H, W): in evaluation mode, without gradients."""
+        return self.forward(x)
+
+    def forward(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """`logits` with gradients, and with other `weights` in place of the parameters of these names."""
+        x = x.flip(1) if self.channels == "bgr" else x
+        with evaluation_mode(self.net):
+            outputs = self.net(x) if weights is None else functional_call(self.net, dict(weights), (x,))
+        return chosen(outputs, self.output)
+
     @property
     def network(self) -> Network:
         """The traced network; traced again if rules for more kinds of module were registered since."""
@@ -70,7 +94,7 @@ class VisionModel:
         if key not in self._traced:
             side, count = self.input_size, len(self.mean)
             example = torch.zeros(1, count, side, side, device=self.device, dtype=self.dtype)
-            self._traced[key] = trace(self.net, example)
+            self._traced[key] = trace(self.net, example, output=self.output, bgr=self.channels == "bgr")
         return self._traced[key]
 
     @property
@@ -100,16 +124,19 @@ class VisionModel:
         # Also buffers that are not stored with the weights, such as the filter of a blur.
         state |= {name: buffer for name, buffer in self.net.named_buffers() if name not in state}
         # torch counts the changes of a tensor; weights that nobody touched are not read again.
-        counted = not any(t.is_inference() for t in state.values())
+        counted = all(isinstance(t, Tensor) and not t.is_inference() for t in state.values())
         version = tuple((name, t.data_ptr(), t._version) for name, t in state.items()) if counted else None
         if version is None or version not in self._hashed:
             digest = hashlib.sha256()
-            for name, tensor in state.items():
-                numbers = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-                digest.update(name.encode() + b"\0" + numbers.tobytes())
+            for name, value in state.items():
+                digest.update(name.encode() + b"\0" + _bytes(value))
             self._hashed.clear()
             self._hashed[version] = digest.hexdigest()[:16]
         return self._hashed[version]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> VisionModel:
+        # The traced steps run this network's own modules: a copy is traced anew.
+        return replace(self, net=copy.deepcopy(self.net, memo), _traced={}, _hashed={})
 
     def to(self, device: str | torch.device) -> VisionModel:
         """Move the network to a device; returns the same model."""
@@ -122,6 +149,20 @@ class VisionModel:
         return f"VisionModel({self.name!r}: {count:,} parameters, {self.input_size} px, {classes})"
 
 
+def expect_model(model: Any) -> None:
+    """Raise ModelError for anything but a `VisionModel`; a bare network is the most common of them."""
+    if isinstance(model, VisionModel):
+        return
+    how = "make one with zfkit.load_model(name) or zfkit.wrap_model(net, ...)"
+    if isinstance(model, nn.Module):
+        how = "wrap it first: model = zfkit.wrap_model(net, mean=..., scale=..., input_size=...)"
+    elif isinstance(model, str | Path):
+        how = f"load it first: model = zfkit.load_model({str(model)!r})"
+    raise ModelError(
+        f"expected a network together with what its input looks like, got {type(model).__name__}: {how}"
+    )
+
+
 def wrap_model(
     net: nn.Module,
     *,
@@ -131,53 +172,160 @@ def wrap_model(
     classes: Sequence[str] | None = None,
     name: str = "mine",
     provenance: Provenance | None = None,
+    channels: Channels = "rgb",
+    output: str | int | None = None,
 ) -> VisionModel:
     """Your own network, as zfkit uses them: any CNN that torch.fx can trace, for 1 or 3 channels.
 
     Args:
-        net: takes (N, C, S, S) floats; it is put into evaluation mode.
+        net: takes (N, C, S, S) floats. It is left as it is, in the mode that it is in.
         mean, scale: input = (rgb_0_255 - mean) * scale; one number, or one per channel. For torchvision's
-            habit of dividing by 255 and normalising: ``mean=255 * mean, scale=1 / (255 * std)``.
+            habit of dividing by 255 and normalising: ``mean=255 * mean, scale=1 / (255 * std)``. Numbers for pictures
+            from 0 to 1 are warned about, with the right ones.
         input_size: S, in pixels.
         classes: names of the outputs.
+        channels: "bgr" for a network that takes blue first, as OpenCV and Caffe do; `mean` and `scale` are then in
+            that order, too.
+        output: of a network that returns a dictionary, a tuple or the like: which part to look at, by its key or place.
 
     Raises ModelError where the numbers do not fit the network, or the network cannot be run or traced.
 
     >>> model = wrap_model(net, mean=[123.7, 116.3, 103.5], scale=1 / 58, input_size=224)
     """
-    if not isinstance(net, nn.Module):
-        raise ModelError(f"expected a torch.nn.Module, got {type(net).__name__}")
+    _expect_plain(net)
     whole_number(input_size, "input_size, in pixels,", error=ModelError)
-    first = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
-    if first is None:
-        raise ModelError(f"{type(net).__name__} has no Conv2d layer, so it has no feature maps to look at")
-    channels = first.in_channels
-    if channels not in (1, 3):
-        raise ModelError(
-            f"{type(net).__name__} takes {channels} channels; zfkit shows networks that take 1 or 3"
-        )
+    one_of(channels, "order of channels", ("rgb", "bgr"), ModelError)
+    count, outputs = _try(net, input_size)
+    if not isinstance(outputs, Tensor) or output is not None:
+        outputs = _chosen(net, outputs, output)
     listed = classes is None or (isinstance(classes, Iterable) and not isinstance(classes, dict))
     names = tuple(classes) if classes is not None and listed else ()
     if not listed or not all(isinstance(c, str) for c in names):
         raise ModelError(
             f"classes must be a list of names, one for each output, or None, not {classes!r:.80}"
         )
-    means, scales = _per_channel("mean", mean, channels), _per_channel("scale", scale, channels)
+    means, scales = _per_channel("mean", mean, count), _per_channel("scale", scale, count)
     if 0 in scales:
         raise ModelError("scale must not be 0: every picture would look the same to the network")
-    model = VisionModel(net.eval(), means, scales, input_size, names, name, provenance or {})
-    try:
-        with torch.inference_mode():
-            blank = torch.zeros(1, channels, input_size, input_size, device=model.device, dtype=model.dtype)
-            outputs = net(blank).shape[-1]
-    except Exception as error:
-        raise ModelError(
-            f"{type(net).__name__} does not run on an input (1, {channels}, {input_size}, {input_size}): {error}"
-        ) from error
-    if names and len(names) != outputs:
-        raise ModelError(f"{len(names)} class names for a network with {outputs} outputs")
+    _warn_of_unit_range(means, scales)
+    if channels == "bgr":
+        means, scales = means[::-1], scales[::-1]
+    K = outputs.shape[1] if outputs.dim() > 1 else 1  # one number for each picture
+    if names and len(names) != K:
+        raise ModelError(f"{len(names)} class names for a network with {K} outputs")
+    model = VisionModel(net, means, scales, input_size, names, name, provenance or {}, channels, output)
     _ = model.network  # trace now, so that a network zfkit cannot follow is refused here
     return model
+
+
+def _expect_plain(net: Any) -> None:
+    """Raise ModelError for what is no network, or one whose operations cannot be seen from outside."""
+    if isinstance(net, Mapping):
+        raise ModelError(
+            "expected a torch.nn.Module, got a dictionary: build the network, then net.load_state_dict(...)"
+        )
+    if not isinstance(net, nn.Module):
+        raise ModelError(f"expected a torch.nn.Module, got {type(net).__name__}")
+    inside = None
+    if isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inside = "module"
+    elif "_orig_mod" in net._modules:  # torch.compile's
+        inside = "_orig_mod"
+    if inside:
+        raise ModelError(
+            f"{type(net).__name__} holds the network that zfkit can follow: wrap net.{inside} instead "
+            f"({type(getattr(net, inside)).__name__})"
+        )
+    if isinstance(net, torch.jit.ScriptModule):
+        raise ModelError("a scripted network cannot be traced; wrap the one that it was scripted from")
+    if any(isinstance(m, nn.Conv2d) for m in net.modules()):
+        return
+    quantised = any(
+        "quantized" in type(m).__module__ or "intrinsic" in type(m).__module__ for m in net.modules()
+    )
+    raise ModelError(
+        f"{type(net).__name__}'s convolutions are quantised, which have no way back; wrap it as it was before"
+        if quantised
+        else f"{type(net).__name__} has no Conv2d layer, so it has no feature maps to look at"
+    )
+
+
+@torch.no_grad()
+def _try(net: nn.Module, side: int) -> tuple[int, Any]:
+    """How many channels the network takes, 3 or 1, and what it returns for an input of as many.
+
+    Raises ModelError where it runs on neither.
+    """
+    ran: list[nn.Conv2d] = []  # the convolution defined first may be that of a head
+    errors: dict[int, Exception] = {}
+    like = next(net.parameters())
+    convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    hooks = [c.register_forward_pre_hook(lambda conv, _: ran.append(conv)) for c in convolutions]
+    try:
+        for count in (3, 1):
+            try:
+                with evaluation_mode(net):
+                    return count, net(like.new_zeros(1, count, side, side))
+            except Exception as error:
+                if out_of_memory(error):
+                    raise
+                errors[count] = error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    channels = (ran or convolutions)[0].in_channels
+    if channels not in errors:
+        raise ModelError(
+            f"{type(net).__name__} takes {channels} channels; zfkit shows networks that take 1 or 3"
+        )
+    raise ModelError(
+        f"{type(net).__name__} does not run on an input (1, {channels}, {side}, {side}): {errors[channels]}"
+    ) from errors[channels]
+
+
+def _chosen(net: nn.Module, outputs: Any, output: str | int | None) -> Tensor:
+    """The tensor that `output` names. Raises ModelError, with the names that there are, where it names none."""
+    keys = [key for key, part in parts_of(outputs).items() if isinstance(part, Tensor)]
+    if output in keys:
+        return chosen(outputs, output)
+    what = "one tensor" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
+    if not keys:
+        advice = (
+            "leave `output` out" if isinstance(outputs, Tensor) else "with no tensor that could be looked at"
+        )
+        raise ModelError(f"{type(net).__name__} returns {what}: {advice}")
+    raise ModelError(
+        f"{type(net).__name__} returns {what} with {', '.join(map(repr, keys))}: say which of them to look at, "
+        f"wrap_model(..., output={keys[0]!r}){'' if output is None else f', not {output!r}'}"
+    )
+
+
+def _bytes(value: Any) -> bytes:
+    """An entry of a state dict as bytes; those of quantised layers are no tensors, or tensors of their own kind."""
+    if isinstance(value, tuple | list):
+        return b"".join(map(_bytes, value))
+    if not isinstance(value, Tensor):
+        return repr(value).encode()
+    if value.is_quantized:
+        return _bytes([value.int_repr(), value.dequantize()])
+    return bytes(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def _warn_of_unit_range(means: tuple[float, ...], scales: tuple[float, ...]) -> None:
+    """Warn where the numbers are those for pictures from 0 to 1: no pictures from 0 to 255 have a mean below 1."""
+    if not all(0 <= m <= 1 for m in means) or not any(means):
+        return
+    # From 0 to 1 networks are given (x - mean) / std with std about 0.2: the scale, or by mistake std itself.
+    right = [s if s < 0.1 else s / 255 if s >= 1 else 1 / (255 * s) for s in scales]
+    warnings.warn(
+        f"mean={_short(means)} and scale={_short(scales)} look like numbers for pictures from 0 to 1, and zfkit's go "
+        f"from 0 to 255: say mean={_short([255 * m for m in means])}, scale={_short(right)}",
+        stacklevel=3,
+    )
+
+
+def _short(numbers: Sequence[float]) -> str:
+    return "[" + ", ".join(f"{v:.4g}" for v in numbers) + "]"
 
 
 def _per_channel(what: str, value: Any, channels: int) -> tuple[float, ...]:

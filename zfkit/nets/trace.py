@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import operator
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 import torch
@@ -42,8 +43,9 @@ class _Proxy(fx.Proxy):
 class _Tracer(fx.Tracer):
     """Follows the image alone, and remembers what each module that is made of others gave."""
 
-    def __init__(self) -> None:
+    def __init__(self, bgr: bool) -> None:
         super().__init__()
+        self.bgr = bgr
         self.blocks: dict[str, fx.Node] = {}
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -51,7 +53,7 @@ class _Tracer(fx.Tracer):
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         # Further arguments of forward keep their defaults, as when the network is called with an image.
-        return (lambda root, image: root_fn(root, image)), [
+        return (lambda root, image: root_fn(root, image.flip(1) if self.bgr else image)), [
             self.root,
             self.create_proxy("placeholder", "input", (), {}),
         ]
@@ -73,18 +75,20 @@ class _Tracer(fx.Tracer):
         return result
 
 
-def trace(net: nn.Module, example: Tensor) -> Network:
+def trace(net: nn.Module, example: Tensor, *, output: str | int | None = None, bgr: bool = False) -> Network:
     """The operations of `net` in evaluation mode.
 
     Args:
         example: an input (1, C, H, W) on the network's device; its values do not matter.
+        output: which part of what the network returns is its output; None for the first tensor.
+        bgr: the network takes blue first: the traced one takes red first, and begins with turning them round.
 
     Raises ModelError where `torch.fx` cannot follow the network (control flow that depends on data), where
     an operation in place changes a tensor that is read again through a view of it, and where the operations do not
     give what the network gives.
     """
     with evaluation_mode(net):
-        tracer = _Tracer()
+        tracer = _Tracer(bgr)
         try:
             graph = tracer.trace(net)
         except Exception as error:
@@ -97,9 +101,10 @@ def trace(net: nn.Module, example: Tensor) -> Network:
         nodes = _named(graph, net, tracer.blocks)
         names = {node: name for name, node in nodes.items() if isinstance(node, fx.Node)}
         steps = _steps(net, nodes, names)
-        returned = _returned(graph)
+        returned = _returned(graph, output)
         network = Network(steps, names[returned] if returned is not None else next(reversed(steps)))
-        shapes = _compare(net, network, example)
+        noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
+        shapes = _compare(net, network, noise, noise.flip(1) if bgr else noise, output)
         for name, node in nodes.items():
             if isinstance(node, fx.Node) and node.op in ("call_function", "call_method"):
                 form = describe(node, lambda n: shapes.get(names[n]) if n in names else None)
@@ -110,9 +115,30 @@ def trace(net: nn.Module, example: Tensor) -> Network:
         return replace(network, shapes=shapes)
 
 
-def _returned(graph: fx.Graph) -> fx.Node | None:
-    """The node that the network returns; of several outputs, the first tensor."""
-    return next((n for node in graph.nodes if node.op == "output" for n in node.all_input_nodes), None)
+def parts_of(outputs: Any) -> dict[Any, Any]:
+    """What a network returns, by key, field or number; empty for a single tensor."""
+    if isinstance(outputs, Mapping):
+        return dict(outputs)
+    if isinstance(outputs, tuple | list):
+        return getattr(outputs, "_asdict", lambda: dict(enumerate(outputs)))()
+    return dict(vars(outputs)) if is_dataclass(outputs) else {}
+
+
+def chosen(outputs: Any, output: str | int | None) -> Any:
+    """The part of this key, field or number; None for all of it."""
+    return outputs if output is None else parts_of(outputs)[output]
+
+
+def _returned(graph: fx.Graph, output: str | int | None) -> fx.Node | None:
+    """The node that the network returns; of several outputs, the one that is named, or the first tensor."""
+    node = next(node for node in graph.nodes if node.op == "output")
+    if output is None:
+        return next(iter(node.all_input_nodes), None)
+    outputs: Any = node.args[0]
+    if isinstance(outputs, fx.Node) and isinstance(outputs.target, type):  # a named tuple, made while tracing
+        outputs = inspect.signature(outputs.target).bind(*outputs.args, **outputs.kwargs).arguments
+    part = parts_of(outputs).get(output)
+    return part if isinstance(part, fx.Node) else None
 
 
 def _named(graph: fx.Graph, net: nn.Module, blocks: dict[str, fx.Node]) -> dict[str, fx.Node | str]:
@@ -249,13 +275,13 @@ def _resting(module: nn.Module, run: Any) -> Any:
 
 
 @torch.no_grad()
-def _compare(net: nn.Module, network: Network, example: Tensor) -> dict[str, tuple[int, ...]]:
+def _compare(
+    net: nn.Module, network: Network, noise: Tensor, given_to_net: Tensor, output: str | int | None
+) -> dict[str, tuple[int, ...]]:
     """Run the network, and twice its traced steps, on the same noise; the shapes of all steps' outputs.
 
     Raises ModelError, with the first step that differs, where they do not agree.
     """
-    noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
-    noise = noise.to(example.device, example.dtype)
     given: dict[str, Tensor] = {}  # what the network's own modules gave, when they were first called
 
     def keep(name: str) -> Any:
@@ -268,7 +294,7 @@ def _compare(net: nn.Module, network: Network, example: Tensor) -> dict[str, tup
     listed = [s.name for s in network.steps.values() if s.layer is not None and s.name not in given]
     hooks = [net.get_submodule(n).register_forward_hook(keep(n)) for n in listed if _is_module(net, n)]
     try:
-        result = net(noise.clone())
+        result = chosen(net(given_to_net.clone()), output)
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,4 +1,4 @@
-"""Weights in files: safetensors in and out, with provenance; nothing from outside is ever unpickled."""
+"""Weights in files: safetensors in and out, with provenance; of checkpoints from outside no code is ever run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read_provenance(path: str | Path) -> Provenance:
 
     Raises ModelError for a missing, damaged or pickled file, or one without provenance.
     """
-    return _read(Path(path), names=())[1]
+    return _provenance(Path(path), _read(Path(path), names=())[1])
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], Provenance]:
@@ -34,11 +34,45 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], Provenance]:
     values that are not finite.
     """
     path = Path(path)
-    tensors, provenance = _read(path)
-    broken = [name for name, t in tensors.items() if not torch.isfinite(t).all()]
-    if broken:
-        raise ModelError(f"{path.name}: {', '.join(broken)} hold NaN or infinite values; train it again")
-    return tensors, provenance
+    tensors, metadata = _read(path)
+    return _finite(path, tensors), _provenance(path, metadata)
+
+
+def load_state(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of any file of weights by name: safetensors, or a checkpoint of torch, of which no code is run.
+
+    Of a checkpoint that holds other things, too, what lies under "state_dict", "model" or the like.
+
+    Raises ModelError for a file that is missing, damaged or holds anything but weights, and for values that are not
+    finite.
+    """
+    path = Path(path).expanduser()
+    if path.suffix == ".safetensors":
+        state: Any = _read(path)[0]
+    elif not path.is_file():
+        raise ModelError(f"there is no file {str(path)!r}; check the path")
+    else:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception:  # whatever torch raises for what is no checkpoint
+            raise ModelError(
+                f"{path.name} is damaged, or holds more than weights, which would have to be run to be read; where you "
+                "trust it, load it and write its weights alone: torch.save(net.state_dict(), 'weights.pt')"
+            ) from None
+    for key in ("state_dict", "model_state_dict", "model", "net", "weights"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    tensors = (
+        {str(k): t for k, t in state.items() if isinstance(t, Tensor)} if isinstance(state, Mapping) else {}
+    )
+    if not tensors:
+        keys = (
+            f"a dictionary with {', '.join(map(str, state))}"
+            if isinstance(state, Mapping)
+            else type(state).__name__
+        )
+        raise ModelError(f"{path.name} holds no weights by name but {keys:.200}")
+    return _finite(path, tensors)
 
 
 def save_weights(
@@ -65,17 +99,24 @@ def save_weights(
     return path
 
 
-def _read(path: Path, names: Iterable[str] | None = None) -> tuple[dict[str, Tensor], Provenance]:
-    """The tensors of these names, None for all, in float32, and the provenance."""
+def _finite(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    broken = [name for name, t in tensors.items() if not torch.isfinite(t).all()]
+    if broken:
+        raise ModelError(f"{path.name}: {', '.join(broken)} hold NaN or infinite values; train it again")
+    return tensors
+
+
+def _read(path: Path, names: Iterable[str] | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of these names, None for all, in float32, and the file's metadata."""
     from safetensors import SafetensorError, safe_open
 
     _check_is_safetensors(path)
     try:
         with safe_open(path, "pt") as file:
-            provenance = _provenance(path, file.metadata() or {})
             chosen = file.keys() if names is None else names
             # Copies, as the file's own are mapped from the disk.
-            return {name: file.get_tensor(name).to(torch.float32, copy=True) for name in chosen}, provenance
+            tensors = {name: file.get_tensor(name).to(torch.float32, copy=True) for name in chosen}
+            return tensors, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path.name} is damaged ({error}); download or copy it again") from None
 
@@ -86,9 +127,16 @@ def _provenance(path: Path, metadata: Mapping[str, str]) -> Provenance:
         return provenance
     except (KeyError, ValueError):
         raise ModelError(
-            f"{path.name} does not say which network it belongs to: it was not written by zfkit. Load its "
-            "tensors into your own network and call zfkit.wrap_model(net, ...)"
+            f"{path.name} does not say which network it belongs to: it was not written by zfkit. {_how_to_load(path)}"
         ) from None
+
+
+def _how_to_load(path: Path) -> str:
+    given = f"weights={str(path)!r}"
+    return (
+        f"Name the network: zfkit.load_model('torchvision:resnet18', {given}), or with a function of yours that makes "
+        f"it, zfkit.load_model('my_module.py:make_net', {given}, mean=..., scale=..., input_size=...)"
+    )
 
 
 def _check_is_safetensors(path: Path) -> None:
@@ -102,8 +150,7 @@ def _check_is_safetensors(path: Path) -> None:
         return
     if head[:2] == b"PK" or head[:1] == b"\x80":
         raise ModelError(
-            f"{path.name} is a pickled checkpoint, and unpickling can run any code, so zfkit does not. Convert "
-            "it where you trust it: safetensors.torch.save_file(torch.load(path, weights_only=True), ...)"
+            f"{path.name} is a checkpoint that does not say which network it belongs to. {_how_to_load(path)}"
         )
     raise ModelError(
         f"{path.name} is no checkpoint: it is not in safetensors format, or it is cut short; download or copy "

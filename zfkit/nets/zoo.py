@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Callable
-from dataclasses import asdict
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..batching import out_of_memory
 from ..errors import ModelError, unknown
-from .model import VisionModel, wrap_model
+from .model import Channels, VisionModel, wrap_model
 from .onnx import OnnxNetwork, load_onnx
 from .paper import ARCHITECTURES, AlexNet, Architecture, ZFNet, build
-from .weights import Provenance, load_weights, read_provenance
+from .weights import Provenance, load_state, load_weights, read_provenance
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +29,9 @@ TINY_IMAGENET_MEAN = (122.5573, 114.3941, 101.4863)  # over its training set
 CAFFE_MEAN = (123.68, 116.779, 103.939)  # ImageNet's training set, as Caffe's networks had it
 IMAGENET_MEAN = tuple(255 * m for m in (0.485, 0.456, 0.406))  # ImageNet's, as torchvision has it
 IMAGENET_STD = tuple(255 * s for s in (0.229, 0.224, 0.225))
+
+STATES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")  # files that hold weights
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # DataParallel's, torch.compile's, Lightning's
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -57,7 +63,13 @@ def list_models() -> pd.DataFrame:
 def load_model(
     name: str | Path = "zfnet64",
     *,
-    weights: str | None = "DEFAULT",
+    weights: str | Path | None = "DEFAULT",
+    mean: float | Sequence[float] | None = None,
+    scale: float | Sequence[float] | None = None,
+    input_size: int | None = None,
+    classes: Sequence[str] | str | Path | None = None,
+    channels: Channels | None = None,
+    output: str | int | None = None,
     device: str | torch.device | None = None,
     random_seed: int = 0,
 ) -> VisionModel:
@@ -66,20 +78,36 @@ def load_model(
     Args:
         name: ``"zfnet64"``, ``"alexnet64"`` (bundled, trained on Tiny ImageNet); ``"zfnet224"``,
             ``"alexnet224"`` (the paper's geometry, untrained); ``"torchvision:alexnet"`` or any other of its
-            classifiers; a path that ends in ``.safetensors``, as zfkit writes them; the ONNX model zoo's
-            zfnet512, as a path that ends in ``.onnx`` (outputs are probabilities: its last layer is "softmax").
-        weights: for torchvision, the name of the weights, or None for random ones without a download.
+            classifiers; ``"timm:resnet50"`` or any other of timm's; ``"my_module.py:make_net"``, a file of yours,
+            *which is run*, and in it a function without arguments that returns an `nn.Module`; a path that ends in
+            ``.safetensors``, as zfkit writes them; the ONNX model zoo's zfnet512, as a path that ends in ``.onnx``
+            (outputs are probabilities: its last layer is "softmax").
+        weights: for torchvision and timm, the name of the weights, or None for random ones without a download; or a
+            file of weights of this network, .safetensors, .pt, .pth or .ckpt, possibly for other classes.
+        mean, scale, input_size, channels, output: as in `wrap_model`: needed for a module of yours, and otherwise in
+            place of the network's own.
+        classes: names of the outputs, or a text file with one on each line.
         device: default: the GPU if there is one.
         random_seed: of random weights.
 
     What zfnet512 expects of a picture its publishers do not say (its page in the zoo leaves it empty). *Assumed*
     is what Caffe's networks of the time take: 0-255, minus ImageNet's mean, blue first. The filters of its conv1
     are turned round on loading, so that here it takes RGB like every other network. For any other ONNX file nothing
-    is assumed: `zfkit.nets.load_onnx`, then `wrap_model`.
+    is assumed: `mean` and `scale` have to be given.
 
     Raises ModelError for an unknown name, or a file that is missing, damaged, pickled or of another network.
+
+    >>> load_model("torchvision:resnet18", weights="mine.pt", classes="names.txt")
     """
-    model = _load(str(name), None if str(weights).lower() == "none" else weights, random_seed)
+    if isinstance(classes, str | Path):
+        classes = _lines(Path(classes))
+    said = {
+        "mean": mean, "scale": scale, "input_size": input_size, "classes": classes, "channels": channels,
+        "output": output,
+    }  # fmt: skip
+    said = {key: value for key, value in said.items() if value is not None}
+    model = _load(str(name), None if str(weights).lower() == "none" else str(weights), random_seed, said)
+    model.net.eval()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         if torch.device(device).type == "meta":
@@ -99,28 +127,51 @@ def describe(architecture: Architecture) -> dict[str, Any]:
     return asdict(architecture)
 
 
-def _load(name: str, weights: str | None, random_seed: int) -> VisionModel:
+Said = Mapping[
+    str, Any
+]  # arguments of `wrap_model` that the caller gave, which come before the network's own
+
+
+def _load(name: str, weights: str | None, random_seed: int, said: Said) -> VisionModel:
     bundled, path = _bundled(), Path(name)
-    if name in bundled:
-        return _from_file(bundled[name], name)
+    file = Path(weights).expanduser() if weights and Path(weights).suffix in STATES else None
+    of_module = re.fullmatch(r"(.+\.py):(\w+)", name)
+    if name in bundled and file is None:
+        return _from_file(bundled[name], name, said)
     if name in ARCHITECTURES:
-        net = _random(lambda: build(ARCHITECTURES[name]), random_seed)
-        size, untrained = net.architecture.input_size, {"data": "untrained"}
-        return wrap_model(
-            net, mean=TINY_IMAGENET_MEAN, scale=1, input_size=size, name=name, provenance=untrained
-        )
+        a = ARCHITECTURES[name]
+        net = _made(lambda n=None: build(replace(a, classes=n or a.classes)), file, name, random_seed)
+        own = {
+            "mean": TINY_IMAGENET_MEAN,
+            "scale": 1,
+            "input_size": a.input_size,
+            "provenance": _origin(file),
+        }
+        return wrap_model(net, **{**own, "name": name, **said})
     if name.startswith("torchvision:"):
-        return _from_torchvision(name, weights, random_seed)
+        return _from_torchvision(name, file or weights, random_seed, said)
+    if name.startswith("timm:"):
+        return _from_timm(name, file or weights, random_seed, said)
+    if of_module:
+        return _from_module(Path(of_module[1]).expanduser(), of_module[2], file, random_seed, said)
     if path.suffix == ".onnx":
-        return _from_onnx(path.expanduser())
+        return _from_onnx(path.expanduser(), said)
     if path.suffix == ".safetensors" or path.is_file():
-        return _from_file(path.expanduser(), path.stem)
+        return _from_file(path.expanduser(), path.stem, said)
     from torchvision import models
 
     meant = [f"torchvision:{name}"] if name in models.list_models(models) else []  # "resnet18"
     names = [*bundled, *(n for n in ARCHITECTURES if n not in bundled), *meant]
-    names += ["torchvision:NAME", "PATH.safetensors", "PATH.onnx"]
+    names += ["torchvision:NAME", "timm:NAME", "my_module.py:make_net", "PATH.safetensors", "PATH.onnx"]
     raise ModelError(unknown("model", name, names, limit=len(names)))
+
+
+def _lines(path: Path) -> list[str]:
+    """Names in a text file, one on each line."""
+    try:
+        return [line.strip() for line in path.expanduser().read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{str(path)!r} cannot be read as a text file of class names ({error})") from None
 
 
 def _bundled() -> dict[str, Path]:
@@ -135,6 +186,62 @@ def _random(make: Callable[[], Net], random_seed: int) -> Net:
         return make()
 
 
+def _origin(file: Path | None) -> Provenance:
+    return {"data": "untrained"} if file is None else {"data": f"weights of {file.name}"}
+
+
+def _made(make: Callable[..., Net], file: Path | None, name: str, random_seed: int) -> Net:
+    """The network that `make` makes, with the weights of a file, if there is one.
+
+    `make` takes a number of classes: where that alone does not fit the file, a network with the file's is made.
+
+    Raises ModelError, with the first of the tensors that differ, where the file is of another network.
+    """
+    net = _random(make, random_seed)
+    if file is None:
+        return net
+    stored = _without_prefix(load_state(file), net)
+    expected = _shapes(net.state_dict())
+    wrong = {k for k, shape in _shapes(stored).items() if k in expected and expected[k] != shape}
+    counts = {(expected[k][0], stored[k].shape[0]) for k in wrong if expected[k] and stored[k].dim()}
+    if len(counts) == 1 and all(expected[k][1:] == stored[k].shape[1:] for k in wrong):
+        net = _random(lambda: make(counts.pop()[1]), random_seed)
+    _expect_fit(file, name, net, stored)
+    net.load_state_dict(stored, strict=False)
+    return net
+
+
+def _without_prefix(stored: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    """Weights by the network's own names: those who wrote the file had it inside others (DataParallel, Lightning)."""
+    expected = net.state_dict()
+    while not any(k in expected for k in stored):
+        prefix = next((p for p in PREFIXES if any(k.startswith(p) for k in stored)), None)
+        if prefix is None:
+            break
+        stored = {k.removeprefix(prefix): t for k, t in stored.items()}
+    return stored
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {k: tuple(t.shape) for k, t in state.items() if isinstance(t, Tensor)}
+
+
+def _expect_fit(file: Path, what: str, net: nn.Module, stored: Mapping[str, Tensor]) -> None:
+    """Raise ModelError, with the first that differs, where these are not the network's tensors."""
+    # Old files lack the counters of batch normalisation; heads that help in training alone ("aux") may be missing.
+    optional = re.compile(r"num_batches_tracked$|^aux|^AuxLogits")
+    expected, held = _shapes(net.state_dict()), _shapes(stored)
+    names = sorted(expected.keys() | held.keys())
+    wrong = [k for k in names if expected.get(k) != held.get(k) and not optional.search(k)]
+    if wrong:
+        k = wrong[0]
+        raise ModelError(
+            f"{file.name} does not fit {what}: {len(wrong)} tensors differ, first "
+            f"{k}: expected {expected.get(k, 'none')}, found {held.get(k, 'none')}; the file begins with "
+            f"{', '.join(list(held)[:3])}"
+        )
+
+
 def _build(provenance: Provenance) -> ZFNet | AlexNet:
     """The network that a file's provenance describes. Raises ModelError where it describes none."""
     try:
@@ -146,22 +253,14 @@ def _build(provenance: Provenance) -> ZFNet | AlexNet:
         raise ModelError(f"its provenance names no architecture that zfkit can build ({error})") from None
 
 
-def _from_file(path: Path, name: str) -> VisionModel:
+def _from_file(path: Path, name: str, said: Said) -> VisionModel:
     tensors, known = load_weights(path)
     try:
         with torch.device("meta"):
             net = _build(known)
     except ModelError as error:
         raise ModelError(f"{path.name}: {error}; was it edited?") from None
-    expected = {k: tuple(v.shape) for k, v in net.state_dict().items()}
-    stored = {k: tuple(v.shape) for k, v in tensors.items()}
-    wrong = sorted(k for k in expected.keys() | stored.keys() if expected.get(k) != stored.get(k))
-    if wrong:
-        k = wrong[0]
-        raise ModelError(
-            f"{path.name} does not fit the {net.architecture.family} its provenance names: {len(wrong)} tensors "
-            f"differ, first {k}: expected {expected.get(k, 'none')}, found {stored.get(k, 'none')}"
-        )
+    _expect_fit(path, f"the {net.architecture.family} its provenance names", net, tensors)
     net.load_state_dict(tensors, assign=True)
     net.requires_grad_(False)
     size = net.architecture.input_size
@@ -170,29 +269,56 @@ def _from_file(path: Path, name: str) -> VisionModel:
             f"{path.name}: its provenance says input_size {known['input_size']!r}, and its architecture {size!r}; was "
             "it edited?"
         )
-    return wrap_model(
-        net,
-        mean=known.get("mean", TINY_IMAGENET_MEAN),
-        scale=known.get("scale", 1.0),
-        input_size=size,
-        classes=known.get("classes"),
-        name=name,
-        provenance=known,
-    )
+    own = {
+        "mean": known.get("mean", TINY_IMAGENET_MEAN), "scale": known.get("scale", 1.0), "input_size": size,
+        "classes": known.get("classes"), "name": name, "provenance": known,
+    }  # fmt: skip
+    return wrap_model(net, **{**own, **said})
 
 
-def _from_onnx(path: Path) -> VisionModel:
+def _from_module(path: Path, function: str, file: Path | None, random_seed: int, said: Said) -> VisionModel:
+    """A network that a function in the user's file makes."""
+    if missing := [f"{key}=" for key in ("mean", "scale", "input_size") if key not in said]:
+        raise ModelError(
+            f"{path.name} does not say how pictures go in: give {', '.join(missing)} as zfkit.wrap_model takes them"
+        )
+    if not path.is_file():
+        raise ModelError(f"there is no file {str(path)!r}; check the path")
+    spec = importlib.util.spec_from_file_location(f"_zfkit_{path.stem}", path)
+    assert spec is not None and spec.loader is not None  # its name ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
+    beside = str(path.resolve().parent)
+    sys.path.insert(0, beside)  # it may import what lies beside it
+    try:
+        spec.loader.exec_module(module)
+        if (make := getattr(module, function, None)) is None:
+            offered = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+            raise ModelError(f"{path.name}: {unknown('function', function, offered)}")
+        net = _made(lambda _=None: make() if callable(make) else make, file, path.name, random_seed)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{path.name} stops with {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(beside)
+    return wrap_model(net, **{"name": path.stem, "provenance": _origin(file), **said})
+
+
+def _from_onnx(path: Path, said: Said) -> VisionModel:
     net = load_onnx(path)
+    if {"mean", "scale"} <= said.keys():
+        return wrap_model(net, **{"name": path.stem, "input_size": net.input_shape[-1], **said})
     if not _is_zfnet512(net):
         raise ModelError(
-            f"{path.name} is not the ONNX zoo's zfnet512, and an ONNX file does not say how pictures go in: net = "
-            "zfkit.nets.load_onnx(path), then zfkit.wrap_model(net, mean=..., scale=..., "
-            f"input_size={net.input_shape[-1]})"
+            f"{path.name} is not the ONNX zoo's zfnet512, and an ONNX file does not say how pictures go in: "
+            f"zfkit.load_model({str(path)!r}, mean=..., scale=..., input_size={net.input_shape[-1]})"
         )
     net.swap_red_and_blue()
     assumed = "input assumed to be BGR 0-255 minus ImageNet's mean, as its publishers do not say"
     provenance = {"data": f"ILSVRC 2013 (ONNX model zoo, zfnet512; {assumed})"}
-    return wrap_model(net, mean=CAFFE_MEAN, scale=1.0, input_size=224, name=path.stem, provenance=provenance)
+    own = {"mean": CAFFE_MEAN, "scale": 1.0, "input_size": 224, "name": path.stem, "provenance": provenance}
+    return wrap_model(net, **{**own, **said})
 
 
 def _is_zfnet512(net: OnnxNetwork) -> bool:
@@ -203,41 +329,77 @@ def _is_zfnet512(net: OnnxNetwork) -> bool:
     return net.input_name == "gpu_0/data_0" and shapes == [*convolutions, *connected]
 
 
-def _from_torchvision(name: str, weights: str | None, random_seed: int) -> VisionModel:
+def _from_torchvision(name: str, weights: str | Path | None, random_seed: int, said: Said) -> VisionModel:
     from torchvision import models
 
     short = name.removeprefix("torchvision:")
     known = models.list_models(module=models)
     if short not in known:
         raise ModelError(unknown("torchvision model", short, known))
-    if weights is None:
+    if weights is None or isinstance(weights, Path):
         options = {"init_weights": True} if short in ("googlenet", "inception_v3") else {}
-        return wrap_model(
-            _random(lambda: models.get_model(short, weights=None, **options), random_seed),
-            mean=IMAGENET_MEAN,
-            scale=[1 / s for s in IMAGENET_STD],
-            input_size=299 if short == "inception_v3" else 224,
-            name=name,
-            provenance={"data": "untrained"},
-        )
+
+        def make(count: int | None = None) -> nn.Module:
+            own_classes = {} if count is None else {"num_classes": count}
+            return models.get_model(short, weights=None, **options, **own_classes)
+
+        own = {
+            "mean": IMAGENET_MEAN, "scale": [1 / s for s in IMAGENET_STD],
+            "input_size": 299 if short == "inception_v3" else 224, "name": name, "provenance": _origin(weights),
+        }  # fmt: skip
+        return wrap_model(_made(make, weights, name, random_seed), **{**own, **said})
     choices = models.get_model_weights(short)
     if weights not in choices.__members__:
         raise ModelError(unknown(f"set of weights of {short}", weights, ["None", *choices.__members__]))
     chosen = choices[weights]
+    net = _downloaded(short, lambda: models.get_model(short, weights=chosen))
+    transform = chosen.transforms()
+    own = {
+        "mean": [255 * m for m in transform.mean], "scale": [1 / (255 * s) for s in transform.std],
+        "input_size": transform.crop_size[0], "classes": chosen.meta["categories"], "name": name,
+        "provenance": {"data": f"ImageNet ({chosen})"},
+    }  # fmt: skip
+    return wrap_model(net, **{**own, **said})
+
+
+def _from_timm(name: str, weights: str | Path | None, random_seed: int, said: Said) -> VisionModel:
     try:
-        net = models.get_model(short, weights=chosen)
+        import timm
+    except ImportError:
+        raise ModelError(f"{name} needs timm: pip install 'zfkit[timm]'") from None
+    short = name.removeprefix("timm:")
+    if not timm.is_model(short):
+        raise ModelError(unknown("timm model", short, timm.list_models()))
+    if weights is None or isinstance(weights, Path):
+
+        def make(count: int | None = None) -> nn.Module:
+            return timm.create_model(short, pretrained=False, num_classes=count)
+
+        net = _made(make, weights, name, random_seed)
+        provenance = _origin(weights)
+    else:
+        tagged = short if weights == "DEFAULT" else f"{short.partition('.')[0]}.{weights}"
+        if tagged not in (
+            known := [short.partition(".")[0], *timm.list_pretrained(f"{short.partition('.')[0]}.*")]
+        ):
+            tags = ["None", "DEFAULT", *(n.partition(".")[2] for n in known[1:])]
+            raise ModelError(unknown(f"set of weights of {short}", weights, tags))
+        net = _downloaded(short, lambda: timm.create_model(tagged, pretrained=True))
+        provenance = {"data": f"timm's {tagged}"}
+    expects: Any = net.pretrained_cfg
+    own = {
+        "mean": [255 * m for m in expects["mean"]], "scale": [1 / (255 * s) for s in expects["std"]],
+        "input_size": expects["input_size"][-1], "name": name, "provenance": provenance,
+    }  # fmt: skip
+    return wrap_model(net, **{**own, **said})
+
+
+def _downloaded(short: str, make: Callable[[], nn.Module]) -> nn.Module:
+    """A network whose weights are downloaded, or were before."""
+    try:
+        return make()
     except Exception as error:  # no connection, a cut download, a wrong hash, a damaged file in the cache
         raise ModelError(
             f"the weights of {short} could not be downloaded ({error}); check the connection, or pass "
             "weights=None for random ones"
         ) from None
-    transform = chosen.transforms()
-    return wrap_model(
-        net,
-        mean=[255 * m for m in transform.mean],
-        scale=[1 / (255 * s) for s in transform.std],
-        input_size=transform.crop_size[0],
-        classes=chosen.meta["categories"],
-        name=name,
-        provenance={"data": f"ImageNet ({chosen})"},
-    )

@@ -15,7 +15,7 @@ from ..checks import expect
 from ..errors import ImageError, LayerError, ZfkitError
 from ..files import write_whole
 from ..images.imageset import ImageSet
-from ..nets.model import VisionModel
+from ..nets.model import VisionModel, expect_model
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -207,8 +207,7 @@ class TopK:
 
 def expect_both(model: object, images: object) -> None:
     """Raise ZfkitError for what is no network with its preprocessing, or no set of pictures."""
-    made_by = "as zfkit.load_model or, of your own network, zfkit.wrap_model makes it"
-    expect(model, VisionModel, "the model", made_by)
+    expect_model(model)
     expect(images, ImageSet, "the pictures", "as zfkit.load_images makes it, of a folder say")
 
 

@@ -13,7 +13,8 @@ from ..batching import Portions
 from ..errors import TrainingError
 from ..images.imageset import ImageSet
 from ..images.labels import align_labels
-from ..nets.model import VisionModel
+from ..nets.graph import evaluation_mode
+from ..nets.model import VisionModel, expect_model
 from .data import Geometry, centre_crop, crops_of, ten_crops
 
 
@@ -49,6 +50,7 @@ def evaluate(
 
     Raises TrainingError where labels are missing or no class of the network, ImageError where no class is.
     """
+    expect_model(model)
     images = align_labels(images, model.classes)
     geometry = geometry or crops_of(model.input_size, images.size)
     if crops not in (1, 10):
@@ -58,32 +60,32 @@ def evaluate(
             f"the network takes {geometry.size} px and the pictures are {geometry.picture}: load them with "
             f"size={geometry.size} or more"
         )
-    forward = forward or model.net
+    forward = forward or model.logits
     ranks, rank = (fabric.world_size, fabric.global_rank) if fabric else (1, 0)
     sums = torch.zeros(4, dtype=torch.float64, device=model.device)  # top1, top5, loss, count
-    was_training = model.net.training
-    model.net.eval()
     start, stop = rank * len(images) // ranks, (rank + 1) * len(images) // ranks
     portions = Portions("evaluating", batch_size)
-    for batch in images.batches(batch_size, start, stop):
-        labels = batch.label.to(model.device)
-        parts = []
-        for part in portions.of(len(labels)):
-            with portions.attempt():
-                pixels = batch.pixels[part]
-                views = [centre_crop(pixels, geometry)] if crops == 1 else ten_crops(pixels, geometry)
-                shares = torch.stack([forward(model.preprocess(v)).float().softmax(1) for v in views])
-                parts.append(shares.mean(0))
-        p = torch.cat(parts)  # (n, classes)
-        if int(labels.min()) < 0 or int(labels.max()) >= p.shape[1]:
-            raise TrainingError(
-                f"{images.source!r} has labels from {int(labels.min())} to {int(labels.max())} (-1: none), and the "
-                f"network has {p.shape[1]} classes, 0 to {p.shape[1] - 1}"
+    with evaluation_mode(model.net):
+        for batch in images.batches(batch_size, start, stop):
+            labels = batch.label.to(model.device)
+            parts = []
+            for part in portions.of(len(labels)):
+                with portions.attempt():
+                    pixels = batch.pixels[part]
+                    views = [centre_crop(pixels, geometry)] if crops == 1 else ten_crops(pixels, geometry)
+                    shares = torch.stack([forward(model.preprocess(v)).float().softmax(1) for v in views])
+                    parts.append(shares.mean(0))
+            p = torch.cat(parts)  # (n, classes)
+            if int(labels.min()) < 0 or int(labels.max()) >= p.shape[1]:
+                raise TrainingError(
+                    f"{images.source!r} has labels from {int(labels.min())} to {int(labels.max())} (-1: none), and the "
+                    f"network has {p.shape[1]} classes, 0 to {p.shape[1] - 1}"
+                )
+            hits = p.topk(min(5, p.shape[1])).indices == labels[:, None]
+            loss = -p.gather(1, labels[:, None]).clamp_min(1e-30).log().sum()
+            sums += torch.stack(
+                [hits[:, 0].sum(), hits.sum(), loss, torch.tensor(len(p), device=loss.device)]
             )
-        hits = p.topk(min(5, p.shape[1])).indices == labels[:, None]
-        loss = -p.gather(1, labels[:, None]).clamp_min(1e-30).log().sum()
-        sums += torch.stack([hits[:, 0].sum(), hits.sum(), loss, torch.tensor(len(p), device=loss.device)])
-    model.net.train(was_training)
     if fabric:
         sums = fabric.all_reduce(sums, reduce_op="sum")
     top1, top5, loss_sum, count = sums.tolist()

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-import torch
 from ipywidgets import Layout, VBox
 from torch import Tensor
 
@@ -127,8 +126,7 @@ class InvarianceExplorer(Panel):
         """The moved picture, how far its features move, and the likeliest classes."""
         measured = self.measure(state, step)
         moved = self._moved_picture(state)
-        with torch.inference_mode():
-            probability = probabilities(self.model, self.model.net(self.model.preprocess(moved)))[0].cpu()
+        probability = probabilities(self.model, self.model.logits(self.model.preprocess(moved)))[0].cpu()
         step()
         self.picture.show(encode(fitted(to_picture(moved), SIDE)))
         rows = []

@@ -30,7 +30,7 @@ from ..experiments.occlusion import probabilities
 from ..figures.pictures import number, to_picture
 from ..images.imageset import ImageSet
 from ..nets.activations import activations
-from ..nets.model import VisionModel, wrap_model
+from ..nets.model import VisionModel
 from ..topk.patches import Patches, project_top
 from ..topk.table import LayerTop, TopK
 from . import drawing
@@ -331,8 +331,7 @@ class ExplorerView:
         if not self.model.classes:
             name = html.escape(self.model.name)
             return f"<p>{name} has no class names, so there are no probabilities to show.</p>"
-        with torch.no_grad():
-            output = self.model.net(self.model.preprocess(small)).float().cpu()
+        output = self.model.logits(self.model.preprocess(small)).float().cpu()
         return drawing.class_bars(
             self.model, probabilities(self.model, output)[0], "{:.0%}", width=220, split=118
         )
@@ -348,8 +347,8 @@ class ExplorerView:
                 flat = parameter.detach().flatten().cpu()
                 mixed = flat[torch.randperm(len(flat), generator=generator)]
                 parameter.data = mixed.view_as(parameter).to(parameter.device)
-        m = self.model
-        return wrap_model(net, mean=m.mean, scale=m.scale, input_size=m.input_size, name=f"{m.name} shuffled")
+        name = f"{self.model.name} shuffled"
+        return replace(self.model, net=net, classes=(), name=name, _traced={}, _hashed={})
 
     def methods(self, state: State, on_step: OnStep | None = None) -> tuple[bytes, str]:
         """The same units by every method (`COLUMNS`), for the three strongest pictures: encoded, and a sentence

@@ -1,0 +1,141 @@
+"""A user's network is a guest: it comes wrapped, and leaves as it came."""
+
+import contextlib
+import hashlib
+
+import pytest
+import torch
+from tiny import image_set, noise, random_weights
+from torch import nn
+
+import zfkit
+from zfkit.errors import ModelError
+
+SIDE = 20
+
+
+def network() -> nn.Sequential:
+    """In training mode but for one part, with statistics to overwrite and a part that is not trained."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5),
+        nn.ReLU(), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3),
+    )  # fmt: skip
+    random_weights(net).train()
+    net[5].eval()
+    net[0].requires_grad_(False)
+    net[4].register_forward_hook(lambda module, inputs, output: None)
+    return net
+
+
+def state(net: nn.Module) -> str:
+    """A digest of parameters, buffers, gradients, modes, requires_grad and hooks."""
+    digest = hashlib.sha256()
+    for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
+        digest.update(
+            f"{name} {tensor.requires_grad} {tensor.grad}".encode() + tensor.detach().numpy().tobytes()
+        )
+    for name, module in net.named_modules():
+        hooks = [
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        ]
+        digest.update(f"{name} {module.training} {[list(h) for h in hooks]}".encode())
+    return digest.hexdigest()
+
+
+def wrapped(net: nn.Module) -> zfkit.VisionModel:
+    return zfkit.wrap_model(net, mean=127.0, scale=1 / 60, input_size=SIDE, classes=list("abc"))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return image_set(noise(12, SIDE), labels=[i % 3 for i in range(12)], classes=tuple("abc"))
+
+
+def boxes(n: int) -> dict[str, list[list[int]]]:
+    return {part: [[x, x, x + 6, x + 6]] * n for part, x in (("left", 2), ("right", 9))}
+
+
+# Every function that takes a network: (model, pictures, a folder).
+ENTRIES = {
+    "receptive_field": lambda m, p, out: zfkit.receptive_field(m, "4"),
+    "way_back": lambda m, p, out: zfkit.way_back(m, "4"),
+    "project": lambda m, p, out: zfkit.project(m, torch.zeros(1, 3, SIDE, SIDE), "4", 0),
+    "mine": lambda m, p, out: zfkit.mine(m, p, ["4"], k=2, progress=False),
+    "project_top": lambda m, p, out: zfkit.project_top(m, p, zfkit.mine(m, p, ["4"], k=2, progress=False), "4"),
+    "filter_spectra": lambda m, p, out: zfkit.filter_spectra(m, "0"),
+    "measure_aliasing": lambda m, p, out: zfkit.measure_aliasing(m, p, "3"),
+    "shift_consistency": lambda m, p, out: zfkit.shift_consistency(m, p, shifts=2, circular=True),
+    "evaluate": lambda m, p, out: zfkit.evaluate(m, p),
+    "diagnose": lambda m, p, out: zfkit.diagnose(m, p, progress=False),
+    "occlude": lambda m, p, out: zfkit.occlude(m, p[0][0], layer="4", size=8, stride=6),
+    "invariance": lambda m, p, out: zfkit.invariance(m, p.take([0, 1]), "rotation", values=[0, 90], layers=["4"]),
+    "correspondence": lambda m, p, out: zfkit.correspondence(
+        m, p.take([0, 1, 2]), boxes(3), layers=["4"], draws=2, progress=False
+    ),
+    "evolution": lambda m, p, out: zfkit.evolution(
+        {0: m, 1: m}, p, ["4"], maps=1, places=1, progress=False, model=m
+    ),
+    "selectivity": lambda m, p, out: zfkit.selectivity(m, p, ["4"], k=2, shuffles=1, progress=False),
+    "sanity_checks": lambda m, p, out: zfkit.sanity_checks(m, p, ["4"], units=2, draws=1, keep=1, progress=False),
+    "transfer": lambda m, p, out: zfkit.transfer(m, p, p, ["6"], controls=[], progress=False),
+    "write_atlas": lambda m, p, out: zfkit.write_atlas(m, p, out, layers=["4"], maps=1, k=2, progress=False),
+    "explore": lambda m, p, out: zfkit.explore(m, p, zfkit.mine(m, p, ["4"], k=2, progress=False)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_a_network_leaves_as_it_came(name, images, tmp_path):
+    net = network()
+    before = state(net)
+    model = wrapped(net)
+    assert state(net) == before
+    ENTRIES[name](model, images, tmp_path)
+    assert state(net) == before
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_the_bare_network_is_told_how_to_be_wrapped(name, images, tmp_path):
+    with pytest.raises(ModelError, match=r"got Sequential: wrap it first: model = zfkit\.wrap_model\(net"):
+        ENTRIES[name](network(), images, tmp_path)
+    with pytest.raises(ModelError, match=r"load it first: model = zfkit\.load_model\('zfnet46'\)"):
+        ENTRIES[name]("zfnet46", images, tmp_path) if name != "filter_spectra" else zfkit.way_back(
+            "zfnet46", "4"
+        )
+
+
+def test_also_where_something_fails(images):
+    class Interrupted(Exception):
+        pass
+
+    net = network()
+    model = wrapped(net)
+    calls = [0]
+
+    def fail(module, inputs, output):
+        calls[0] += 1
+        raise Interrupted
+
+    net[6].register_forward_hook(fail)
+    before = state(net)
+    for run in (
+        lambda: model.logits(torch.zeros(1, 3, SIDE, SIDE)),
+        lambda: zfkit.evaluate(model, images),
+        lambda: zfkit.diagnose(model, images, progress=False),
+        lambda: zfkit.mine(model, images, ["6"], progress=False),
+        lambda: zfkit.wrap_model(net, mean=0, scale=1, input_size=SIDE),
+    ):
+        with contextlib.suppress(Interrupted, zfkit.ZfkitError):
+            run()
+        assert state(net) == before
+    assert calls[0] > 2
+
+
+@pytest.mark.parametrize("head", [[nn.Linear(5, 1), nn.Flatten(0)], [nn.Linear(5, 1)]])
+def test_a_network_that_gives_one_number_is_diagnosed_without_classes(head, images):
+    net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), *head)
+    model = zfkit.wrap_model(random_weights(net), mean=127.0, scale=1 / 60, input_size=SIDE)
+    report = zfkit.diagnose(model, images, progress=False)
+    assert "gives no classes but" in repr(report) or any("no classes" in r for r in report.remarks)
