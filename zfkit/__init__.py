@@ -17,8 +17,7 @@ to look at    explore  write_atlas  draw_layer
 many runs     sweep  record
 errors        ZfkitError
 
-More stands in the rooms: zfkit.frequency, zfkit.experiments, zfkit.figures, zfkit.widgets and so on, each with its own
-help.
+More stands in the rooms, each with its own help: zfkit.frequency, zfkit.experiments, zfkit.figures, zfkit.widgets ...
 """
 
 from __future__ import annotations

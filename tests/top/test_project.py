@@ -31,7 +31,7 @@ ORDER = [
     "health", "experiments", "figures", "atlas", "widgets", "sweeps", "doctor", "cli", "__init__", "__main__",
 ]  # fmt: skip
 LONGEST = 500  # lines of a file of zfkit
-MOST = {"zfkit": 15_000, "tests": 14_000}  # lines of Python
+MOST = {"zfkit": 27_000, "tests": 21_000}  # lines of Python: to be lowered as they get thinner, never raised
 HEAVY = {
     "torch", "torchvision", "matplotlib", "plotly", "pandas", "IPython", "ipywidgets", "jupyter_core", "pyarrow",
     "onnx", "scipy", "skimage", "sklearn", "papermill", "captum", "lightning", "distributed",

@@ -249,7 +249,8 @@ def test_while_pages_turn_the_next_ones_come_before_the_large_pictures(explorer,
         done.clear()
         e._step(by)
         assert e.wait()
-        assert list(dict.fromkeys(done))[:4] == [*(int(e._channels[p]) for p in places), "large"]
+        expected = [*(int(e._channels[p]) for p in places), "large"]
+        assert [d for d in dict.fromkeys(done) if d in expected] == expected  # the page before may be done again
     consistent(e)
 
 
