@@ -92,8 +92,8 @@ def check(family: str, name: str, units: int = 1) -> Iterator[dict[str, Any]]:
                 pixels, window = deconvnet.reverse(
                     tape, layer, torch.tensor([0]), torch.tensor([channel]), torch.tensor([[row, col]])
                 )
-            except Exception as error:
-                reasons.add(f"{type(error).__name__}: {str(error)[:150]}")
+            except Exception as failure:
+                reasons.add(f"{type(failure).__name__}: {str(failure)[:150]}")
                 continue
             found = zfkit.deconv.paste(pixels, window.origin, x.shape[2:])
             scale = float(expected.abs().max())
@@ -148,18 +148,18 @@ def main() -> None:
                     writer.writeheader()
                     writer.writerows(rows)
     for family in ("torchvision", "timm"):
-        names = {r["network"] for r in rows if r["family"] == family}
+        tried = {r["network"] for r in rows if r["family"] == family}
         whole = [
             n
-            for n in names
+            for n in tried
             if all(
                 r["layers"] == r["right"] and r["layers"]
                 for r in rows
                 if r["network"] == n and r["family"] == family
             )
         ]
-        if names:
-            print(f"{family}: {len(whole)} of {len(names)} in every convolutional layer, under every rule")
+        if tried:
+            print(f"{family}: {len(whole)} of {len(tried)} in every convolutional layer, under every rule")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
-from . import __version__
 from .atlas.page import write_atlas
 from .batching import out_of_memory
 from .deconv.rules import Options
@@ -35,6 +34,7 @@ from .training.evaluate import evaluate
 from .training.fit import fit
 from .training.recipe import RECIPES, Recipe
 from .training.run import Run
+from .version import __version__
 
 ATLAS_EXAMPLE = """examples:
   zfkit atlas                                                   the bundled network on the bundled photographs

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections.abc import Iterator
 from typing import Any
 
 from .checks import expect
 from .errors import ZfkitError
+from .version import __version__
 
 
 @contextlib.contextmanager
@@ -60,5 +60,4 @@ def _check_workers(client: Any) -> None:
 
 
 def _version() -> str:
-    # Looked up when asked: the top of the package imports, for type checkers, the rooms that import this module.
-    return str(importlib.import_module("zfkit").__version__)
+    return __version__

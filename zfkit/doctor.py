@@ -123,7 +123,7 @@ def examine() -> DoctorReport:
 
 
 def _versions() -> Iterator[Line]:
-    from . import __version__
+    from .version import __version__
 
     yield "zfkit", __version__
     python = f"{platform.python_implementation()} {platform.python_version()}"

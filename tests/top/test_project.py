@@ -27,7 +27,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 # In reading order: a room, or a file beside the rooms, imports only those above it.
 ORDER = [
-    "errors", "checks", "files", "batching", "cluster", "images", "nets", "deconv", "topk", "frequency", "training",
+    "version", "errors", "checks", "files", "batching", "cluster", "images", "nets", "deconv", "topk", "frequency", "training",
     "health", "experiments", "figures", "atlas", "widgets", "sweeps", "doctor", "cli", "__init__", "__main__",
 ]  # fmt: skip
 LONGEST = 500  # lines of a file of zfkit

@@ -184,7 +184,7 @@ def error_of(notebook: Any) -> tuple[str, str]:
 
 def versions() -> dict[str, str]:
     """What a result may depend on: Python, the platform, and the libraries that compute."""
-    from .. import __version__
+    from ..version import __version__
 
     known = {"zfkit": __version__, "python": platform.python_version(), "platform": platform.platform()}
     for name in VERSIONS:

@@ -138,7 +138,7 @@ class TrainingPlan:
 
     def provenance(self, state: State, fabric: Any) -> Provenance:
         """What a snapshot says of itself."""
-        from .. import __version__
+        from ..version import __version__
 
         last = state.history[-1] if state.history else {}
         device = fabric.device
