@@ -14,8 +14,7 @@ training      fit  evaluate  Recipe  Run
 faults        diagnose
 experiments   occlude  invariance  correspondence  evolution  selectivity  sanity_checks  transfer
 to look at    explore  write_atlas  draw_layer
-many runs     sweep  record
-errors        ZfkitError
+many runs     sweep  record                 errors  ZfkitError
 
 More stands in the rooms, each with its own help: zfkit.frequency, zfkit.experiments, zfkit.figures, zfkit.widgets ...
 """
