@@ -168,18 +168,6 @@ def test_where_an_operation_takes_no_empty_batch_the_pass_goes_on_to_the_end():
     assert torch.equal(*back) and back[0].any()
 
 
-def test_tapes_of_single_images_make_the_tape_of_all():
-    torch.manual_seed(2)
-    model = chain(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True), nn.Conv2d(4, 5, 3))
-    x = noise(3, 3, 20, 17)
-    deconvnet = deconv.Deconvnet(model.network, ["3"])
-    whole = deconvnet.forward(x.clone())
-    parts = [deconvnet.forward(x[n : n + 1].clone(), outputs=False) for n in range(3)]
-    joined = deconv.Tape.together(parts)
-    assert joined.shapes == whole.shapes and torch.equal(joined.kept["2"], whole.kept["2"])
-    assert sum(t.bytes for t in parts) == joined.bytes == 3 * 4 * 9 * 7  # one byte a switch
-
-
 def test_without_a_position_each_image_shows_its_strongest_unit():
     torch.manual_seed(1)
     model = chain(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(4, 4, 3))

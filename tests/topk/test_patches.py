@@ -12,7 +12,6 @@ from torch import nn
 
 import zfkit
 import zfkit.topk.patches as patches_module
-from zfkit.deconv import Deconvnet, Options
 from zfkit.topk import Crop, LayerTop, TopK, project_many, sample_maps
 
 
@@ -123,7 +122,7 @@ def model():
 
 @pytest.fixture
 def ways(monkeypatch):
-    """Which ways of projecting were taken: {"crops", "pictures", "tapes"}."""
+    """Which ways of projecting were taken: {"crops", "pictures"}."""
     taken = set()
 
     def spied(way):
@@ -135,7 +134,7 @@ def ways(monkeypatch):
 
         monkeypatch.setattr(patches_module, f"_from_{way}", outer)
 
-    for way in ("crops", "pictures", "tapes"):
+    for way in ("crops", "pictures"):
         spied(way)
     return taken
 
@@ -161,19 +160,6 @@ def test_layers_projected_together_are_as_one_by_one(model, ways):
     assert together["3"].channels.tolist() == [1, 0]
     for layer, patches in together.items():
         assert_windows_equal_whole_pictures(model, images, top, layer, patches)
-
-
-def test_forward_passes_that_were_kept_are_used_where_they_suffice(model, ways):
-    images = image_set(random_pixels(3, 18))
-    top = table_of(model, images, {"3": [[(0, 1, 2), (2, 3, 3)], [(2, 0, 3), (0, 3, 1)]]})
-    deconvnet = Deconvnet(model.network, ["3"], Options())
-    tapes = {i: deconvnet.forward(model.preprocess(images[i][0])) for i in (0, 2)}
-    patches = zfkit.project_top(model, images, top, "3", tapes=tapes)
-    assert ways == {"tapes"}
-    assert_windows_equal_whole_pictures(model, images, top, "3", patches)
-    zfkit.project_top(model, images, top, "3", tapes={0: tapes[0]})
-    zfkit.project_top(model, images, top, "3", tapes=tapes, seed="activation")  # which no tape holds
-    assert len(ways) == 2
 
 
 @pytest.mark.parametrize(
@@ -303,3 +289,12 @@ def test_maps_are_drawn_from_those_that_were_ever_active():
     assert sample_maps(top, ["a"], maps="all") == {"a": list(range(20))}
     with pytest.raises(zfkit.ZfkitError, match="must be a whole number from 1 on, not 0"):
         sample_maps(top, maps=0)
+
+
+def test_what_was_passed_by_its_gradient_is_said_beside_the_projections(model):
+    images = image_set(random_pixels(2, 18))
+    assert zfkit.project_top(model, images, zfkit.mine(model, images, progress=False), "3").notes == ()
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.Conv2d(4, 2, 3)).double()
+    gated = zfkit.wrap_model(net, mean=128, scale=1 / 64, input_size=18)
+    (note,) = zfkit.project_top(gated, images, zfkit.mine(gated, images, progress=False), "2").notes
+    assert "Sigmoid" in note and "gradient" in note

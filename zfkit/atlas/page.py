@@ -139,14 +139,20 @@ def _file_names(layers: Sequence[str]) -> dict[str, str]:
 def _caption(model: VisionModel, images: ImageSet, top: TopK, patches: Patches) -> tuple[str, str]:
     """Title of a layer's picture, and the line below it."""
     C, _ = patches.value.shape
-    stride = receptive_field(model, patches.layer).stride
-    sees = f"receptive field {patches.projection.shape[-1]} px, stride {stride} px"
+    field = receptive_field(model, patches.layer)
+    sees = f"receptive field {_side(field, patches)} px, stride {field.stride} px"
     return (
         f"{model.name}  {patches.layer}",
         f"{C} of {len(top[patches.layer].value)} feature maps · the top {patches.value.shape[1]} of {top.count:,} "
         f"pictures ({images.source}) · left what the deconvnet reconstructs, each on its own symmetric scale around "
-        f"grey = 0; right the picture · {sees if stride else 'each unit sees the whole picture'}",
+        f"grey = 0; right the picture · {sees if field.stride else 'each unit sees the whole picture'}"
+        + "".join(f" · {note}" for note in patches.notes),
     )
+
+
+def _side(field: Field, patches: Patches) -> int:
+    """Of what a unit sees, in pixels; where the field had to be measured, pictures are shown whole."""
+    return field.size if field.measured else patches.projection.shape[-1]
 
 
 def _page(model: VisionModel, images: ImageSet, top: TopK, patches: Mapping[str, Patches]) -> str:
@@ -168,15 +174,16 @@ def _page(model: VisionModel, images: ImageSet, top: TopK, patches: Mapping[str,
 
 def _layer(model: VisionModel, images: ImageSet, top: TopK, patches: Patches) -> dict[str, Any]:
     """What the page says of a layer, and its feature maps."""
-    size, k = patches.projection.shape[-1], patches.value.shape[1]
+    k, field = patches.value.shape[1], receptive_field(model, patches.layer)
     columns = square_columns(k)
     return {
         "name": patches.layer,
         "count": len(top[patches.layer].value),
         "dead": int((top[patches.layer].max <= 0).sum()),
-        "size": size,
-        "stride": receptive_field(model, patches.layer).stride,
-        "crisp": size <= TILE // 2,  # enlarged, so that its pixels have to stay sharp
+        "size": _side(field, patches),
+        "stride": field.stride,
+        "notes": patches.notes,
+        "crisp": patches.projection.shape[-1] <= TILE // 2,  # enlarged, so that its pixels have to stay sharp
         "rows": -(-k // columns),
         "columns": columns,
         "pair": 2 * columns * (TILE + GAP),

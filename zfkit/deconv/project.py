@@ -46,27 +46,6 @@ class Tape:
     outputs: dict[str, Tensor]  # of the layers asked, (N, C, H, W) or (N, F); none if it was made without
     dtype: torch.dtype
 
-    @property
-    def bytes(self) -> int:
-        """Memory that it holds."""
-        inputs = [t for k in self.kept.values() if isinstance(k, Inputs) for t in k.maps.values()]
-        held = [t for t in (*self.kept.values(), *self.outputs.values(), *inputs) if isinstance(t, Tensor)]
-        return sum(t.numel() * t.element_size() for t in held)
-
-    @classmethod
-    def together(cls, tapes: Sequence[Tape]) -> Tape:
-        """Tapes of single images, of one size, as the tape of all of them; without outputs."""
-        kept: dict[str, Any] = {}
-        for name, first in tapes[0].kept.items():
-            each = [tape.kept[name] for tape in tapes]
-            if isinstance(first, Inputs):
-                kept[name] = Inputs(
-                    {n: torch.cat([k.maps[n] for k in each]) for n in first.maps}, first.others
-                )
-            elif first is not None:
-                kept[name] = torch.cat(each)
-        return cls(tapes[0].shapes, kept, {}, tapes[0].dtype)
-
 
 class WholeMaps:
     """Carries whole maps back: slow, and the definition of what `Windows` has to give."""

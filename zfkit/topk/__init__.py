@@ -12,7 +12,6 @@ from .patches import (
     REVERSE_BYTES,
     Crop,
     Patches,
-    Tapes,
     Units,
     cut_windows,
     project_many,
@@ -25,6 +24,6 @@ from .table import FORMAT, LayerTop, TopK, expect_both
 
 __all__ = [
     "FORMAT", "FORWARD_PIXELS", "GREY", "REVERSE_BYTES", "Crop", "Estimate", "LayerTop", "MiningPlan", "Patches",
-    "RunningTop", "Tapes", "TopK", "Units", "cut_windows", "estimate_mining", "expect_both", "mine", "mine_part",
+    "RunningTop", "TopK", "Units", "cut_windows", "estimate_mining", "expect_both", "mine", "mine_part",
     "project_many", "project_top", "project_units", "sample_maps",
 ]  # fmt: skip

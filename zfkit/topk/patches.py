@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..batching import OnStep, Portions, steps
 from ..checks import channel_list, layer_names, whole_number
-from ..deconv.project import Deconvnet, Tape, forward
+from ..deconv.project import Deconvnet, Tape, by_gradient, forward
 from ..deconv.receptive_field import extents, field_in
 from ..deconv.rules import Norm, Options, Rule, Seed
 from ..deconv.windows import paste
@@ -41,6 +41,7 @@ class Patches:
         box: (C, k, 4) int64: left, top, right, bottom in pixels of the picture; it may stick out.
         image, row, col: (C, k) int64, where from; image -1 where there were fewer than k.
         value: (C, k) float32, the activations.
+        notes: what to say of the projections beside them; a sentence where operations were passed by their gradient.
     """
 
     layer: str
@@ -52,17 +53,11 @@ class Patches:
     row: Tensor
     col: Tensor
     value: Tensor
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         C, k, _, *side = self.photo.shape
         return f"Patches({self.layer}: {C} maps x {k} pictures, windows of {side[0]} x {side[1]} px)"
-
-
-class Tapes(Protocol):
-    """Forward passes of single whole pictures that were kept, by place in the image set; a dict, say."""
-
-    def get(self, image: int, /) -> Tape | None:
-        """None where that picture's was not kept."""
 
 
 def project_top(
@@ -76,7 +71,6 @@ def project_top(
     rule: Rule = "deconvnet",
     seed: Seed = "one",
     lrn: Norm = "skip",
-    tapes: Tapes | None = None,
     progress: bool = False,
 ) -> Patches:
     """Projections and patches of feature maps' strongest activations, as in Fig. 2 of the paper.
@@ -86,15 +80,11 @@ def project_top(
         channels: feature maps; None for all.
         k: how many of each; None for as many as were mined.
         rule, seed, lrn: as for `project`.
-        tapes: forward passes of single whole pictures that were kept (`Deconvnet.forward` under the same rule and
-            lrn, to this layer or further), by place in `photos`; used if they hold all pictures of these units.
 
     Raises LayerError for an unknown layer or channel, and ZfkitError for a table of other pictures.
     """
     options, wanted = Options(rule, seed, lrn), {layer: channels}
-    return project_many(model, photos, top, wanted, k=k, options=options, tapes=tapes, progress=progress)[
-        layer
-    ]
+    return project_many(model, photos, top, wanted, k=k, options=options, progress=progress)[layer]
 
 
 def project_many(
@@ -105,7 +95,6 @@ def project_many(
     *,
     k: int | None = None,
     options: Options = Options(),
-    tapes: Tapes | None = None,
     progress: bool = False,
     on_step: OnStep | None = None,
 ) -> dict[str, Patches]:
@@ -118,7 +107,7 @@ def project_many(
     }
     units = {name: Units.of(empty) for name, empty in patches.items()}
     with steps(sum(map(len, units.values())), "projecting", "unit", progress, on_step) as done:
-        for part in _projected(model, photos, units, options, tapes or {}):
+        for part in _projected(model, photos, units, options):
             projection, photo = patches[part.layer].projection, patches[part.layer].photo
             projection.flatten(0, 1)[part.slot] = part.projection.to(projection.dtype)
             photo.flatten(0, 1)[part.slot] = part.photo
@@ -138,8 +127,19 @@ def _empty(model: VisionModel, photos: ImageSet, top: TopK, layer: str, channels
         projection=torch.zeros(C, k, len(model.mean), *side, dtype=dtype),
         photo=torch.full((C, k, 3, *side), GREY, dtype=torch.uint8),
         box=torch.stack([left, top_edge, left + columns.size, top_edge + rows.size], -1),
-        image=image, row=row, col=col, value=value,
+        image=image, row=row, col=col, value=value, notes=_notes(model, layer),
     )  # fmt: skip
+
+
+def _notes(model: VisionModel, layer: str) -> tuple[str, ...]:
+    """What has to be said beside projections of this layer."""
+    operations = by_gradient(model, layer)
+    if not operations:
+        return ()
+    are = "is" if len(operations) == 1 else "are"
+    return (
+        f"On the way back {', '.join(operations)} {are} passed by the gradient: the literature has no rule for that.",
+    )
 
 
 @dataclass(frozen=True)
@@ -179,38 +179,25 @@ class Projected(NamedTuple):
 
 
 def _projected(
-    model: VisionModel, photos: ImageSet, units: Mapping[str, Units], options: Options, tapes: Tapes
+    model: VisionModel, photos: ImageSet, units: Mapping[str, Units], options: Options
 ) -> Iterator[Projected]:
     """Project all units; each layer by the cheapest way.
 
     Few units are projected from crops around them, many from the whole picture, which its units share, with those of
-    other layers; and without any forward pass where that was kept.
+    other layers.
     """
     whole: dict[str, Units] = {}
     for layer, of_layer in units.items():
         if not len(of_layer):
             continue
         crop = Crop.plan(model, layer, photos.size)
-        pictures = of_layer.image.unique().tolist()  # sorted
-        # The activation, where it is the seed, is not kept on tapes.
-        kept = [tape for i in pictures if options.seed == "one" and (tape := tapes.get(i))]
-        if len(kept) == len(pictures):
-            yield from _from_tapes(model, photos, layer, of_layer, kept, options)
-        elif crop is not None and len(of_layer) * crop.size**2 < len(pictures) * photos.size**2:
+        pictures = of_layer.image.unique()
+        if crop is not None and len(of_layer) * crop.size**2 < len(pictures) * photos.size**2:
             yield from _from_crops(model, photos, layer, of_layer, crop, options)
         else:
             whole[layer] = of_layer
     if whole:
         yield from _from_pictures(model, photos, whole, options)
-
-
-def _from_tapes(
-    model: VisionModel, photos: ImageSet, layer: str, units: Units, tapes: list[Tape], options: Options
-) -> Iterator[Projected]:
-    deconvnet = Deconvnet(model.network, [layer], options)
-    pictures, local = units.image.unique(return_inverse=True)
-    tape, pixels = Tape.together(tapes), photos.take(pictures)
-    yield from project_units(model, deconvnet, tape, layer, units, local, units.position, pixels)
 
 
 def _from_crops(
@@ -319,8 +306,12 @@ class Crop:
     def plan(cls, model: VisionModel, layer: str, picture: int) -> Crop | None:
         """The crop for a layer; None where units see everything, or strides of rows and columns differ."""
         extent = extents(model.network, layer).get(model.network.input)
-        if extent is None or extent[0].stride != extent[1].stride:
-            return None
+        if (
+            extent is None
+            or extent[0].stride != extent[1].stride
+            or extent[0].stride != int(extent[0].stride)
+        ):
+            return None  # where there are more units than pixels, the stride is a fraction
         stride = extent[0].stride
         need = max(i.size for i in extent) + stride - 1
         size = picture - max(0, picture - need) // stride * stride  # so that the last corner is one, too
