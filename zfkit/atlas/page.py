@@ -14,7 +14,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from ..checks import layer_names, whole_number, writable_folder
-from ..deconv.receptive_field import fits_inside, receptive_field
+from ..deconv.receptive_field import Field, fits_inside, receptive_field
 from ..deconv.rules import Options
 from ..errors import LayerError, WriteError, ZfkitError, printable
 from ..figures.pictures import GAP, TILE, number, pair_of_montages, square_columns
