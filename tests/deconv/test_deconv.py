@@ -22,7 +22,7 @@ F64 = torch.float64
 
 
 def wrap(net, size=20):
-    return zfkit.wrap_model(net.double(), mean=0.0, scale=1.0, input_size=size)
+    return zfkit.wrap_model(net.double().eval(), mean=0.0, scale=1.0, input_size=size)
 
 
 def chain(*layers, size=20):

@@ -101,7 +101,7 @@ def wrapped(net, size=12):
     torch.manual_seed(0)
     for parameter in net.parameters():
         nn.init.normal_(parameter, 0.1, 0.5)
-    return zfkit.wrap_model(net.double(), mean=0.0, scale=1.0, input_size=size)
+    return zfkit.wrap_model(net.double().eval(), mean=0.0, scale=1.0, input_size=size)
 
 
 def assert_exact(net, layer="last", rules=("deconvnet", "guided", "gradient"), size=12):

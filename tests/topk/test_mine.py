@@ -225,7 +225,7 @@ def test_bfloat16_is_close_and_float32_is_the_default(zfnet64, photos64):
             {"scheduler": "tcp://127.0.0.1:1", "checkpoint": "t.part"},
             "with a scheduler, leave out the checkpoint",
         ),
-        ({"model": nn.Conv2d(3, 1, 1)}, "zfkit.wrap_model makes it; not Conv2d"),
+        ({"model": nn.Conv2d(3, 1, 1)}, "got Conv2d: wrap it first"),
         ({"images": [1, 2]}, r"the pictures must be ImageSet.*not list \[1, 2\]"),
         ({"images": ImageSet(lambda i: None, [], size=8)}, "no pictures"),
     ],

@@ -210,7 +210,7 @@ def wrap_model(
     _warn_of_unit_range(means, scales)
     if channels == "bgr":
         means, scales = means[::-1], scales[::-1]
-    K = outputs.shape[1] if outputs.dim() > 1 else 1  # one number for each picture
+    K = outputs.shape[1] if outputs.dim() > 1 else outputs.numel()  # squeezed, or one number
     if names and len(names) != K:
         raise ModelError(f"{len(names)} class names for a network with {K} outputs")
     model = VisionModel(net, means, scales, input_size, names, name, provenance or {}, channels, output)
