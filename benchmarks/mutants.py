@@ -26,10 +26,12 @@ FAULTS: list[tuple[str, str, str]] = [
     ("deconv/rules.py", "reach = dilation[0] * (height - 1), dilation[1] * (width - 1)",
      "reach = dilation[0] * (height - 1), dilation[0] * (width - 1)"),
     ("deconv/rules.py", "weight.transpose(0, 1).flip(2, 3)", "weight.transpose(0, 1).flip(2)"),
-    ("deconv/rules.py", "return y[:, :, : (R.shape[2] - 1) * sh + kh,", "return y[:, :, : (R.shape[2] - 1) * sh + kw,"),
+    ("deconv/rules.py", "return y[:, :, : (R.shape[2] - 1) * sh + kh,",
+     "return y[:, :, : (R.shape[2] - 1) * sh + kw,"),
     ("deconv/rules.py", "unpooled.scatter_add_(1, place", "unpooled.scatter_(1, place"),
     ("deconv/rules.py", "return (means / counts).expand", "return means.expand"),
-    ("deconv/rules.py", "(module.running_var + module.eps).rsqrt()", "(module.running_var + module.eps).sqrt()"),
+    ("deconv/rules.py", "(module.running_var + module.eps).rsqrt()",
+     "(module.running_var + module.eps).sqrt()"),
     ("deconv/rules.py", "before, behind = n // 2, (n - 1) // 2", "before, behind = (n - 1) // 2, n // 2"),
     ("deconv/rules.py", "- 2 * alpha * beta / n * x", "+ 2 * alpha * beta / n * x"),
     ("deconv/rules.py", "return R @ module.weight", "return R.clamp(min=0) @ module.weight"),
@@ -39,29 +41,37 @@ FAULTS: list[tuple[str, str, str]] = [
     ("deconv/project.py", "place = (flat == flat.amax(1, keepdim=True)).int().argmax(1).cpu()",
      "place = flat.abs().argmax(1).cpu()"),
     ("deconv/windows.py", ".clamp(0, H - 1)\n        columns", ".clamp(0, H)\n        columns"),
-    ("deconv/windows.py", "((columns >= 0) & (columns < R.shape[3]))", "((columns > 0) & (columns < R.shape[3]))"),
+    ("deconv/windows.py", "((columns >= 0) & (columns < R.shape[3]))",
+     "((columns > 0) & (columns < R.shape[3]))"),
     ("deconv/windows.py", "return R if inside is None else R.mul_(inside)", "return R"),
     ("deconv/windows.py", "if first < 0 or last >= length:", "if first < 0 or last > length:"),
-    ("deconv/generic.py", "if context.options.rule != \"gradient\":\n        R = R.clamp_(min=0)", "if False:\n        pass"),
+    ("deconv/generic.py", 'if context.options.rule != "gradient":\n        R = R.clamp_(min=0)',
+     "if False:\n        pass"),
     ("deconv/generic.py", "B if name in step.counts else", "1 if name in step.counts else"),
     # what a unit sees
     ("deconv/receptive_field.py", "f.stride * i.high - f.padding + f.dilation * (f.kernel - 1)",
      "f.stride * i.high - f.padding + f.dilation * f.kernel"),
-    ("deconv/receptive_field.py", "min(x.low, y.low), max(x.high, y.high)", "max(x.low, y.low), max(x.high, y.high)"),
-    ("deconv/receptive_field.py", "last = (side - 1 - i.high) // i.stride", "last = (side - i.high) // i.stride"),
+    ("deconv/receptive_field.py", "min(x.low, y.low), max(x.high, y.high)",
+     "max(x.low, y.low), max(x.high, y.high)"),
+    ("deconv/receptive_field.py", "last = (side - 1 - i.high) // i.stride",
+     "last = (side - i.high) // i.stride"),
     # the traced network
     ("nets/graph.py", "and last_use[step.inputs[0]] == i", ""),
     ("nets/trace.py", "maps and not _is_a_number(node)", "maps"),
     ("nets/trace.py", "if node.target in DROPOUTS:", "if False:"),
-    ("nets/model.py", "return (x - x.new_tensor(self.mean).view(-1, 1, 1))", "return (x + x.new_tensor(self.mean).view(-1, 1, 1))"),
+    ("nets/model.py", "return (x - x.new_tensor(self.mean).view(-1, 1, 1))",
+     "return (x + x.new_tensor(self.mean).view(-1, 1, 1))"),
     # the strongest activations
-    ("topk/running.py", "candidate = strongest > self.value[:, -1]", "candidate = strongest > self.value[:, 0]"),
+    ("topk/running.py", "candidate = strongest > self.value[:, -1]",
+     "candidate = strongest > self.value[:, 0]"),
     ("topk/running.py", "descending=True, stable=True", "descending=True, stable=False"),
-    ("topk/running.py", "row=(place // self.width).cpu() + self.inside[0].start", "row=(place // self.width).cpu()"),
+    ("topk/running.py", "row=(place // self.width).cpu() + self.inside[0].start",
+     "row=(place // self.width).cpu()"),
     ("topk/running.py", "self.active += (strongest > 0).sum(0)", "self.active += (strongest >= 0).sum(0)"),
     ("topk/running.py", "value = value.masked_fill(overlap[pick[0]].T, -torch.inf)", "pass"),
     ("topk/mine.py", "-(-k // 3)", "k // 3"),
-    ("topk/table.py", "torch.nonzero(top.image >= 0, as_tuple=True)", "torch.nonzero(top.image > 0, as_tuple=True)"),
+    ("topk/table.py", "torch.nonzero(top.image >= 0, as_tuple=True)",
+     "torch.nonzero(top.image > 0, as_tuple=True)"),
     # frequencies
     ("frequency/plane.py", "u.abs() > 1 / (2 * stride[0])", "u.abs() > 1 / stride[0]"),
     ("frequency/plane.py", "(torch.arange(size, dtype=torch.float64) - size // 2) / size",
@@ -93,8 +103,8 @@ def noticed(fault: tuple[str, str, str]) -> bool:
         text = path.read_text()
         assert text.count(old) == 1, f"{file}: {old!r} stands {text.count(old)} times"
         path.write_text(text.replace(old, new))
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile",
-                   "-m", "not slow and not browser", *tests_of(file)]  # fmt: skip
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-n", "2", "--dist",
+                   "loadfile", "-m", "not slow and not browser", *tests_of(file)]  # fmt: skip
         return subprocess.run(command, cwd=folder, capture_output=True).returncode == 1
 
 

@@ -1,7 +1,7 @@
 """Trains the bundled snapshots, three seeds of a small ZFNet on textures: ``python benchmarks/snapshots.py``.
 
-Each seed becomes zfkit/weights/evolution/seedN, with eleven snapshots and its history; `zfkit.experiments.bundled_runs` opens
-them. 40 s a seed on one core; stopped, the same command goes on.
+Each seed becomes zfkit/weights/evolution/seedN, with eleven snapshots and its history;
+`zfkit.experiments.bundled_runs` opens them. 40 s a seed on one core; stopped, the same command goes on.
 
 What makes the files small: a sixth to a tenth of the paper's width (`ARCHITECTURE`: 54 thousand weights), half
 precision, no momentum, and no history inside each file. What half precision costs is measured against the float32

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Generator, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
 
 import torch
 from tqdm.auto import tqdm
@@ -110,16 +109,3 @@ class Portions:
                 f"{self.what}: out of memory with {held} {self.of_what} at a time; going on with {self.size}",
                 stacklevel=4,
             )
-
-
-Made = TypeVar("Made")
-
-
-def result_of(steps: Generator[Any, None, Made]) -> Made:
-    """What a generator returns, once it has run to its end."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            made: Made = end.value
-            return made

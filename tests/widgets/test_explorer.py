@@ -250,7 +250,9 @@ def test_while_pages_turn_the_next_ones_come_before_the_large_pictures(explorer,
         e._step(by)
         assert e.wait()
         expected = [*(int(e._channels[p]) for p in places), "large"]
-        assert [d for d in dict.fromkeys(done) if d in expected] == expected  # the page before may be done again
+        assert [
+            d for d in dict.fromkeys(done) if d in expected
+        ] == expected  # the page before may be done again
     consistent(e)
 
 
