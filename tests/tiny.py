@@ -46,7 +46,7 @@ def network(random_seed):
         nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.MaxPool2d(2, 2), nn.Conv2d(4, 5, 2), nn.ReLU(), nn.Flatten(),
         nn.Linear(45, 6),
     )  # fmt: skip
-    return zfkit.wrap_model(net.double(), mean=127.5, scale=1 / 64, input_size=SIDE)
+    return zfkit.wrap_model(net.double().eval(), mean=127.5, scale=1 / 64, input_size=SIDE)
 
 
 def noise(count, height, width=None, random_seed=0):
@@ -67,7 +67,7 @@ def random_weights(net, random_seed=0):
 
 def tiny_model():
     """`TINY` with random weights in double precision."""
-    net = random_weights(build(TINY)).double()
+    net = random_weights(build(TINY)).double().eval()
     return zfkit.wrap_model(net, mean=[100, 110, 120], scale=0.02, input_size=32, classes=list("abcde"))
 
 
@@ -94,7 +94,7 @@ def pooled_network(random_seed=0, channels=3):
         nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, 2),
         nn.Conv2d(8, 8, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 25, 4),
     )  # fmt: skip
-    return zfkit.wrap_model(net.double(), mean=127.5, scale=1 / 58, input_size=28)
+    return zfkit.wrap_model(net.double().eval(), mean=127.5, scale=1 / 58, input_size=28)
 
 
 def write_snapshot(path, epoch, architecture=TINY):

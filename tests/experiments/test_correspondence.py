@@ -103,7 +103,7 @@ def pooled_model(maps=400, side=24, random_seed=0):
     net = nn.Sequential(
         nn.Conv2d(3, maps, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(maps, 2)
     )
-    return zfkit.wrap_model(net.double(), mean=128, scale=1 / 58, input_size=side)
+    return zfkit.wrap_model(net.double().eval(), mean=128, scale=1 / 58, input_size=side)
 
 
 def test_the_same_part_at_other_places_agrees_and_random_parts_do_not():
@@ -128,7 +128,7 @@ def test_features_that_only_know_places_agree_at_the_same_place_alone():
     net = nn.Sequential(nn.Conv2d(3, 1, 1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(400, 2))
     with torch.no_grad():
         net[0].weight.fill_(1 / 3)
-    model = zfkit.wrap_model(net.double(), mean=0, scale=1 / 255, input_size=20)
+    model = zfkit.wrap_model(net.double().eval(), mean=0, scale=1 / 255, input_size=20)
     white = torch.full((5, 3, 20, 20), 255, dtype=torch.uint8)
     boxes = torch.tensor([[4 * i, 0, 4 * i + 4, 4] for i in range(5)])  # nowhere the same
     result = correspondence(model, white, {"part": boxes}, layers=["2"], draws=12)
@@ -147,7 +147,7 @@ def test_controls_lie_in_the_object_and_have_the_parts_sizes():
     net = nn.Sequential(nn.Conv2d(3, 1, 1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(900, 2))
     with torch.no_grad():
         net[0].weight.fill_(1 / 3)
-    model = zfkit.wrap_model(net.double(), mean=0, scale=1 / 255, input_size=30)
+    model = zfkit.wrap_model(net.double().eval(), mean=0, scale=1 / 255, input_size=30)
     white = torch.full((3, 3, 30, 30), 255, dtype=torch.uint8)
     objects = torch.tensor([[0, 0, 12, 14], [10, 12, 22, 26], [18, 16, 30, 30]])
     parts = {"wide": objects[:, [0, 1, 0, 1]] + torch.tensor([0, 0, 6, 2])}

@@ -119,7 +119,7 @@ def tiny_model(blur: int = 0):
     for parameter in net.parameters():  # the paper's start is too faint to leave anything at the end
         if parameter.dim() > 1:
             nn.init.normal_(parameter, 0, math.sqrt(2 / parameter[0].numel()))
-    return zfkit.wrap_model(net.double(), mean=127.5, scale=1 / 64, input_size=32)
+    return zfkit.wrap_model(net.double().eval(), mean=127.5, scale=1 / 64, input_size=32)
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ def pixels_model(side, classes=2):
     with torch.no_grad():
         net[0].weight.copy_(torch.eye(3)[:, :, None, None])
         net[0].bias.zero_()
-    return zfkit.wrap_model(net.double(), mean=0, scale=1, input_size=side)
+    return zfkit.wrap_model(net.double().eval(), mean=0, scale=1, input_size=side)
 
 
 # ------------------------------------------------------------------------------------------------- motions

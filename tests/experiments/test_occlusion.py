@@ -16,7 +16,7 @@ from zfkit.images.imageset import Windows
 
 def wrap(net, size, **options):
     options = {"mean": [100.0, 110.0, 120.0], "scale": 0.02} | options
-    return zfkit.wrap_model(net.double(), input_size=size, **options)
+    return zfkit.wrap_model(net.double().eval(), input_size=size, **options)
 
 
 def picture(H, W=None, random_seed=0):

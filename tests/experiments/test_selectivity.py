@@ -41,7 +41,7 @@ def network(random_seed=0):
         nn.Conv2d(3, 5, 3, 2), nn.ReLU(), nn.Conv2d(5, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 4), nn.ReLU(),
         nn.Linear(4, 3),
     )  # fmt: skip
-    return zfkit.wrap_model(net.double(), mean=127.5, scale=1 / 58, input_size=SIDE)
+    return zfkit.wrap_model(net.double().eval(), mean=127.5, scale=1 / 58, input_size=SIDE)
 
 
 # -------------------------------------------------------------------------------------------- selectivity

@@ -37,7 +37,7 @@ def model():
     net = build(TINY).double()
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, 0, 0.2 if parameter.dim() > 1 else 0.1)
-    return zfkit.wrap_model(net, mean=120.0, scale=1 / 60, input_size=32, name="tiny")
+    return zfkit.wrap_model(net.eval(), mean=120.0, scale=1 / 60, input_size=32, name="tiny")
 
 
 def colours(per_class=8, random_seed=0, classes=CLASSES, size=32, labels=None, contrast=40, named=True):
