@@ -101,13 +101,18 @@ def load_model(
     """
     if isinstance(classes, str | Path):
         classes = _lines(Path(classes))
+    net, own = _load(str(name), None if str(weights).lower() == "none" else str(weights), random_seed)
     said = {
         "mean": mean, "scale": scale, "input_size": input_size, "classes": classes, "channels": channels,
         "output": output,
     }  # fmt: skip
-    said = {key: value for key, value in said.items() if value is not None}
-    model = _load(str(name), None if str(weights).lower() == "none" else str(weights), random_seed, said)
-    model.net.eval()
+    own |= {key: value for key, value in said.items() if value is not None}
+    if missing := [f"{key}=" for key in ("mean", "scale", "input_size") if key not in own]:
+        raise ModelError(
+            f"{name} does not say how pictures go in: give {', '.join(missing)} as zfkit.wrap_model takes them"
+        )
+    model = wrap_model(net, **own)
+    net.eval()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         if torch.device(device).type == "meta":
@@ -127,37 +132,29 @@ def describe(architecture: Architecture) -> dict[str, Any]:
     return asdict(architecture)
 
 
-Said = Mapping[
-    str, Any
-]  # arguments of `wrap_model` that the caller gave, which come before the network's own
+Own = dict[str, Any]  # arguments of `wrap_model` that come with a network
 
 
-def _load(name: str, weights: str | None, random_seed: int, said: Said) -> VisionModel:
-    bundled, path = _bundled(), Path(name)
+def _load(name: str, weights: str | None, random_seed: int) -> tuple[nn.Module, Own]:
+    bundled, path = _bundled(), Path(name).expanduser()
     file = Path(weights).expanduser() if weights and Path(weights).suffix in STATES else None
-    of_module = re.fullmatch(r"(.+\.py):(\w+)", name)
     if name in bundled and file is None:
-        return _from_file(bundled[name], name, said)
+        return _from_file(bundled[name], name)
     if name in ARCHITECTURES:
         a = ARCHITECTURES[name]
         net = _made(lambda n=None: build(replace(a, classes=n or a.classes)), file, name, random_seed)
-        own = {
-            "mean": TINY_IMAGENET_MEAN,
-            "scale": 1,
-            "input_size": a.input_size,
-            "provenance": _origin(file),
-        }
-        return wrap_model(net, **{**own, "name": name, **said})
+        own = {"mean": TINY_IMAGENET_MEAN, "scale": 1, "input_size": a.input_size}
+        return net, own | {"name": name, "provenance": _origin(file)}
     if name.startswith("torchvision:"):
-        return _from_torchvision(name, file or weights, random_seed, said)
+        return _from_torchvision(name, file or weights, random_seed)
     if name.startswith("timm:"):
-        return _from_timm(name, file or weights, random_seed, said)
-    if of_module:
-        return _from_module(Path(of_module[1]).expanduser(), of_module[2], file, random_seed, said)
+        return _from_timm(name, file or weights, random_seed)
+    if of_module := re.fullmatch(r"(.+\.py):(\w+)", name):
+        return _from_module(Path(of_module[1]).expanduser(), of_module[2], file, random_seed)
     if path.suffix == ".onnx":
-        return _from_onnx(path.expanduser(), said)
+        return _from_onnx(path)
     if path.suffix == ".safetensors" or path.is_file():
-        return _from_file(path.expanduser(), path.stem, said)
+        return _from_file(path, path.stem)
     from torchvision import models
 
     meant = [f"torchvision:{name}"] if name in models.list_models(models) else []  # "resnet18"
@@ -253,7 +250,7 @@ def _build(provenance: Provenance) -> ZFNet | AlexNet:
         raise ModelError(f"its provenance names no architecture that zfkit can build ({error})") from None
 
 
-def _from_file(path: Path, name: str, said: Said) -> VisionModel:
+def _from_file(path: Path, name: str) -> tuple[nn.Module, Own]:
     tensors, known = load_weights(path)
     try:
         with torch.device("meta"):
@@ -269,19 +266,14 @@ def _from_file(path: Path, name: str, said: Said) -> VisionModel:
             f"{path.name}: its provenance says input_size {known['input_size']!r}, and its architecture {size!r}; was "
             "it edited?"
         )
-    own = {
+    return net, {
         "mean": known.get("mean", TINY_IMAGENET_MEAN), "scale": known.get("scale", 1.0), "input_size": size,
         "classes": known.get("classes"), "name": name, "provenance": known,
     }  # fmt: skip
-    return wrap_model(net, **{**own, **said})
 
 
-def _from_module(path: Path, function: str, file: Path | None, random_seed: int, said: Said) -> VisionModel:
+def _from_module(path: Path, function: str, file: Path | None, random_seed: int) -> tuple[nn.Module, Own]:
     """A network that a function in the user's file makes."""
-    if missing := [f"{key}=" for key in ("mean", "scale", "input_size") if key not in said]:
-        raise ModelError(
-            f"{path.name} does not say how pictures go in: give {', '.join(missing)} as zfkit.wrap_model takes them"
-        )
     if not path.is_file():
         raise ModelError(f"there is no file {str(path)!r}; check the path")
     spec = importlib.util.spec_from_file_location(f"_zfkit_{path.stem}", path)
@@ -302,23 +294,18 @@ def _from_module(path: Path, function: str, file: Path | None, random_seed: int,
         raise ModelError(f"{path.name} stops with {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(beside)
-    return wrap_model(net, **{"name": path.stem, "provenance": _origin(file), **said})
+    return net, {"name": path.stem, "provenance": _origin(file)}
 
 
-def _from_onnx(path: Path, said: Said) -> VisionModel:
+def _from_onnx(path: Path) -> tuple[nn.Module, Own]:
     net = load_onnx(path)
-    if {"mean", "scale"} <= said.keys():
-        return wrap_model(net, **{"name": path.stem, "input_size": net.input_shape[-1], **said})
-    if not _is_zfnet512(net):
-        raise ModelError(
-            f"{path.name} is not the ONNX zoo's zfnet512, and an ONNX file does not say how pictures go in: "
-            f"zfkit.load_model({str(path)!r}, mean=..., scale=..., input_size={net.input_shape[-1]})"
-        )
+    if not _is_zfnet512(net):  # an ONNX file does not say how pictures go in
+        return net, {"name": path.stem, "input_size": net.input_shape[-1]}
     net.swap_red_and_blue()
     assumed = "input assumed to be BGR 0-255 minus ImageNet's mean, as its publishers do not say"
     provenance = {"data": f"ILSVRC 2013 (ONNX model zoo, zfnet512; {assumed})"}
-    own = {"mean": CAFFE_MEAN, "scale": 1.0, "input_size": 224, "name": path.stem, "provenance": provenance}
-    return wrap_model(net, **{**own, **said})
+    own = {"mean": CAFFE_MEAN, "scale": 1.0, "input_size": 224}
+    return net, own | {"name": path.stem, "provenance": provenance}
 
 
 def _is_zfnet512(net: OnnxNetwork) -> bool:
@@ -329,7 +316,7 @@ def _is_zfnet512(net: OnnxNetwork) -> bool:
     return net.input_name == "gpu_0/data_0" and shapes == [*convolutions, *connected]
 
 
-def _from_torchvision(name: str, weights: str | Path | None, random_seed: int, said: Said) -> VisionModel:
+def _from_torchvision(name: str, weights: str | Path | None, random_seed: int) -> tuple[nn.Module, Own]:
     from torchvision import models
 
     short = name.removeprefix("torchvision:")
@@ -340,58 +327,53 @@ def _from_torchvision(name: str, weights: str | Path | None, random_seed: int, s
         options = {"init_weights": True} if short in ("googlenet", "inception_v3") else {}
 
         def make(count: int | None = None) -> nn.Module:
-            own_classes = {} if count is None else {"num_classes": count}
-            return models.get_model(short, weights=None, **options, **own_classes)
+            return models.get_model(
+                short, weights=None, **options, **({"num_classes": count} if count else {})
+            )
 
-        own = {
+        return _made(make, weights, name, random_seed), {
             "mean": IMAGENET_MEAN, "scale": [1 / s for s in IMAGENET_STD],
             "input_size": 299 if short == "inception_v3" else 224, "name": name, "provenance": _origin(weights),
         }  # fmt: skip
-        return wrap_model(_made(make, weights, name, random_seed), **{**own, **said})
     choices = models.get_model_weights(short)
     if weights not in choices.__members__:
         raise ModelError(unknown(f"set of weights of {short}", weights, ["None", *choices.__members__]))
     chosen = choices[weights]
-    net = _downloaded(short, lambda: models.get_model(short, weights=chosen))
     transform = chosen.transforms()
-    own = {
+    return _downloaded(short, lambda: models.get_model(short, weights=chosen)), {
         "mean": [255 * m for m in transform.mean], "scale": [1 / (255 * s) for s in transform.std],
         "input_size": transform.crop_size[0], "classes": chosen.meta["categories"], "name": name,
         "provenance": {"data": f"ImageNet ({chosen})"},
     }  # fmt: skip
-    return wrap_model(net, **{**own, **said})
 
 
-def _from_timm(name: str, weights: str | Path | None, random_seed: int, said: Said) -> VisionModel:
+def _from_timm(name: str, weights: str | Path | None, random_seed: int) -> tuple[nn.Module, Own]:
     try:
         import timm
     except ImportError:
         raise ModelError(f"{name} needs timm: pip install 'zfkit[timm]'") from None
     short = name.removeprefix("timm:")
+    architecture = short.partition(".")[0]
     if not timm.is_model(short):
         raise ModelError(unknown("timm model", short, timm.list_models()))
     if weights is None or isinstance(weights, Path):
-
-        def make(count: int | None = None) -> nn.Module:
-            return timm.create_model(short, pretrained=False, num_classes=count)
-
-        net = _made(make, weights, name, random_seed)
+        net = _made(
+            lambda count=None: timm.create_model(short, num_classes=count), weights, name, random_seed
+        )
         provenance = _origin(weights)
     else:
-        tagged = short if weights == "DEFAULT" else f"{short.partition('.')[0]}.{weights}"
-        if tagged not in (
-            known := [short.partition(".")[0], *timm.list_pretrained(f"{short.partition('.')[0]}.*")]
-        ):
-            tags = ["None", "DEFAULT", *(n.partition(".")[2] for n in known[1:])]
+        tagged = short if weights == "DEFAULT" else f"{architecture}.{weights}"
+        known = timm.list_pretrained(f"{architecture}.*")
+        if "." in tagged and tagged not in known:
+            tags = ["None", *(n.partition(".")[2] for n in known)]
             raise ModelError(unknown(f"set of weights of {short}", weights, tags))
         net = _downloaded(short, lambda: timm.create_model(tagged, pretrained=True))
         provenance = {"data": f"timm's {tagged}"}
     expects: Any = net.pretrained_cfg
-    own = {
+    return net, {
         "mean": [255 * m for m in expects["mean"]], "scale": [1 / (255 * s) for s in expects["std"]],
         "input_size": expects["input_size"][-1], "name": name, "provenance": provenance,
     }  # fmt: skip
-    return wrap_model(net, **{**own, **said})
 
 
 def _downloaded(short: str, make: Callable[[], nn.Module]) -> nn.Module:
