@@ -218,62 +218,51 @@ def wrap_model(
     return model
 
 
+# Modules that hold the network which zfkit can follow, and the attribute where they do.
+AROUND = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
+
+
 def _expect_plain(net: Any) -> None:
     """Raise ModelError for what is no network, or one whose operations cannot be seen from outside."""
-    if isinstance(net, Mapping):
-        raise ModelError(
-            "expected a torch.nn.Module, got a dictionary: build the network, then net.load_state_dict(...)"
-        )
+    kind = type(net).__name__
     if not isinstance(net, nn.Module):
-        raise ModelError(f"expected a torch.nn.Module, got {type(net).__name__}")
-    inside = None
-    if isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        inside = "module"
-    elif "_orig_mod" in net._modules:  # torch.compile's
-        inside = "_orig_mod"
-    if inside:
+        hint = ": build the network, then net.load_state_dict(...)" if isinstance(net, Mapping) else ""
+        raise ModelError(f"expected a torch.nn.Module, got {kind}{hint}")
+    if kind in AROUND:
         raise ModelError(
-            f"{type(net).__name__} holds the network that zfkit can follow: wrap net.{inside} instead "
-            f"({type(getattr(net, inside)).__name__})"
+            f"{kind} is put around the network that zfkit can follow: wrap net.{AROUND[kind]} instead"
         )
     if isinstance(net, torch.jit.ScriptModule):
         raise ModelError("a scripted network cannot be traced; wrap the one that it was scripted from")
-    if any(isinstance(m, nn.Conv2d) for m in net.modules()):
+    modules = list(net.modules())
+    if any(isinstance(m, nn.Conv2d) for m in modules):
         return
-    quantised = any(
-        "quantized" in type(m).__module__ or "intrinsic" in type(m).__module__ for m in net.modules()
-    )
-    raise ModelError(
-        f"{type(net).__name__}'s convolutions are quantised, which have no way back; wrap it as it was before"
-        if quantised
-        else f"{type(net).__name__} has no Conv2d layer, so it has no feature maps to look at"
-    )
+    if any("quantized" in type(m).__module__ for m in modules):
+        raise ModelError(
+            f"{kind}'s convolutions are quantised, which have no way back; wrap it as it was before"
+        )
+    raise ModelError(f"{kind} has no Conv2d layer, so it has no feature maps to look at")
 
 
 @torch.no_grad()
 def _try(net: nn.Module, side: int) -> tuple[int, Any]:
     """How many channels the network takes, 3 or 1, and what it returns for an input of as many.
 
+    The convolution that is defined first does not say: it may be that of a head.
+
     Raises ModelError where it runs on neither.
     """
-    ran: list[nn.Conv2d] = []  # the convolution defined first may be that of a head
     errors: dict[int, Exception] = {}
-    like = next(net.parameters())
-    convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
-    hooks = [c.register_forward_pre_hook(lambda conv, _: ran.append(conv)) for c in convolutions]
-    try:
-        for count in (3, 1):
-            try:
-                with evaluation_mode(net):
-                    return count, net(like.new_zeros(1, count, side, side))
-            except Exception as error:
-                if out_of_memory(error):
-                    raise
-                errors[count] = error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    channels = (ran or convolutions)[0].in_channels
+    for count in (3, 1):
+        try:
+            with evaluation_mode(net):
+                return count, net(next(net.parameters()).new_zeros(1, count, side, side))
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            errors[count] = error
+    takes = [m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d)]
+    channels = next((n for n in takes if n in errors), takes[0])
     if channels not in errors:
         raise ModelError(
             f"{type(net).__name__} takes {channels} channels; zfkit shows networks that take 1 or 3"
@@ -288,15 +277,12 @@ def _chosen(net: nn.Module, outputs: Any, output: str | int | None) -> Tensor:
     keys = [key for key, part in parts_of(outputs).items() if isinstance(part, Tensor)]
     if output in keys:
         return chosen(outputs, output)
-    what = "one tensor" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
+    returns = f"{type(net).__name__} returns a {type(outputs).__name__}"
     if not keys:
-        advice = (
-            "leave `output` out" if isinstance(outputs, Tensor) else "with no tensor that could be looked at"
-        )
-        raise ModelError(f"{type(net).__name__} returns {what}: {advice}")
+        raise ModelError(f"{returns}, of which nothing is chosen by output={output!r}: leave it out")
     raise ModelError(
-        f"{type(net).__name__} returns {what} with {', '.join(map(repr, keys))}: say which of them to look at, "
-        f"wrap_model(..., output={keys[0]!r}){'' if output is None else f', not {output!r}'}"
+        f"{returns} with {', '.join(map(repr, keys))}: say which of them to look at, wrap_model(..., "
+        f"output={keys[0]!r}){'' if output is None else f', not {output!r}'}"
     )
 
 

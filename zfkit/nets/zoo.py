@@ -197,8 +197,12 @@ def _made(make: Callable[..., Net], file: Path | None, name: str, random_seed: i
     net = _random(make, random_seed)
     if file is None:
         return net
-    stored = _without_prefix(load_state(file), net)
-    expected = _shapes(net.state_dict())
+    stored, expected = load_state(file), _shapes(net.state_dict())
+    while not any(k in expected for k in stored):  # whoever wrote the file had the network inside another
+        prefix = next((p for p in PREFIXES if any(k.startswith(p) for k in stored)), None)
+        if prefix is None:
+            break
+        stored = {k.removeprefix(prefix): t for k, t in stored.items()}
     wrong = {k for k, shape in _shapes(stored).items() if k in expected and expected[k] != shape}
     counts = {(expected[k][0], stored[k].shape[0]) for k in wrong if expected[k] and stored[k].dim()}
     if len(counts) == 1 and all(expected[k][1:] == stored[k].shape[1:] for k in wrong):
@@ -206,17 +210,6 @@ def _made(make: Callable[..., Net], file: Path | None, name: str, random_seed: i
     _expect_fit(file, name, net, stored)
     net.load_state_dict(stored, strict=False)
     return net
-
-
-def _without_prefix(stored: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
-    """Weights by the network's own names: those who wrote the file had it inside others (DataParallel, Lightning)."""
-    expected = net.state_dict()
-    while not any(k in expected for k in stored):
-        prefix = next((p for p in PREFIXES if any(k.startswith(p) for k in stored)), None)
-        if prefix is None:
-            break
-        stored = {k.removeprefix(prefix): t for k, t in stored.items()}
-    return stored
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

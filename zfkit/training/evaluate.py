@@ -73,8 +73,13 @@ def evaluate(
                 with portions.attempt():
                     pixels = batch.pixels[part]
                     views = [centre_crop(pixels, geometry)] if crops == 1 else ten_crops(pixels, geometry)
-                    shares = torch.stack([forward(model.preprocess(v)).float().softmax(1) for v in views])
-                    parts.append(shares.mean(0))
+                    answers = torch.stack([forward(model.preprocess(v)).float() for v in views])
+                    if answers.dim() != 3:
+                        raise TrainingError(
+                            f"{model.name} gives {tuple(answers.shape[2:]) or 'one number'} for a picture, and one "
+                            "number per class was expected"
+                        )
+                    parts.append(answers.softmax(2).mean(0))
             p = torch.cat(parts)  # (n, classes)
             if int(labels.min()) < 0 or int(labels.max()) >= p.shape[1]:
                 raise TrainingError(
