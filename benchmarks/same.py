@@ -261,7 +261,7 @@ def network(name: str) -> Any:
     torch.manual_seed(0)
     options = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
     net = getattr(torchvision.models, name)(weights=None, **options)
-    return call("wrap_model", net, mean=[123.7, 116.3, 103.5], scale=1 / 58, input_size=64, name=name)
+    return call("wrap_model", net.eval(), mean=[123.7, 116.3, 103.5], scale=1 / 58, input_size=64, name=name)
 
 
 def layers(name: str) -> list[str]:
