@@ -55,13 +55,13 @@ app: .venv/notebooks
 	JUPYTER_PATH=$(abspath $(PAGE)) $(BIN)/python -m voila --template=zfkit --token --Voila.ip=127.0.0.1 \
 	  --VoilaConfiguration.strip_sources=True $(APP_ARGS) $(PAGE)/app.ipynb
 
-# One torch thread for each of the tests' workers, which share the cores; notebooks keep torch's own number of
-# threads, with which their outputs were made.
+# One torch thread for each of the tests' workers, which share the cores; notebooks run one at a time with torch's own
+# number of threads, with which their outputs were made.
 WORKERS  ?= 2
 PYTEST   := $(BIN)/python -m pytest -n $(WORKERS)
 test: .venv/dev lint
 	OMP_NUM_THREADS=1 $(PYTEST) --dist loadfile -m "not slow and not browser" tests
-	$(PYTEST) --dist loadscope --nbval --nbval-sanitize-with tests/nbval.cfg $(NOTEBOOKS)
+	$(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg $(NOTEBOOKS)
 
 test-all: test
 	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=thorough $(PYTEST) --dist loadfile -m "slow or browser" tests
