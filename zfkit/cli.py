@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"zfkit {args.command}: {remedy} ({' '.join(str(error).split())[:200]})", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"zfkit {args.command}: {stop or 'interrupted'}", file=sys.stderr)
+        print(f"zfkit {args.command}: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
 
 
@@ -173,6 +173,7 @@ def _atlas_options(parser: argparse.ArgumentParser) -> None:
     add("--maps", default="24", type=_maps, help="feature maps of each layer, or 'all'")
     add("--rule", default="deconvnet", help="deconvnet, guided or gradient")
     add("--seed", default=0, type=int, help="draws the feature maps")
+    add("--patches-only", action="store_true", help="leave out the projections, as for layers that have none")
     add("--notebook", help="make it through this notebook and leave the executed copy in --out")
 
 
@@ -284,7 +285,7 @@ def _atlas(args: argparse.Namespace) -> None:
     model, images = _inputs(args)
     atlas = write_atlas(
         model, images, args.out, layers=args.layers, maps=args.maps, k=args.k, options=Options(args.rule),
-        random_seed=args.seed,
+        random_seed=args.seed, patches_only=args.patches_only,
     )  # fmt: skip
     _say_where(args, TopK.load(atlas.table))
 
@@ -301,7 +302,7 @@ def _atlas_through_notebook(args: argparse.Namespace) -> None:
     names = ("model", "weights", "images", "maps", "seed")
     parameters = {name: getattr(args, name) for name in names} | {"out": str(out)}
     fixed = {"layers": None, "k": 9, "rule": "deconvnet", "size": None, "limit": None, "device": None}
-    fixed |= dict.fromkeys(OWN_NETWORK)
+    fixed |= dict.fromkeys(OWN_NETWORK) | {"patches_only": False}
     changed = [name for name, value in fixed.items() if getattr(args, name) != value]
     if changed:
         raise ZfkitError(f"the notebook does not take {', '.join(changed)}: leave out --notebook")

@@ -243,6 +243,85 @@ def test_missing_ranks_leave_the_others_where_they_are(tmp_path):
     assert sum("title" in item for item in page.all("li")) == 2 * 2
 
 
+# ------------------------------------------------------------------------------ what cannot be projected
+
+
+class Hard(nn.Module):
+    """Two convolutions, and a threshold without gradient between them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv2(F.max_pool2d((self.conv1(x) > 0.1).double(), 2))
+
+
+def hard_model():
+    torch.manual_seed(2)
+    return zfkit.wrap_model(Hard().double(), name="hard", mean=128, scale=1 / 64, input_size=20)
+
+
+def test_a_layer_that_cannot_be_projected_shows_its_patches(tmp_path):
+    model, images = hard_model(), image_set()
+    top = zfkit.mine(model, images, k=4, progress=False)
+    with pytest.warns(UserWarning, match=r"no projections of conv2, .*'gt'"):
+        atlas = written(tmp_path, model, images, top=top, k=4, maps={"conv1": [1], "conv2": [3]})
+    page = Page(atlas.index.read_text())
+    pictures = {image["alt"] for image in page.all("img")}
+    assert pictures == {"projections of conv1 map 1", "patches of conv1 map 1", "patches of conv2 map 3"}
+    assert page.text.count("no way back through 'gt'") == 1
+    with Image.open(atlas.pictures["conv2"]) as opened:
+        sheet = np.asarray(opened)
+    field = zfkit.receptive_field(model, "conv2")
+    assert field.size < 20 and not field.measured  # the threshold moves nothing
+    for unit in top.table("conv2").query("channel == 3").itertuples():
+        patch = cut_out(images[unit.image][0], field.box(unit.row, unit.col), 128)
+        assert len(places_of(as_tile(patch), sheet)) == 1
+
+
+def test_patches_alone_are_those_of_the_whole_atlas(tmp_path):
+    model, images = small_model(), image_set(count=5)
+    top = zfkit.mine(model, images, k=7, progress=False)  # more than there are pictures
+    whole = zfkit.project_top(model, images, top, "conv2")
+    alone = zfkit.topk.cut_top(model, images, top, "conv2")
+    assert (alone.photo == whole.photo).all() and (alone.box == whole.box).all()
+    page = Page(written(tmp_path, model, images, top=top, maps=2, patches_only=True).index.read_text())
+    assert [image["alt"].split()[0] for image in page.all("img")] == ["patches"] * 4
+    assert "as was asked" in page.text and "deconvnet" not in page.text
+
+
+def test_layers_are_tried_before_anything_is_mined(tmp_path, monkeypatch):
+    def stop(*args, **options):
+        raise zfkit.ZfkitError("mined")
+
+    monkeypatch.setattr(zfkit.atlas.page, "mine", stop)
+    with pytest.warns(UserWarning, match="no projections of conv2"), pytest.raises(zfkit.ZfkitError):
+        written(tmp_path, hard_model())
+    small = zfkit.wrap_model(
+        nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(2 * 18 * 18, 4)),
+        mean=128, scale=1 / 64, input_size=20,
+    )  # fmt: skip
+    with pytest.raises(zfkit.ZfkitError, match="cannot run to 2 on images of 24 x 24 px"):
+        written(tmp_path, small, image_set(size=24), layers=["2"])
+    with pytest.raises(zfkit.ZfkitError, match="channels"):
+        written(tmp_path, maps={"conv2": [8]})
+
+
+@pytest.mark.parametrize("error", [zfkit.ZfkitError, RuntimeError, KeyboardInterrupt])
+def test_the_table_is_kept_when_projecting_fails(tmp_path, monkeypatch, error):
+    def fail(*args, **options):
+        raise error("the GPU is gone")
+
+    monkeypatch.setattr(zfkit.atlas.page, "project_many", fail)
+    model, images = small_model(), image_set()
+    with pytest.raises(error, match=r"the GPU is gone; .*kept.*topk\.parquet"):
+        written(tmp_path, model, images)
+    monkeypatch.undo()
+    top = zfkit.TopK.load(tmp_path / "topk.parquet")
+    written(tmp_path, model, images, top=top)  # goes on from there
+
+
 # ------------------------------------------------------------------------------------------------- writing
 
 

@@ -216,6 +216,15 @@ def test_an_unknown_extent_is_measured_and_that_is_said():
     assert field.measured and (field.size, field.stride, field.offset) == (8, 2, -3)
 
 
+class Ranks(nn.Module):
+    def forward(self, x):
+        return x.argsort(2).to(x.dtype)
+
+
+def test_the_field_behind_an_operation_without_gradient_is_the_whole_picture():
+    assert zfkit.receptive_field(around(Ranks()), "2").stride == 0  # noise cannot measure it
+
+
 def test_what_sees_the_whole_picture_is_named_where_units_inside_are_asked_for():
     model = around(nn.GroupNorm(2, 4))
     assert zfkit.receptive_field(model, "2").stride == 0

@@ -34,6 +34,8 @@ def test_atlas_writes_the_page_a_picture_per_layer_and_the_table(pictures, tmp_p
     )
     table = zfkit.TopK.load(out / "topk.parquet").table("conv3")
     assert table.groupby("channel").size().eq(4).all()
+    assert main(["atlas", "--images", f"folder:{pictures}", *options, "--patches-only"]) == 0
+    assert "deconvnet" not in (out / "index.html").read_text()
 
 
 def test_mine_writes_the_table_that_python_gets(pictures, tmp_path):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
 
-from ..checks import layer_names, whole_number, writable_folder
+from ..checks import channel_list, layer_names, whole_number, writable_folder
+from ..deconv.project import refusals
 from ..deconv.receptive_field import Field, fits_inside, receptive_field
 from ..deconv.rules import Options
 from ..errors import LayerError, WriteError, ZfkitError, printable
@@ -23,7 +26,7 @@ from ..images.album import PHOTOGRAPHS
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel, expect_model
 from ..topk.mine import mine
-from ..topk.patches import Patches, project_many, sample_maps
+from ..topk.patches import Patches, cut_top, project_many, sample_maps
 from ..topk.table import TopK
 from .html import templates
 from .sheet import draw_layer
@@ -49,9 +52,14 @@ def write_atlas(
     top: TopK | None = None,
     options: Options = Options(),
     random_seed: int = 0,
+    patches_only: bool = False,
     progress: bool = True,
 ) -> Atlas:
     """Write Fig. 2 for this network and these pictures: `out`/index.html, one PNG per layer, topk.parquet.
+
+    Whether layers can be projected is tried before pictures are mined. Those that cannot get patches alone, with a
+    warning, and the page says why. What is mined is saved before anything is projected; should that fail, the error
+    says where the table is.
 
     Args:
         out: folder; made if need be. Files of the same name in it are replaced.
@@ -63,6 +71,7 @@ def write_atlas(
             beyond a picture's border left out, where the pictures are large enough for that.
         options: how projections are made.
         random_seed: of the draw of feature maps.
+        patches_only: show what was in the pictures, without projections.
 
     Raises LayerError for unknown layers or channels, and ZfkitError where `out` cannot be written.
     """
@@ -74,47 +83,79 @@ def write_atlas(
             raise LayerError(
                 f"maps says nothing of {', '.join(without)}; it has {', '.join(maps) or 'nothing'}"
             )
+        for name in names:
+            channel_list(maps[name], model.network.shapes[name][0], name)
     elif maps != "all":
         whole_number(maps, "maps, unless 'all',")
+    alone = _patches_alone(model, names, images.size, options, patches_only)
     folder = writable_folder(out)
-    if top is None:
-        top = mine(model, images, names, k, inside=fits_inside(model, names, images.size), progress=progress)
-    channels: Mapping[str, Sequence[int]]
-    if isinstance(maps, Mapping):
-        channels = {name: maps[name] for name in names}
-    else:
-        channels = sample_maps(top, names, maps, random_seed)
-    patches = project_many(model, images, top, channels, k=min(k, top.k), options=options, progress=progress)
-    page = _page(model, images, top, patches)
-    sheets = {name: draw_layer(p, top, _caption(model, images, top, p)) for name, p in patches.items()}
-    _replace_files(folder, sheets, page, top)
+    refusal = ZfkitError(
+        f"another process is writing to {str(folder)!r}: wait for it, or choose another folder"
+    )
+    with contextlib.ExitStack() as stack:
+        # Before the work, and to its end: or one's page could end up beside another's pictures.
+        stack.enter_context(only_writer(folder, refusal))
+        if top is None:
+            inside = fits_inside(model, names, images.size)
+            top = mine(model, images, names, k, inside=inside, progress=progress)
+            stack.enter_context(_kept(top, folder / "topk.parquet"))
+        channels = maps if isinstance(maps, Mapping) else sample_maps(top, names, maps, random_seed)
+        k = min(k, top.k)
+        projected = {name: channels[name] for name in names if name not in alone}
+        patches = project_many(model, images, top, projected, k=k, options=options, progress=progress)
+        for name, why in alone.items():
+            cut = cut_top(model, images, top, name, channels[name], k=k, progress=progress)
+            patches[name] = replace(cut, notes=(why,))
+        patches = {name: patches[name] for name in names}  # in their order
+        page = _page(model, images, top, patches)
+        sheets = {name: draw_layer(p, top, _caption(model, images, top, p)) for name, p in patches.items()}
+        _replace_files(folder, sheets, page, top)
     pictures = {name: folder / file for name, file in _file_names(names).items()}
     return Atlas(folder / "index.html", pictures, folder / "topk.parquet")
 
 
+def _patches_alone(
+    model: VisionModel, layers: Sequence[str], side: int, options: Options, all_of_them: bool
+) -> dict[str, str]:
+    """Layers to be shown without projections, and a sentence for each that says why."""
+    if all_of_them:
+        return dict.fromkeys(layers, "Patches alone, without projections, as was asked.")
+    if reasons := refusals(model, layers, side, options):
+        why = next(iter(reasons.values()))  # mostly the same for all
+        warnings.warn(f"no projections of {', '.join(reasons)}, patches alone: {why}", stacklevel=3)
+    return {layer: f"Patches alone, without projections: {why}." for layer, why in reasons.items()}
+
+
+@contextlib.contextmanager
+def _kept(top: TopK, file: Path) -> Iterator[None]:
+    """Save the table at once; an error afterwards says where it is."""
+    top.save(file)
+    try:
+        yield
+    except (ZfkitError, RuntimeError, MemoryError, KeyboardInterrupt) as error:
+        hint = f"the mined table is kept, for write_atlas(top=TopK.load(path)): {printable(str(file))}"
+        error.args = (f"{str(error) or 'interrupted'}; {hint}",)
+        raise
+
+
 def _replace_files(folder: Path, sheets: Mapping[str, Image.Image], page: str, top: TopK) -> None:
     """Write all files into a folder inside `folder` first, so that a full disk leaves the old atlas as it was."""
-    refusal = ZfkitError(
-        f"another process is writing to {str(folder)!r}: wait for it, or choose another folder"
-    )
     part = folder / ".part"
     try:
-        with only_writer(folder, refusal):  # or one's page could end up beside another's pictures
-            try:
-                shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
-                part.mkdir()
-                for name, file in _file_names(list(sheets)).items():
-                    sheets[name].save(part / file, "PNG")
-                (part / "index.html").write_text(page, encoding="utf-8")
-                top.save(part / "topk.parquet")
-                for done in sorted(part.iterdir()):
-                    done.replace(folder / done.name)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+        part.mkdir()
+        for name, file in _file_names(list(sheets)).items():
+            sheets[name].save(part / file, "PNG")
+        (part / "index.html").write_text(page, encoding="utf-8")
+        top.save(part / "topk.parquet")
+        for done in sorted(part.iterdir()):
+            done.replace(folder / done.name)
     except WriteError:
         raise
     except OSError as error:
         raise WriteError(folder, error) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _file_names(layers: Sequence[str]) -> dict[str, str]:
@@ -141,18 +182,22 @@ def _caption(model: VisionModel, images: ImageSet, top: TopK, patches: Patches) 
     C, _ = patches.value.shape
     field = receptive_field(model, patches.layer)
     sees = f"receptive field {_side(field, patches)} px, stride {field.stride} px"
+    what = (
+        "left what the deconvnet reconstructs, each on its own symmetric scale around grey = 0; right the picture"
+        if patches.projection.shape[1]
+        else "what of the picture each unit sees"
+    )
     return (
         f"{model.name}  {patches.layer}",
         f"{C} of {len(top[patches.layer].value)} feature maps · the top {patches.value.shape[1]} of {top.count:,} "
-        f"pictures ({images.source}) · left what the deconvnet reconstructs, each on its own symmetric scale around "
-        f"grey = 0; right the picture · {sees if field.stride else 'each unit sees the whole picture'}"
+        f"pictures ({images.source}) · {what} · {sees if field.stride else 'each unit sees the whole picture'}"
         + "".join(f" · {note}" for note in patches.notes),
     )
 
 
 def _side(field: Field, patches: Patches) -> int:
     """Of what a unit sees, in pixels; where the field had to be measured, pictures are shown whole."""
-    return field.size if field.measured else patches.projection.shape[-1]
+    return field.size if field.measured else patches.photo.shape[-1]
 
 
 def _page(model: VisionModel, images: ImageSet, top: TopK, patches: Mapping[str, Patches]) -> str:
@@ -165,6 +210,7 @@ def _page(model: VisionModel, images: ImageSet, top: TopK, patches: Mapping[str,
             images=images,
             top=top,
             k=next(iter(patches.values())).value.shape[1],
+            projected=any(p.projection.shape[1] for p in patches.values()),
             layers=[_layer(model, images, top, p) for p in patches.values()],
             credits=PHOTOGRAPHS if images.source == "photos" else (),
             data_url=_data_url,
@@ -183,10 +229,10 @@ def _layer(model: VisionModel, images: ImageSet, top: TopK, patches: Patches) ->
         "size": _side(field, patches),
         "stride": field.stride,
         "notes": patches.notes,
-        "crisp": patches.projection.shape[-1] <= TILE // 2,  # enlarged, so that its pixels have to stay sharp
+        "crisp": patches.photo.shape[-1] <= TILE // 2,  # enlarged, so that its pixels have to stay sharp
         "rows": -(-k // columns),
         "columns": columns,
-        "pair": 2 * columns * (TILE + GAP),
+        "pair": (2 if patches.projection.shape[1] else 1) * columns * (TILE + GAP),
         "cards": [_card(images, top, patches, i) for i in range(len(patches.channels))],
     }
 
@@ -197,11 +243,12 @@ def _card(images: ImageSet, top: TopK, patches: Patches, i: int) -> dict[str, An
     statistics = top[patches.layer]
     units = zip(patches.image[i], patches.row[i], patches.col[i], patches.value[i], strict=True)
     projections, photos = pair_of_montages(patches, i)
+    grids = [("deconvnet", "projections", projections), ("picture", "patches", photos)]
     return {
         "channel": channel,
         "max": number(statistics.max[channel]),
         "active": f"{float(statistics.active[channel]):.0%}",
-        "grids": [("deconvnet", "projections", projections), ("picture", "patches", photos)],
+        "grids": [grid for grid in grids if grid[2] is not None],
         "names": [
             f"{_picture_name(images, int(image))}: {number(value)} at row {int(row)}, column {int(column)}"
             for image, row, column, value in units

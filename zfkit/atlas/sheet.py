@@ -1,4 +1,4 @@
-"""One layer of Fig. 2 as a picture: projections beside patches, map by map."""
+"""One layer of Fig. 2 as a picture: projections beside patches, map by map; or patches alone."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ def draw_layer(
 ) -> Image.Image:
     """One layer's feature maps as a sheet: 3x3 projections beside 3x3 patches, map number and maximum above.
 
+    Patches of `zfkit.topk.cut_top` stand alone.
+
     Args:
         caption: title and the line below it; default: layer, and how many of how many.
         tile: side of one patch in px.
     """
     channels = patches.channels.tolist()
     blocks = [pair_of_montages(patches, i, tile) for i in range(len(channels))]
-    width, height = blocks[0][0].size if blocks else (tile, tile)
-    pair = 2 * width + GUTTER
+    width, height = blocks[0][1].size if blocks else (tile, tile)
+    pair = 2 * width + GUTTER if patches.projection.shape[1] else width
     columns = max(1, min(columns, len(blocks)))
     rows = -(-len(blocks) // columns)
     title, line = caption or (patches.layer, f"{len(blocks)} of {len(top[patches.layer].value)} feature maps")
@@ -48,6 +50,7 @@ def draw_layer(
         draw.text((x, y), f"map {channel}", "#111111", middle)
         strongest = f"max {number(top[patches.layer].max[channel])}"
         draw.text((x + pair, y + 1), strongest, "#777777", small, anchor="ra")
-        sheet.paste(projections, (x, y + HEAD))
-        sheet.paste(photos, (x + width + GUTTER, y + HEAD))
+        if projections is not None:
+            sheet.paste(projections, (x, y + HEAD))
+        sheet.paste(photos, (x + pair - width, y + HEAD))
     return sheet

@@ -4,7 +4,7 @@
 picture a unit sees; `windows` carries only that part back, which is quicker and gives the same.
 """
 
-from .project import Deconvnet, Tape, WholeMaps, by_gradient, forward, project, way_back
+from .project import Deconvnet, Tape, WholeMaps, by_gradient, forward, project, refusals, way_back
 from .receptive_field import (
     Box,
     Field,
@@ -21,5 +21,5 @@ from .windows import Window, Windows, paste
 __all__ = [
     "RULES", "Box", "Context", "Deconvnet", "Field", "Interval", "Norm", "OperationRule", "Options", "Rule", "Seed",
     "Tape", "WholeMaps", "Window", "Windows", "by_gradient", "extents", "field_in", "fits_inside", "forward", "paste",
-    "project", "receptive_field", "register_rule", "units_inside", "way_back",
+    "project", "receptive_field", "refusals", "register_rule", "units_inside", "way_back",
 ]  # fmt: skip

@@ -327,6 +327,36 @@ def by_gradient(model: VisionModel, layer: str) -> list[str]:
     return list(dict.fromkeys(treated.operation[treated.treatment == "gradient"]))
 
 
+def refusals(
+    model: VisionModel, layers: Sequence[str], side: int, options: Options = Options()
+) -> dict[str, str]:
+    """Which of these layers cannot be projected, and why: one unit of each is tried, on a blank picture of `side` px.
+
+    That an operation has no gradient shows only when something comes back to it. Raises LayerError where the network
+    cannot run on pictures of this side.
+    """
+    reasons: dict[str, str] = {}
+    for layer in layers:
+        try:
+            Deconvnet(model.network, [layer], options)
+        except LayerError as error:
+            reasons[layer] = str(error)
+    rest = [layer for layer in layers if layer not in reasons]
+    if not rest:
+        return reasons
+    deconvnet = Deconvnet(model.network, rest, options)
+    blank = torch.zeros(1, len(model.mean), side, side, dtype=model.dtype, device=model.device)
+    tape = forward(model, deconvnet, blank, outputs=options.seed == "activation")
+    first = torch.zeros(1, dtype=torch.long, device=model.device)
+    for layer in rest:
+        position = torch.zeros(1, 2, dtype=torch.long) if len(tape.shapes[layer]) > 1 else None
+        try:
+            deconvnet.reverse(tape, layer, first, first, position)
+        except LayerError as error:
+            reasons[layer] = str(error)
+    return reasons
+
+
 def forward(
     model: VisionModel,
     deconvnet: Deconvnet,

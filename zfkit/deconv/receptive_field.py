@@ -166,16 +166,15 @@ def _measured(model: VisionModel, layer: str, draws: int = 4) -> Extent | None:
         x = x.to(model.device, model.dtype).requires_grad_()
         try:
             *_, (_, _, y) = model.network.walk(x * 1, [layer])
-        except RuntimeError:
+            middle = [n // 2 for n in y.shape[2:]]
+            if min(y.shape[2:]) < 4:
+                return None
+            weights = torch.randn(y.shape[1], generator=generator).to(y)
+            units = [(weights * y[0, :, middle[0] + i, middle[1] + i]).sum() for i in (0, 1)]
+            gradients = [torch.autograd.grad(u, x, retain_graph=True)[0][0] for u in units]
+        except RuntimeError:  # it takes no pictures of this side, or an operation on the way has no gradient
             return None
-        middle = [n // 2 for n in y.shape[2:]]
-        if min(y.shape[2:]) < 4:
-            return None
-        weights = torch.randn(y.shape[1], generator=generator).to(y)
-        units = [(weights * y[0, :, middle[0] + i, middle[1] + i]).sum() for i in (0, 1)]
-        seen.append(
-            torch.stack([torch.autograd.grad(u, x, retain_graph=True)[0][0].abs().sum(0) > 0 for u in units])
-        )
+        seen.append(torch.stack([g.abs().sum(0) > 0 for g in gradients]))
     support = torch.stack(seen).any(0)  # (2, side, side)
     intervals = []
     for axis, first in enumerate(middle):

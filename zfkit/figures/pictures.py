@@ -62,12 +62,12 @@ def square_columns(count: int) -> int:
     return math.ceil(math.sqrt(count))
 
 
-def pair_of_montages(patches: Patches, i: int, tile: int = TILE) -> tuple[Image.Image, Image.Image]:
-    """Projections and photo patches of the i-th feature map, each a grid of k."""
+def pair_of_montages(patches: Patches, i: int, tile: int = TILE) -> tuple[Image.Image | None, Image.Image]:
+    """Projections (None where there are none) and photo patches of the i-th feature map, each a grid of k."""
     columns = square_columns(patches.value.shape[1])
-    return montage(signed_to_rgb(patches.projection[i]), columns, tile), montage(
-        patches.photo[i], columns, tile
-    )
+    projection = patches.projection[i]
+    projections = montage(signed_to_rgb(projection), columns, tile) if len(projection) else None
+    return projections, montage(patches.photo[i], columns, tile)
 
 
 def number(value: float | Tensor) -> str:

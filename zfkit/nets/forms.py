@@ -36,7 +36,7 @@ _POINTWISE = frozenset(
     leaky_relu prelu rrelu elu selu celu gelu silu mish hardswish softplus threshold relu6 hardtanh sigmoid tanh
     hardsigmoid logsigmoid softsign tanhshrink hardshrink softshrink clamp clip exp log log1p expm1 sqrt rsqrt pow abs
     sin cos erf square reciprocal neg mul imul sub isub rsub div truediv itruediv true_divide maximum minimum
-    batch_norm alpha_dropout to type float double where lerp addcmul
+    batch_norm alpha_dropout to type float double where lerp addcmul sign round floor ceil gt ge lt le eq ne
     """.split()
 )
 # Functions that give a tuple, of which an index takes one tensor.

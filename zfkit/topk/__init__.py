@@ -13,6 +13,7 @@ from .patches import (
     Crop,
     Patches,
     Units,
+    cut_top,
     cut_windows,
     project_many,
     project_top,
@@ -24,6 +25,6 @@ from .table import FORMAT, LayerTop, TopK, expect_both
 
 __all__ = [
     "FORMAT", "FORWARD_PIXELS", "GREY", "REVERSE_BYTES", "Crop", "Estimate", "LayerTop", "MiningPlan", "Patches",
-    "RunningTop", "TopK", "Units", "cut_windows", "estimate_mining", "expect_both", "mine", "mine_part",
+    "RunningTop", "TopK", "Units", "cut_top", "cut_windows", "estimate_mining", "expect_both", "mine", "mine_part",
     "project_many", "project_top", "project_units", "sample_maps",
 ]  # fmt: skip

@@ -1,5 +1,7 @@
 """What the deconvnet makes of the strongest activations, beside what was in the picture: `project_top`.
 
+For layers that cannot be projected, `cut_top` gives the latter alone.
+
 A unit depends on its receptive field only. So few units are projected from crops around them, and many from
 the whole picture, which units and layers then share. Both give what the whole picture gives.
 """
@@ -36,12 +38,14 @@ class Patches:
         layer: its name.
         channels: (C,) int64, the feature maps.
         projection: (C, k, 3, S, S) float32, signed (one channel for one-channel networks); S is the side of
-            the receptive field. 0 outside the picture. Of networks in double precision, float64.
+            the receptive field. 0 outside the picture. Of networks in double precision, float64. (C, 0, 3, S, S)
+            where photographs alone were cut out.
         photo: (C, k, 3, S, S) uint8, the same window of the picture; mid-grey outside it.
         box: (C, k, 4) int64: left, top, right, bottom in pixels of the picture; it may stick out.
         image, row, col: (C, k) int64, where from; image -1 where there were fewer than k.
         value: (C, k) float32, the activations.
-        notes: what to say of the projections beside them; a sentence where operations were passed by their gradient.
+        notes: what to say of the projections beside them; a sentence where operations were passed by their gradient,
+            or why there are none.
     """
 
     layer: str
@@ -100,11 +104,7 @@ def project_many(
 ) -> dict[str, Patches]:
     """`project_top` for several layers at once, which then share the forward passes."""
     top.check(model, photos)
-    k = top.k if k is None else whole_number(k, "k", 1, top.k)
-    patches = {
-        name: _empty(model, photos, top, name, channel_list(channels, len(top[name].value), name), k)
-        for name, channels in wanted.items()
-    }
+    patches = {name: _empty(model, photos, top, name, channels, k) for name, channels in wanted.items()}
     units = {name: Units.of(empty) for name, empty in patches.items()}
     with steps(sum(map(len, units.values())), "projecting", "unit", progress, on_step) as done:
         for part in _projected(model, photos, units, options):
@@ -115,8 +115,44 @@ def project_many(
     return patches
 
 
-def _empty(model: VisionModel, photos: ImageSet, top: TopK, layer: str, channels: Tensor, k: int) -> Patches:
-    """The patches of one layer before anything is projected."""
+def cut_top(
+    model: VisionModel,
+    photos: ImageSet,
+    top: TopK,
+    layer: str,
+    channels: Sequence[int] | Tensor | None = None,
+    *,
+    k: int | None = None,
+    progress: bool = False,
+) -> Patches:
+    """`project_top` without projections: what was in the pictures, of any network."""
+    top.check(model, photos)
+    patches = _empty(model, photos, top, layer, channels, k, projected=False)
+    units = Units.of(patches)
+    origin = patches.box.flatten(0, 1)[:, [1, 0]]
+    size = (patches.photo.shape[-2], patches.photo.shape[-1])
+    with steps(len(units), "cutting out", "patch", progress) as done:
+        for part in torch.arange(len(units)).split(max(1, FORWARD_PIXELS // photos.size**2)):
+            here = units.pick(part)
+            pictures, local = here.image.unique(return_inverse=True)
+            windows = cut_windows(photos.take(pictures), local, origin[here.slot], size)
+            patches.photo.flatten(0, 1)[here.slot] = windows
+            done(len(part))
+    return patches
+
+
+def _empty(
+    model: VisionModel,
+    photos: ImageSet,
+    top: TopK,
+    layer: str,
+    channels: Sequence[int] | Tensor | None,
+    k: int | None,
+    projected: bool = True,
+) -> Patches:
+    """The patches of one layer before anything is projected or cut out."""
+    channels = channel_list(channels, len(top[layer].value), layer)
+    k = top.k if k is None else whole_number(k, "k", 1, top.k)
     image, row, col, value = (getattr(top[layer], n)[channels, :k] for n in ("image", "row", "col", "value"))
     rows, columns = field_in(model, photos.size, layer)
     left, top_edge = col * columns.stride + columns.low, row * rows.stride + rows.low
@@ -124,10 +160,10 @@ def _empty(model: VisionModel, photos: ImageSet, top: TopK, layer: str, channels
     dtype = torch.promote_types(model.dtype, torch.float32)
     return Patches(
         layer, channels,
-        projection=torch.zeros(C, k, len(model.mean), *side, dtype=dtype),
+        projection=torch.zeros(C, k if projected else 0, len(model.mean), *side, dtype=dtype),
         photo=torch.full((C, k, 3, *side), GREY, dtype=torch.uint8),
         box=torch.stack([left, top_edge, left + columns.size, top_edge + rows.size], -1),
-        image=image, row=row, col=col, value=value, notes=_notes(model, layer),
+        image=image, row=row, col=col, value=value, notes=_notes(model, layer) if projected else (),
     )  # fmt: skip
 
 
