@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import image_set
 from torch import nn
 
 import zfkit
@@ -24,6 +25,7 @@ class Around(nn.Module):
         super().__init__()
         self.first, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(channels, 3, 3, padding=1)
         self.other, self.gate = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.spread = nn.Parameter(torch.zeros(1, 4, 12, 12))
         self.operation = operation
 
     def forward(self, x):
@@ -67,6 +69,17 @@ LINEAR = {
     "split along rows": operation(lambda n, y: y.split(5, 2)[0]),
     "a smaller map added": operation(lambda n, y: y + F.adaptive_avg_pool2d(y, 1)),
     "convolution by a function": operation(lambda n, y: F.conv2d(y, n.other.weight * 2, padding=1)),
+    "rolled along rows": operation(lambda n, y: torch.roll(y, 1, 2)),
+    "rolled along columns by a keyword": operation(lambda n, y: y.roll(shifts=1, dims=3)),
+    "flipped along channels and rows": operation(lambda n, y: y.flip(1, 2)),
+    "rolled along channels": operation(lambda n, y: y.roll(2, 1)),
+    "a mean that a parameter spreads out": operation(lambda n, y: y.mean((2, 3), keepdim=True) + n.spread),
+    "cropped to another map": operation(lambda n, y: F.pad(y, (0, 2, 0, 2))[:, :, : y.size(2), : y.size(3)]),
+    "times a picture of weights": operation(lambda n, y: y * n.spread),
+    "beside a constant": operation(lambda n, y: torch.cat([y, n.spread.expand(y.size(0), 4, 12, 12)], 1), 8),
+    "interpolate with aligned corners": operation(
+        lambda n, y: F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=True)
+    ),
     "mean over channels": operation(lambda n, y: y.mean(1, keepdim=True), 1),
     "permuted and linear": operation(
         lambda n, y: F.linear(y.permute(0, 2, 3, 1), n.other.weight[:, :, 0, 0]).permute(0, 3, 1, 2)
@@ -92,6 +105,11 @@ GRADIENT = {
     "layer norm": operation(lambda n, y: F.layer_norm(y.permute(0, 2, 3, 1), (4,)).permute(0, 3, 1, 2)),
     "softmax": operation(nn.Softmax(1)),
     "maximum of two": operation(lambda n, y: torch.maximum(y, n.other(y))),
+    "maximum along channels": operation(lambda n, y: torch.max(n.other(y), 1, keepdim=True)[0] * y),
+    "a gate from a filter as large as the map": operation(
+        lambda n, y: n.other(y) * F.conv2d(y, n.spread.expand(4, 4, 12, 12))
+    ),
+    "positive part by a mask of numbers": operation(lambda n, y: n.other(y) * (n.other(y) > 0).double()),
     "a mask that has no gradient": operation(lambda n, y: n.other(y) * (y > 0.1)),
     "clamp in place": operation(lambda n, y: n.other(y).clamp_(-0.2, 0.3)),
 }
@@ -123,6 +141,19 @@ def assert_exact(net, layer="last", rules=("deconvnet", "guided", "gradient"), s
 def test_the_transpose_of_a_linear_operation(name):
     model = assert_exact(Around(*LINEAR[name]))
     assert not (zfkit.way_back(model, "last").treatment == "gradient").any()
+
+
+@pytest.mark.parametrize(
+    "name", ["rolled along rows", "flipped along channels and rows", "cropped to another map"]
+)
+def test_what_moves_rows_or_columns_is_not_taken_for_an_operation_on_channels(name):
+    field = zfkit.receptive_field(wrapped(Around(*LINEAR[name])), "last")
+    assert field.measured or field.stride == 0
+
+
+def test_a_gate_as_large_as_the_map_sees_the_whole_picture():
+    model = wrapped(Around(*GRADIENT["a gate from a filter as large as the map"]))
+    assert zfkit.receptive_field(model, "last").stride == 0
 
 
 @pytest.mark.parametrize("name", LIKE_RELU)
@@ -240,3 +271,98 @@ def test_way_back_names_every_operation_in_order():
     table = zfkit.way_back(zfkit.load_model("zfnet64"), "conv2")
     assert table.step.tolist() == ["conv2", "norm1", "pool1", "relu1", "conv1"]
     assert table.treatment.tolist() == ["transpose", "left out", "switches", "rectified", "transpose"]
+
+
+def test_units_behind_an_upsampling_are_projected_as_in_the_whole_picture():
+    """Crops that kept to the layer's stride alone would shift the grid of the pooling before it."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Upsample(scale_factor=2),
+        nn.Conv2d(4, 3, 3),
+    )
+    model = wrapped(net, 32)
+    photos = image_set(
+        torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    )
+    top = zfkit.mine(model, photos, ["4"], k=3, inside=True, progress=False)
+    patches = zfkit.project_top(model, photos, top, "4")
+    for c, rank in [(0, 0), (1, 1), (2, 2)]:
+        x = model.preprocess(photos.take([int(patches.image[c, rank])]))
+        unit = int(patches.row[c, rank]), int(patches.col[c, rank])
+        whole = zfkit.project(model, x, "4", c, unit)[0]
+        left, top_, right, bottom = patches.box[c, rank].tolist()
+        torch.testing.assert_close(
+            patches.projection[c, rank], whole[:, top_:bottom, left:right], rtol=0, atol=1e-12
+        )
+        assert whole.any()
+
+
+@pytest.mark.parametrize("repeated", [True, False])
+def test_a_rule_may_return_one_tensor_twice_and_has_to_return_one_for_each_input(own_rules, repeated):
+    class Sum(nn.Module):
+        def forward(self, a, b):
+            return a + b
+
+    class Net(Around):
+        def __init__(self):
+            super().__init__(None)
+            self.sum = Sum()
+
+        def forward(self, x):
+            y = F.relu(self.first(x))
+            return self.last(self.sum(F.relu(self.other(y)), self.gate(y)))
+
+    zfkit.register_rule(Sum, inputs=2)(lambda R, module, context: [R, R] if repeated else [R])
+    if repeated:
+        assert_exact(Net(), rules=("deconvnet", "gradient"))
+    else:
+        with pytest.raises(LayerError, match="returned 1 tensors at 'sum', which reads 2 maps"):
+            zfkit.project(wrapped(Net()), torch.zeros(1, 3, 12, 12, dtype=F64), "last", 0)
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_a_rule_records_what_went_in_also_where_the_operation_works_in_place(own_rules, inplace):
+    def slope(module, x, y, options):
+        s = torch.sigmoid(x)
+        return s * (1 + x * (1 - s))
+
+    zfkit.register_rule(nn.SiLU, record=slope)(lambda R, module, context: R * context.cut(context.kept))
+    zfkit.register_rule(nn.ReLU, record=lambda module, x, y, options: x > 0)(
+        lambda R, module, context: R * context.cut(context.kept)
+    )
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.SiLU(inplace), nn.Conv2d(4, 4, 3), nn.ReLU(inplace), nn.Conv2d(4, 3, 1)
+    )
+    assert_exact(net, "4", ("gradient",))
+
+
+def test_a_softmax_in_the_middle_is_no_end_whichever_layers_are_asked_together():
+    model = wrapped(Around(nn.Softmax(1)))
+    x = torch.randn(1, 3, 12, 12, dtype=F64, generator=torch.Generator().manual_seed(0))
+    alone = zfkit.project(model, x, "last", 1, (5, 6), rule="gradient")
+    for layers in (["last", "operation"], ["operation", "last"]):
+        deconvnet = zfkit.deconv.Deconvnet(model.network, layers, zfkit.deconv.Options("gradient"))
+        unit = torch.tensor([0]), torch.tensor([1]), torch.tensor([[5, 6]])
+        pixels, window = deconvnet.reverse(deconvnet.forward(x.clone()), "last", *unit)
+        torch.testing.assert_close(zfkit.deconv.paste(pixels, window.origin, (12, 12)), alone)
+
+
+@pytest.mark.parametrize(
+    "operation, word",
+    [
+        (nn.BatchNorm2d(4, track_running_stats=False), "batch"),
+        (lambda n, y: F.batch_norm(y, None, None, training=True), "batch"),
+    ],
+)
+def test_what_depends_on_the_batch_is_refused(operation, word):
+    model = wrapped(Around(operation))
+    with pytest.raises(LayerError, match=word):
+        zfkit.project(model, torch.zeros(2, 3, 12, 12, dtype=F64), "last", 0, (5, 5))
+
+
+def test_tokens_are_no_units():
+    model = wrapped(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(2), nn.Linear(100, 5)))
+    with pytest.raises(LayerError, match=r"'1' gives tensors of shape \(4, 100\)"):
+        zfkit.project(model, torch.zeros(1, 3, 12, 12, dtype=F64), "1", 0)

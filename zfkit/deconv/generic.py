@@ -34,7 +34,7 @@ LINEAR = frozenset(
     getitem select narrow index_select gather repeat repeat_interleave expand expand_as tile T mT
     unflatten Unflatten flatten Flatten reshape view squeeze unsqueeze contiguous clone to type float double
     sum mean sub isub rsub neg add iadd batch_norm BatchNorm1d BatchNorm2d BatchNorm3d SyncBatchNorm
-    FrozenBatchNorm2d avg_pool1d avg_pool2d adaptive_avg_pool2d AdaptiveAvgPool1d AvgPool1d LPPool2d
+    FrozenBatchNorm2d avg_pool1d avg_pool2d adaptive_avg_pool2d AdaptiveAvgPool1d AvgPool1d
     """.split()
 )
 # With several inputs that carry activations, most operations multiply them; these still add or arrange them.
@@ -113,8 +113,10 @@ def gradient(R: Tensor, module: nn.Module | None, context: Context) -> list[Tens
         except RuntimeError as error:
             raise no_way_back(step, str(error).splitlines()[0]) from error
         sources = [m for m in maps.values() if m.requires_grad]
-        if not isinstance(y, Tensor) or not y.requires_grad or not sources:
-            raise no_way_back(step, "it has no gradient")
+        if not isinstance(y, Tensor):
+            raise no_way_back(step, "it gives several tensors at once")
+        if not y.requires_grad:
+            return [None] * len(step.maps)  # a comparison, say: nothing goes back through it
         # Contiguous: given another layout, torch's batch norm went back wrongly for one image (seen in torch 2.14).
         parts = iter(torch.autograd.grad(y, sources, R.contiguous().reshape(y.shape), allow_unused=True))
     return [next(parts) if maps[name].requires_grad else None for name in step.maps]

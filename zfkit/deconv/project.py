@@ -28,7 +28,7 @@ from ..nets import graph
 from ..nets.activations import cannot_run
 from ..nets.graph import Network, Step
 from ..nets.model import VisionModel, expect_model
-from .generic import generic_rule
+from .generic import generic_rule, no_way_back
 from .receptive_field import Extent, extents
 from .rules import Context, Inputs, Norm, OperationRule, Options, Rule, Seed, rule_of
 from .windows import Shapes, Window, Windows, paste, uncrop
@@ -75,7 +75,7 @@ class Deconvnet:
     Attributes:
         network: a traced network.
         layers: the units' layers; the forward pass ends after the last of them.
-        rules: of every operation on the way from these layers to the image, by its step's name.
+        rules: by layer, of every operation on the way from it to the image, by its step's name.
 
     Raises LayerError for an unknown layer, and for a registered rule that leaves out some of an operation's inputs.
     """
@@ -83,23 +83,31 @@ class Deconvnet:
     def __init__(self, network: Network, layers: Sequence[str], options: Options = Options()) -> None:
         self.network, self.layers, self.options = network, tuple(layers), options
         self._extents: dict[str, dict[str, Extent | None]] = {}
-        self.rules: dict[str, OperationRule] = {}
+        self.rules: dict[str, dict[str, OperationRule]] = {}
         for layer in layers:
             network.find(layer)
             self._extents[layer] = extents(network, layer)
-            for step in network.way_to(layer):
-                self.rules[step.name] = self._rule(step, layer)
+            self.rules[layer] = {step.name: self._rule(step, layer) for step in network.way_to(layer)}
 
     def _rule(self, step: Step, layer: str) -> OperationRule:
         """The operation's own rule, or its transpose or gradient. Raises LayerError for one that leaves inputs out."""
         rule, operation, reads = rule_of(step), step.operation, len(step.maps)
-        if isinstance(step.module, nn.Softmax | nn.LogSoftmax) and step.name != layer:
+        several = [name for name in step.maps if name not in self.network.shapes]
+        by_batch = isinstance(step.module, graph.BatchStatistics) or _normalises_by_batch(step.module)
+        if several or (by_batch and not (rule and rule.treatment == "registered")):
+            why = (
+                "it reads several tensors at once"
+                if several
+                else "it normalises by the batch that it is given"
+            )
+            raise no_way_back(step, why)
+        if isinstance(step.module, nn.Softmax | nn.LogSoftmax) and step.name != self._end(layer):
             rule = None  # it is left out only at the end, where a class is shown by its logit
-        if (
-            isinstance(step.module, graph.Add)
-            and len({self.network.shapes.get(name) for name in step.maps}) > 1
-        ):
+        smaller = any(self.network.shapes[name] != self.network.shapes.get(step.name) for name in step.maps)
+        if isinstance(step.module, graph.Add) and smaller:
             rule = None  # a smaller map is added at many places: autograd sums what comes back from them
+        if isinstance(step.module, graph.Concat) and len(step.inputs) > reads:
+            rule = None  # beside a constant
         covers = rule is not None and (rule.inputs is None or rule.inputs >= reads)
         if rule is not None and not covers and rule.treatment == "registered":
             raise LayerError(
@@ -109,10 +117,15 @@ class Deconvnet:
             )
         return rule if rule is not None and covers else generic_rule(step)
 
+    def _end(self, layer: str) -> str:
+        """The layer itself, or, of a block, the step that it ends with."""
+        step = self.network.steps[layer]
+        return self._end(step.inputs[0]) if step.block else layer
+
     def _recording(self, step: Step) -> OperationRule | None:
         """The rule of this step, if it records something in the forward pass."""
-        rule = self.rules.get(step.name)
-        return rule if rule and (rule.record or rule.keeps_inputs) and rule.when(self.options) else None
+        rules = [rules[step.name] for rules in self.rules.values() if step.name in rules]
+        return next((r for r in rules if (r.record or r.keeps_inputs) and r.when(self.options)), None)
 
     def forward(self, x: Tensor, outputs: bool = True, on_step: OnStep | None = None) -> Tape:
         """Run images (N, C, H, W) as far as the layers need, keeping what the reverse path asks for.
@@ -136,6 +149,7 @@ class Deconvnet:
     def _forward(self, x: Tensor, needed: set[str], outputs: bool, on_step: OnStep | None) -> Tape:
         """Steps that are not `needed` run on no image at all, for the shapes of what they give."""
         kept: dict[str, Any] = {}
+        read: dict[str, Tensor] = {}  # by registered rules' operations, which may work in place
         maxima_from: dict[str, Tensor] = {}  # where the maxima of max-pooling came from
 
         def run(step: Step, inputs: tuple[Any, ...]) -> Any:
@@ -145,7 +159,9 @@ class Deconvnet:
             rule = self._recording(step)
             if rule is not None and rule.keeps_inputs:
                 kept[step.name] = Inputs.of(step, inputs)  # before it runs, perhaps in place
-            if isinstance(step.module, nn.MaxPool2d | nn.AdaptiveMaxPool2d):
+            if rule is not None and rule.treatment == "registered":
+                read[step.name] = inputs[step.inputs.index(step.maps[0])].clone()
+            if rule is not None and rule.treatment == "switches":
                 y, maxima_from[step.name] = _max_pool_with_places(step.module, inputs[0])
                 return y
             return step.run(*inputs)
@@ -161,8 +177,8 @@ class Deconvnet:
             shapes[step.name] = tuple(y.shape[1:])
             rule = self._recording(step)
             if rule is not None and rule.record is not None:
-                output = maxima_from.pop(step.name, y)
-                kept[step.name] = rule.record(step.module, inputs[0], output, self.options)
+                first = read.pop(step.name, inputs[step.inputs.index(step.maps[0])])
+                kept[step.name] = rule.record(step.module, first, maxima_from.pop(step.name, y), self.options)
             if outputs and step.name in self.layers:
                 layers[step.name] = y.clone()  # a ReLU may follow in place
         return Tape(shapes, kept, layers, x.dtype)
@@ -197,15 +213,23 @@ class Deconvnet:
         for step in reversed(self.network.way_to(layer)):
             if step.name not in coming:
                 continue  # nothing comes back to it: what reads it has no gradient
-            R, rule = coming.pop(step.name), self.rules[step.name]
+            R, rule = coming.pop(step.name), self.rules[layer][step.name]
             shapes = tuple(tape.shapes[name] for name in step.maps)
             context = Context(
                 step, self.options, tape.kept.get(step.name), shapes, image, maps.window(step.name)
             )
             parts = rule.reverse(R, step.module, context)
-            for name, part in zip(step.maps, [parts] if isinstance(parts, Tensor) else parts, strict=True):
+            parts = [parts] if isinstance(parts, Tensor) else list(parts)
+            if len(parts) != len(step.maps):
+                raise LayerError(
+                    f"the rule for {step.operation!r} returned {len(parts)} tensors at {step.name!r}, which reads "
+                    f"{len(step.maps)} maps ({', '.join(step.maps)}): one for each is expected"
+                )
+            for i, (name, part) in enumerate(zip(step.maps, parts, strict=True)):
                 if part is None:
                     continue
+                if any(part is other for other in parts[:i]):
+                    part = part.clone()  # each branch may overwrite its own
                 part = maps.fit(part, step, name)
                 # Where branches part on the way forward, what comes back on each adds up.
                 coming[name] = coming[name].add_(part) if name in coming else part
@@ -240,6 +264,12 @@ class Deconvnet:
             if len(tape.shapes.get(name, ())) == 3
         )
         return 4 * tape.dtype.itemsize * max(sizes, default=1)
+
+
+def _normalises_by_batch(module: Any) -> bool:
+    """In evaluation mode, too: without running statistics."""
+    norms = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+    return isinstance(module, norms) and module.running_var is None
 
 
 def _max_pool_with_places(module: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -285,6 +315,10 @@ def project(
     deconvnet = Deconvnet(model.network, [layer], Options(rule, seed, lrn))
     tape = forward(model, deconvnet, batch)
     output = tape.outputs[layer]
+    if output.dim() not in (2, 4):
+        raise LayerError(
+            f"{layer!r} gives tensors of shape {tuple(output.shape[1:])}: neither feature maps nor a row of units"
+        )
     N, channels = output.shape[:2]
     chosen = _channels(channel, N, channels, layer, output.device)
     if output.dim() == 4 and position is not None:
@@ -317,7 +351,7 @@ def way_back(model: VisionModel, layer: str) -> pd.DataFrame:
     expect_model(model)
     deconvnet = Deconvnet(model.network, [layer])
     steps = reversed(model.network.way_to(layer))
-    rows = [(s.name, s.operation, deconvnet.rules[s.name].treatment) for s in steps if not s.block]
+    rows = [(s.name, s.operation, deconvnet.rules[layer][s.name].treatment) for s in steps if not s.block]
     return pd.DataFrame(rows, columns=["step", "operation", "treatment"])
 
 

@@ -21,6 +21,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from ..errors import LayerError
 from ..nets.graph import (
     ELEMENTWISE,
+    WHOLE,
     Add,
     ChannelSlice,
     Concat,
@@ -134,10 +135,19 @@ def extents(network: Network, layer: str) -> dict[str, Extent | None]:
     for step in reversed(network.upto([layer])):
         if step.name not in reach:
             continue
-        before = extent_before(step, reach[step.name])
         for name in step.maps:
+            # A smaller map that is read again and again, as a gate is, counts as a whole.
+            repeats = filters(step) == (POINTWISE, POINTWISE) and _places(network, name) != _places(
+                network, step.name
+            )
+            before = None if repeats else extent_before(step, reach[step.name])
             reach[name] = _union(reach[name], before) if name in reach else before
     return reach
+
+
+def _places(network: Network, name: str) -> tuple[int, ...]:
+    """Rows and columns of a step's output, in pictures of the size that the network was traced with."""
+    return network.shapes.get(name, ())[1:]
 
 
 def _union(a: Extent | None, b: Extent | None) -> Extent | None:
@@ -249,6 +259,8 @@ def filters(step: Step) -> tuple[Filter, Filter] | None:
 
 def slides(step: Step) -> bool:
     """Can its rule be given a window of its output, and return all that the window reaches?"""
+    if step.target in WHOLE or (isinstance(step.module, Concat) and len(step.inputs) > len(step.maps)):
+        return False
     how = filters(step)
     return how == (POINTWISE, POINTWISE) or (how is not None and isinstance(step.module, _SLIDING))
 

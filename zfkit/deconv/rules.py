@@ -121,8 +121,9 @@ def register_rule(
 
     The function gets R, (B, C, h, w), what came back to the operation's output; the module, or None for a
     function; and the `Context`. It returns what goes back to the first input, in that input's shape, or a list, one
-    tensor for each of its `inputs`. ``context.cut(tensor)`` cuts recorded maps to R's windows. R may be overwritten;
-    of `input` and `output`, `record` has to clone what it keeps as it is, since later steps may overwrite them.
+    tensor for each of its `inputs`, in the order in which the call names them. ``context.cut(tensor)`` cuts recorded
+    maps to R's windows. R may be overwritten; of `input` and `output`, `record` has to clone what it keeps as it is,
+    since later steps may overwrite them.
 
     >>> @register_rule(torch.nn.SiLU, record=lambda module, x, y, options: x > 0)
     ... def silu(R, module, context):
@@ -133,8 +134,7 @@ def register_rule(
     def register(reverse: Reverse) -> Reverse:
         for target in targets:
             RULES[target] = OperationRule(reverse, record, inputs=inputs, treatment="registered")
-            if elementwise:
-                graph.ELEMENTWISE.add(target)
+            (graph.ELEMENTWISE if elementwise else graph.WHOLE).add(target)
             if isinstance(target, type) and not target.__module__.startswith("torch.nn."):
                 graph.LEAVES.add(target)  # torch.fx would look into modules that are not torch's own
         return reverse
@@ -352,8 +352,7 @@ def adaptive_avg_unpool(R: Tensor, module: nn.AdaptiveAvgPool2d, context: Contex
 @_rule(nn.BatchNorm2d)
 def batch_norm(R: Tensor, module: nn.BatchNorm2d, context: Context) -> Tensor:
     """Times what the layer multiplies each map by in evaluation mode."""
-    if module.running_var is None:
-        raise LayerError(f"{context.step.name}: a BatchNorm2d without running statistics has no way back")
+    assert module.running_var is not None  # without it there is no way back: see project
     factor = (module.running_var + module.eps).rsqrt()
     return R * (factor if module.weight is None else factor * module.weight)[:, None, None]
 
@@ -392,7 +391,9 @@ def scale(R: Tensor, module: graph.Scale, context: Context) -> Tensor:
 
 @_rule(graph.Reshape, nn.Flatten)
 def reshape(R: Tensor, module: nn.Module, context: Context) -> Tensor:
-    """Back into the shape it had."""
+    """Back into the shape it had; rows and columns that it leaves alone may be a window."""
+    if isinstance(module, graph.ReshapeChannels) and len(context.shapes[0]) == 3 and R.dim() == 4:
+        return R.reshape(len(R), context.shapes[0][0], *R.shape[2:])
     return R.reshape(len(R), *context.shapes[0])
 
 
@@ -402,9 +403,15 @@ def rearrange(R: Tensor, module: nn.Module, context: Context) -> Tensor:
     return adjoint(context.step.run, R, context.shapes[0])
 
 
-@_rule(nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.Softmax, nn.LogSoftmax)
+@_rule(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 def identity(R: Tensor, module: nn.Module, context: Context) -> Tensor:
-    """Unchanged: dropout rests outside training, and a softmax at the end is left out."""
+    """Unchanged: dropout rests outside training."""
+    return R
+
+
+@_rule(nn.Softmax, nn.LogSoftmax, treatment="left out")
+def softmax(R: Tensor, module: nn.Module, context: Context) -> Tensor:
+    """Left out at the end, where a class is shown by its logit; elsewhere it is passed by its gradient."""
     return R
 
 

@@ -17,6 +17,7 @@ from torch import fx, nn
 from .graph import (
     DROPOUTS,
     Add,
+    BatchStatistics,
     ChannelSlice,
     Concat,
     Padding,
@@ -40,7 +41,8 @@ _POINTWISE = frozenset(
     """.split()
 )
 # Functions that give a tuple, of which an index takes one tensor.
-TUPLES = frozenset("chunk split tensor_split unbind split_with_sizes".split())
+TUPLES = frozenset("chunk split tensor_split unbind split_with_sizes sort topk".split())
+TUPLES_ALONG_AN_AXIS = frozenset("max min median mode kthvalue".split())  # without one they give a tensor
 _VIEWS = frozenset(
     """
     view reshape flatten unflatten squeeze unsqueeze permute transpose swapaxes movedim expand expand_as chunk split
@@ -64,22 +66,32 @@ def describe(node: fx.Node, shape: Callable[[fx.Node], Shape]) -> nn.Module | No
         except TypeError:
             known = None  # called in a way this form does not know
     form = known(*node.args, **node.kwargs) if known is not None else None
-    if form is not None:
+    flat = node.all_input_nodes and len(shape(node.all_input_nodes[0]) or ()) != 3
+    if form is not None and not (isinstance(form, nn.AdaptiveAvgPool2d) and name == "mean" and flat):
         return form
     read: Any = next(iter(node.all_input_nodes), None)
-    if name == "getitem" and read is not None and called(read) in TUPLES:
+    if name == "getitem" and read is not None and gives_several(read):
         node, name, read = read, called(read), read.all_input_nodes[0]  # what one of several is a piece of
     before, after = (shape(read), result) if read is not None else (None, None)
     if before is None or after is None:
         return Reshape() if name in ("view", "reshape", "flatten") else None
-    if name in ("conv2d", "convolution"):
+    if name == "conv2d":
         return _conv2d(shape, *node.args, **node.kwargs)
     if name == "interpolate" and len(before) == len(after) == 3:
-        return upsampling(before, after, str(node.kwargs.get("mode", "nearest")))
+        arguments = _arguments(node, "input size scale_factor mode align_corners")
+        fixed = arguments.get("size") is not None and not isinstance(arguments["size"], fx.Node)
+        mode = str(arguments.get("mode", "nearest"))
+        return None if fixed else upsampling(before, after, mode, bool(arguments.get("align_corners")))
     if name == "pad":
         return _pad(*node.args, **node.kwargs)
     same_places = len(after) == len(before) == 3 and before[1:] == after[1:]
-    if same_places and (name in _POINTWISE or _leaves_places_alone(node, name)):
+    if name == "batch_norm":
+        arguments = _arguments(node, "input running_mean running_var weight bias training")
+        if arguments.get("running_var") is None or arguments.get("training"):
+            return BatchStatistics()
+    if same_places and (
+        (name in _POINTWISE and _constants_fit(node, name, shape)) or _leaves_places_alone(node, name)
+    ):
         return Pointwise()
     if name in ("view", "reshape", "flatten", "unflatten"):
         # Whatever happens to the axes before them, the last two stay rows and columns.
@@ -99,31 +111,62 @@ def called(node: fx.Node) -> str:
     return str(name).removesuffix("_")
 
 
+def gives_several(node: fx.Node) -> bool:
+    """Does it give a tuple of tensors?"""
+    name = called(node)
+    along = "dim" in node.kwargs or any(type(a) is int for a in node.args[1:])
+    return name in TUPLES or (name in TUPLES_ALONG_AN_AXIS and along)
+
+
 def is_view(node: fx.Node) -> bool:
     """Can the result of this function or method share memory with what it reads?"""
     return node.target in DROPOUTS or called(node) in _VIEWS
 
 
-def upsampling(before: tuple[int, ...], after: tuple[int, ...], mode: str) -> nn.Module | None:
-    """Describes maps (C, H, W) made larger by a whole factor."""
+def upsampling(
+    before: tuple[int, ...], after: tuple[int, ...], mode: str, align_corners: bool = False
+) -> nn.Module | None:
+    """Describes maps (C, H, W) made larger by a whole factor; with aligned corners it depends on their size."""
     factor = after[1] // before[1]
     whole = after[1:] == tuple(factor * n for n in before[1:])
-    if not whole or mode not in ("nearest", "bilinear"):
+    if not whole or align_corners or mode not in ("nearest", "bilinear"):
         return None
     return nn.Upsample(scale_factor=factor, mode=mode)
 
 
 def _leaves_places_alone(node: fx.Node, name: str) -> bool:
     """Does it work along the channels alone?"""
-    arguments = [*node.args[1:], *node.kwargs.values()]
     if name == "getitem":
         index = node.args[1]
         return isinstance(index, tuple) and len(index) == 2 and index[0] == slice(None)
-    if name in TUPLES:
-        return 1 in arguments[1:]  # after how many pieces: along which axis
-    if name in ("flip", "roll", "softmax", "log_softmax", "index_select", "cumsum", "mean", "sum", "amax"):
-        return any(a in (1, -3, (1,), [1], (-3,), [-3]) for a in arguments if not isinstance(a, fx.Node))
-    return name == "channel_shuffle"
+    if name not in _AXIS:
+        return name == "channel_shuffle"
+    named = [node.kwargs[n] for n in ("dim", "dims", "axis") if n in node.kwargs]
+    behind = node.args[_AXIS[name] :]
+    given = [*named, *behind] if name == "flip" else named or list(behind[:1])  # x.flip(1, 2)
+    axes = [a for g in given for a in (g if isinstance(g, tuple | list) else [g])]
+    return bool(axes) and all(type(a) is int and a in (1, -3) for a in axes)
+
+
+# Where the axis stands among the arguments, of operations that work along one.
+_AXIS = {
+    "flip": 1, "roll": 2, "softmax": 1, "log_softmax": 1, "index_select": 1, "cumsum": 1, "mean": 1, "sum": 1,
+    "amax": 1, "chunk": 2, "split": 2, "tensor_split": 2, "unbind": 1, "max": 1, "min": 1, "median": 1, "sort": 1,
+    "topk": 2,
+}  # fmt: skip
+
+
+def _arguments(node: fx.Node, names: str) -> dict[str, Any]:
+    """The arguments of a call by their names, of which these are the first."""
+    return dict(zip(names.split(), node.args, strict=False)) | dict(node.kwargs)
+
+
+def _constants_fit(node: fx.Node, name: str, shape: Callable[[fx.Node], Shape]) -> bool:
+    """Are parameters among the arguments the same at every place? Masks and mean images are not."""
+    if name in ("batch_norm", "prelu"):  # one number for each channel
+        return True
+    constants = [n for n in node.all_input_nodes if n.op == "get_attr"]
+    return all((s := shape(n)) is not None and len(s) >= 2 and s[-2:] == (1, 1) for n in constants)
 
 
 def _max_pool2d(  # type: ignore[no-untyped-def]
@@ -199,6 +242,9 @@ def _mean(input, dim=None, keepdim=False):  # type: ignore[no-untyped-def]
 def _getitem(input, index):  # type: ignore[no-untyped-def]
     if not isinstance(index, tuple) or not index or index[0] != slice(None):
         return None
+    bounds = [b for i in index if isinstance(i, slice) for b in (i.start, i.stop, i.step)]
+    if any(isinstance(b, fx.Node) for b in bounds):
+        return None  # as far as another map goes
     if len(index) == 2 and isinstance(index[1], slice):
         return ChannelSlice(index[1])
     constant = all(isinstance(i, int | slice | type(None) | type(Ellipsis)) for i in index)

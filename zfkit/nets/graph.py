@@ -22,6 +22,7 @@ from ..errors import LayerError, unknown
 # Operations of users that have a rule of their own (`zfkit.register_rule`). Their modules are not traced into.
 LEAVES: set[type[nn.Module]] = set()
 ELEMENTWISE: set[Any] = set()  # of them, those that leave rows and columns alone
+WHOLE: set[Any] = set()  # and those whose rules are given whole maps
 
 
 # ------------------------------------------------------- modules that describe functions and tensor methods
@@ -65,6 +66,10 @@ class Rearrange(nn.Module):
 
 class Pointwise(nn.Module):
     """Describes an operation each of whose places depends on the same place of what it reads, and on no other."""
+
+
+class BatchStatistics(nn.Module):
+    """Describes a batch normalisation by the statistics of the batch at hand."""
 
 
 class Padding(nn.Module):
@@ -210,6 +215,7 @@ class Network:
                 values[step.name] = x
             elif (
                 type(step.module) is nn.ReLU
+                and step.target not in ELEMENTWISE | WHOLE
                 and isinstance(self.steps[step.inputs[0]].module, _FRESH)
                 and last_use[step.inputs[0]] == i
             ):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import ModelError
-from .forms import TUPLES, called, describe, is_view, upsampling
+from .forms import describe, gives_several, is_view, upsampling
 from .graph import BLOCK, DROPOUTS, LEAVES, Network, Step, evaluation_mode
 
 # In evaluation mode these give back what they were given.
@@ -109,9 +109,15 @@ def trace(net: nn.Module, example: Tensor, *, output: str | int | None = None, b
             if isinstance(node, fx.Node) and node.op in ("call_function", "call_method"):
                 form = describe(node, lambda n: shapes.get(names[n]) if n in names else None)
                 steps[name] = replace(steps[name], module=form)
-            elif isinstance(module := steps[name].module, nn.Upsample):  # to a size, or by a factor
+            elif isinstance(module := steps[name].module, nn.Upsample):
                 before, after = (shapes[n] for n in (steps[name].inputs[0], name))
-                steps[name] = replace(steps[name], module=upsampling(before, after, module.mode))
+                by_a_factor = module.size is None  # to a fixed size it depends on the picture's
+                form = (
+                    upsampling(before, after, module.mode, bool(module.align_corners))
+                    if by_a_factor
+                    else None
+                )
+                steps[name] = replace(steps[name], module=form)
         return replace(network, shapes=shapes)
 
 
@@ -212,7 +218,7 @@ def _is_several(node: fx.Node) -> bool:
     if node.target is operator.getitem:
         whole = node.args[0]
         return isinstance(whole, fx.Node) and _is_several(whole) and isinstance(node.args[1], slice)
-    return node.op in ("call_function", "call_method") and called(node) in TUPLES
+    return node.op in ("call_function", "call_method") and gives_several(node)
 
 
 def _step(
@@ -291,7 +297,7 @@ def _compare(
 
         return hook
 
-    listed = [s.name for s in network.steps.values() if s.layer is not None and s.name not in given]
+    listed = [s.name for s in network.steps.values() if s.layer is not None]
     hooks = [net.get_submodule(n).register_forward_hook(keep(n)) for n in listed if _is_module(net, n)]
     try:
         result = chosen(net(given_to_net.clone()), output)

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..batching import OnStep, Portions, steps
 from ..checks import channel_list, layer_names, whole_number
 from ..deconv.project import Deconvnet, Tape, by_gradient, forward
-from ..deconv.receptive_field import extents, field_in
+from ..deconv.receptive_field import extents, field_in, filters
 from ..deconv.rules import Norm, Options, Rule, Seed
 from ..deconv.windows import paste
 from ..images.imageset import ImageSet
@@ -348,6 +348,8 @@ class Crop:
             or extent[0].stride != int(extent[0].stride)
         ):
             return None  # where there are more units than pixels, the stride is a fraction
+        if any(f.stride != int(f.stride) for s in model.network.way_to(layer) for f in filters(s) or ()):
+            return None  # behind an upsampling, maps before it have a coarser grid than the layer
         stride = extent[0].stride
         need = max(i.size for i in extent) + stride - 1
         size = picture - max(0, picture - need) // stride * stride  # so that the last corner is one, too
