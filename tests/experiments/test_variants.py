@@ -286,7 +286,9 @@ def tiny_model(seed, classes=CLASSES, size=32, name="tiny", scale=1.0):
     net = build(replace(TINY, input_size=size, classes=len(classes) or 5)).double()
     for parameter in net.parameters():  # wide enough that answers differ
         torch.nn.init.normal_(parameter, 0, 0.15 if parameter.dim() > 1 else 0.1)
-    return zfkit.wrap_model(net.eval(), mean=120.0, scale=scale / 200, input_size=size, classes=classes, name=name)
+    return zfkit.wrap_model(
+        net.eval(), mean=120.0, scale=scale / 200, input_size=size, classes=classes, name=name
+    )
 
 
 def pictures(count=23, size=32, classes=CLASSES, labels=None):

@@ -209,6 +209,7 @@ class Deconvnet:
             maps = Windows(
                 self._extents[layer], tape.shapes, self.network.upto([layer]), position, image.device
             )
+        closed: list[str] = []  # operations through which nothing went back
         coming = {layer: maps.seed(layer, channel, self._value(tape, layer, image, channel, position))}
         for step in reversed(self.network.way_to(layer)):
             if step.name not in coming:
@@ -225,6 +226,8 @@ class Deconvnet:
                     f"the rule for {step.operation!r} returned {len(parts)} tensors at {step.name!r}, which reads "
                     f"{len(step.maps)} maps ({', '.join(step.maps)}): one for each is expected"
                 )
+            if all(part is None for part in parts):
+                closed.append(f"{step.operation!r} (at {step.name!r})")
             for i, (name, part) in enumerate(zip(step.maps, parts, strict=True)):
                 if part is None:
                     continue
@@ -235,7 +238,8 @@ class Deconvnet:
                 coming[name] = coming[name].add_(part) if name in coming else part
         if self.network.input not in coming:
             raise LayerError(
-                f"nothing comes back from {layer!r} to the image: no operation on the way has a gradient"
+                f"nothing comes back from {layer!r} to the image: {', '.join(closed)} has no gradient. Give it a way back "
+                "with zfkit.register_rule"
             )
         pixels = coming[self.network.input]
         if (window := maps.window(self.network.input)) is None:
