@@ -238,8 +238,8 @@ class Deconvnet:
                 coming[name] = coming[name].add_(part) if name in coming else part
         if self.network.input not in coming:
             raise LayerError(
-                f"nothing comes back from {layer!r} to the image: there is no way back through {', '.join(closed)}, which "
-                "has no gradient. Give it one with zfkit.register_rule"
+                f"nothing comes back from {layer!r} to the image: there is no way back through {', '.join(closed)}, "
+                "which has no gradient. Give it one with zfkit.register_rule"
             )
         pixels = coming[self.network.input]
         if (window := maps.window(self.network.input)) is None:
