@@ -104,9 +104,9 @@ class VisionModel:
 
     @property
     def conv_layers(self) -> tuple[str, ...]:
-        """Names of the convolutional layers in order of execution."""
+        """Names of the convolutional layers in order of execution; those that compute their weights, too."""
         steps = self.network.steps
-        return tuple(name for name in self.layers if isinstance(steps[name].module, nn.Conv2d))
+        return tuple(name for name in self.layers if isinstance(steps[name].layer, nn.Conv2d))
 
     @property
     def device(self) -> torch.device:
