@@ -1,0 +1,32 @@
+"""`features`: the layers' own outputs, whatever runs in place after them."""
+
+from __future__ import annotations
+
+import torch
+from tiny import image_set, random_pixels
+from torch import nn
+
+import zfkit
+from zfkit.nets.activations import features
+
+
+def test_rows_are_what_a_layer_gave_before_a_relu_overwrote_it():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 5),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(4 * 16 * 16, 6),
+        nn.ReLU(),
+        nn.Linear(6, 5),
+    ).double()
+    model = zfkit.wrap_model(net, mean=128, scale=1 / 64, input_size=20)
+    pictures = image_set(random_pixels(7, 20))
+    found = features(model, pictures, ["0", "3", "5"], batch_size=3)
+    with torch.no_grad():
+        conv = net[0](model.preprocess(pictures.take(range(7))))
+        linear = net[3](conv.clamp(min=0).flatten(1))
+    assert (conv < 0).any() and (linear < 0).any()
+    torch.testing.assert_close(found["0"], conv.flatten(1))
+    torch.testing.assert_close(found["3"], linear)
+    torch.testing.assert_close(found["5"], net[5](linear.clamp(min=0)).detach())
