@@ -49,7 +49,10 @@ class Ruled(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        six = func is F.hardtanh and (kwargs.get("min_val"), kwargs.get("max_val")) == (0, 6)  # so nn.ReLU6 calls it
+        six = func is F.hardtanh and (kwargs.get("min_val"), kwargs.get("max_val")) == (
+            0,
+            6,
+        )  # so nn.ReLU6 calls it
         if func in _RELU or func in _LIKE_RELU or six:
             kwargs.pop("inplace", None)
             plain = getattr(F, func.__name__.removesuffix("_"))
