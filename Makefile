@@ -55,16 +55,16 @@ app: .venv/notebooks
 	JUPYTER_PATH=$(abspath $(PAGE)) $(BIN)/python -m voila --template=zfkit --token --Voila.ip=127.0.0.1 \
 	  --VoilaConfiguration.strip_sources=True $(APP_ARGS) $(PAGE)/app.ipynb
 
-# One torch thread for each of the tests' workers, which share the cores; notebooks run one at a time with torch's own
-# number of threads, with which their outputs were made.
+# One torch thread for each of the workers, which share the cores. Notebooks are executed so, too: sums over two
+# threads round otherwise than over one, and a training multiplies the difference.
 WORKERS  ?= 2
-PYTEST   := $(BIN)/python -m pytest -n $(WORKERS)
+PYTEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 test: .venv/dev lint
-	OMP_NUM_THREADS=1 $(PYTEST) --dist loadfile -m "not slow and not browser" tests
-	$(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg $(NOTEBOOKS)
+	$(PYTEST) --dist loadfile -m "not slow and not browser" tests
+	$(PYTEST) --dist loadfile --nbval --nbval-sanitize-with tests/nbval.cfg $(NOTEBOOKS)
 
 test-all: test
-	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=thorough $(PYTEST) --dist loadfile -m "slow or browser" tests
+	HYPOTHESIS_PROFILE=thorough $(PYTEST) --dist loadfile -m "slow or browser" tests
 
 lint: .venv/dev
 	$(BIN)/ruff check $(SOURCES)

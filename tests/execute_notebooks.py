@@ -1,10 +1,12 @@
 """Run notebooks at their default parameters and keep the outputs: ``python execute_notebooks.py NOTEBOOK ...``.
 
-What changes from run to run (times, widget state) is taken out, so that running twice changes nothing.
+They run with one torch thread, as `make test` compares them: on two, sums round otherwise than on one. What changes
+from run to run (times, widget state) is taken out, so that running twice changes nothing.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -31,7 +33,7 @@ def execute(path: Path) -> None:
         store_widget_state=False,
         coalesce_streams=True,  # into how many pieces a kernel's output falls is chance
     )
-    client.execute()
+    client.execute(env={**os.environ, "OMP_NUM_THREADS": "1"})
     notebook.metadata = METADATA
     for number, cell in enumerate(notebook.cells):
         cell.metadata.pop("execution", None)
