@@ -1,4 +1,4 @@
-"""Draws the picture at the top of README.md: four feature maps of each layer, chosen by hand.
+"""Draws figure.jpg: four feature maps of each layer, chosen by hand.
 
 .venv/bin/python data/make_figure.py
 """

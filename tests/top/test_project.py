@@ -148,12 +148,23 @@ def test_every_dependency_has_a_reason():
 
 
 def test_readme_links_lead_somewhere():
-    for page in [ROOT / n for n in ("README.md", "data/README.md", "CHANGELOG.md", "CONTRIBUTING.md")]:
+    folders = ("data", "notebooks", "zfkit", "benchmarks")
+    for page in [*ROOT.glob("*.md"), *(ROOT / folder / "README.md" for folder in folders)]:
         for target in re.findall(r"\]\(([^)#]+)", page.read_text()) + re.findall(
             r'src="([^"]+)"', page.read_text()
         ):
             if not target.startswith("http"):
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_readme_counts_the_claims_as_the_table_marks_them():
+    marks = re.findall(r"^\| (.) \| ", (ROOT / "notebooks" / "README.md").read_text(), re.M)
+    counts = [len(marks), *(marks.count(mark) for mark in "●◐○?")]
+    assert sum(counts[1:]) == counts[0]
+    quoted = re.search(
+        r"(\d+) claims (\d+) hold, (\d+) partly, (\d+) do not, and of (\d+)", (ROOT / "README.md").read_text()
+    )
+    assert [int(number) for number in quoted.groups()] == counts
 
 
 def test_notebook_links_lead_somewhere():
