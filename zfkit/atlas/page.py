@@ -110,7 +110,7 @@ def write_atlas(
         page = _page(model, images, top, patches)
         sheets = {name: draw_layer(p, top, _caption(model, images, top, p)) for name, p in patches.items()}
         _replace_files(folder, sheets, page, top)
-    pictures = {name: folder / file for name, file in _file_names(names).items()}
+    pictures = {name: folder / file for name, file in file_names(names).items()}
     return Atlas(folder / "index.html", pictures, folder / "topk.parquet")
 
 
@@ -144,7 +144,7 @@ def _replace_files(folder: Path, sheets: Mapping[str, Image.Image], page: str, t
     try:
         shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
         part.mkdir()
-        for name, file in _file_names(list(sheets)).items():
+        for name, file in file_names(list(sheets)).items():
             sheets[name].save(part / file, "PNG")
         (part / "index.html").write_text(page, encoding="utf-8")
         top.save(part / "topk.parquet")
@@ -158,8 +158,8 @@ def _replace_files(folder: Path, sheets: Mapping[str, Image.Image], page: str, t
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _file_names(layers: Sequence[str]) -> dict[str, str]:
-    """A file name for each layer's picture: of letters, digits, "_", "." and "-", and no two alike.
+def file_names(layers: Sequence[str], suffix: str = ".png") -> dict[str, str]:
+    """A file name for each layer: of letters, digits, "_", "." and "-", and no two alike.
 
     File systems may fold case, and take no more than 255 bytes.
     """
@@ -173,7 +173,7 @@ def _file_names(layers: Sequence[str]) -> dict[str, str]:
             n += 1
             name = f"{plain}-{n}"
         taken.add(name.lower())
-        names[layer] = f"{name}.png"
+        names[layer] = name + suffix
     return names
 
 

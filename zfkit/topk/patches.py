@@ -104,10 +104,10 @@ def project_many(
 ) -> dict[str, Patches]:
     """`project_top` for several layers at once, which then share the forward passes."""
     top.check(model, photos)
-    patches = {name: _empty(model, photos, top, name, channels, k) for name, channels in wanted.items()}
+    patches = {name: empty_patches(model, photos, top, name, channels, k) for name, channels in wanted.items()}
     units = {name: Units.of(empty) for name, empty in patches.items()}
     with steps(sum(map(len, units.values())), "projecting", "unit", progress, on_step) as done:
-        for part in _projected(model, photos, units, options):
+        for part in projected(model, photos, units, options):
             projection, photo = patches[part.layer].projection, patches[part.layer].photo
             projection.flatten(0, 1)[part.slot] = part.projection.to(projection.dtype)
             photo.flatten(0, 1)[part.slot] = part.photo
@@ -127,7 +127,7 @@ def cut_top(
 ) -> Patches:
     """`project_top` without projections: what was in the pictures, of any network."""
     top.check(model, photos)
-    patches = _empty(model, photos, top, layer, channels, k, projected=False)
+    patches = empty_patches(model, photos, top, layer, channels, k, projected=False)
     units = Units.of(patches)
     origin = patches.box.flatten(0, 1)[:, [1, 0]]
     size = (patches.photo.shape[-2], patches.photo.shape[-1])
@@ -141,7 +141,7 @@ def cut_top(
     return patches
 
 
-def _empty(
+def empty_patches(
     model: VisionModel,
     photos: ImageSet,
     top: TopK,
@@ -214,7 +214,7 @@ class Projected(NamedTuple):
     photo: Tensor  # (B, 3, h, w) uint8
 
 
-def _projected(
+def projected(
     model: VisionModel, photos: ImageSet, units: Mapping[str, Units], options: Options
 ) -> Iterator[Projected]:
     """Project all units; each layer by the cheapest way.

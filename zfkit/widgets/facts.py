@@ -6,11 +6,9 @@ they are asked for: every map's maximum in each picture (`measure`), and its mea
 
 from __future__ import annotations
 
-import functools
 import html
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +20,12 @@ from ..deconv.receptive_field import Field, field_in, units_inside
 from ..errors import ImageError
 from ..figures.pictures import number, to_picture
 from ..frequency import mean_frequency, power_spectrum
-from ..health import DEFAULTS
+from ..health.maps import MapWarning, map_warnings
 from ..images.imageset import ImageSet
 from ..nets.activations import activations
 from ..nets.model import VisionModel
 from ..topk.patches import project_top
+from ..topk.profile import Profile, label_of
 from ..topk.table import LayerTop, TopK
 from . import drawing
 from .controls import encode
@@ -34,54 +33,6 @@ from .state import State
 
 SHOWN = 9  # pictures of each map
 PROFILED = 2000  # pictures at most in a `Profile`
-TOP = 100  # pictures in a map's class histogram
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Every map's strongest activation in each of n pictures.
-
-    Attributes:
-        values: (n, C) float32.
-        image: (n,) places in the image set.
-        label: (n,) class or photograph of each, "" where there is none.
-        kind: what the labels are: "class", "photograph" or "".
-    """
-
-    values: np.ndarray
-    image: np.ndarray
-    label: np.ndarray
-    kind: str
-
-    @functools.cached_property
-    def selectivity(self) -> tuple[np.ndarray, np.ndarray]:
-        """Per map: (mu_max - mu_rest) / (mu_max + mu_rest) of class means of rectified maxima (Morcos et al.
-        2018), and the class with the largest mean; 0 where a map is never active."""
-        values, names = self.values.clip(min=0), np.unique(self.label)
-        means = np.stack([values[self.label == name].mean(0) for name in names])  # (classes, C)
-        largest = means.max(0)
-        rest = (means.sum(0) - largest) / max(len(names) - 1, 1)
-        total = largest + rest
-        share = np.divide(largest - rest, total, out=np.zeros_like(total), where=total > 0)
-        return share, names[means.argmax(0)]
-
-    def nearest(self, channel: int, count: int = 3) -> list[tuple[int, float]]:
-        """The maps whose activations over the pictures correlate most with this one's."""
-        values = self.values.astype(np.float64)
-        centred = values - values.mean(0)
-        norm = np.sqrt((centred**2).sum(0))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            r = np.nan_to_num(centred.T @ centred[:, channel] / (norm * norm[channel]), nan=-1.0)
-        r[channel] = -2
-        best = np.argsort(-r, kind="stable")[:count]
-        return [(int(c), float(r[c])) for c in best if r[c] > -1]
-
-    def top_labels(self, channel: int, count: int = TOP) -> tuple[list[tuple[str, int]], int]:
-        """Labels of the pictures that excite a map most, the most frequent first, and how many pictures."""
-        values = self.values[:, channel]
-        best = np.argsort(-values, kind="stable")[:count]
-        best = best[values[best] > 0]
-        return Counter(self.label[best].tolist()).most_common(), len(best)
 
 
 class Facts:
@@ -100,6 +51,7 @@ class Facts:
         self.shown = max(1, min(SHOWN, top.k))
         self.profiles: dict[str, Profile] = {}
         self.frequencies: dict[str, np.ndarray] = {}
+        self._warned: dict[str, list[list[MapWarning]]] = {}
         # What `measure` did before it was cancelled, by layer: pictures looked at, and (place, label, maxima) of each.
         self._measured: dict[str, tuple[int, list[tuple[int, str, np.ndarray]]]] = {}
 
@@ -114,10 +66,7 @@ class Facts:
 
     def label(self, i: int) -> str:
         """Class of picture i, or the photograph it was cut from; "" where neither is known."""
-        labels, classes = self.photos.labels, self.photos.classes
-        if labels is not None and classes and 0 <= int(labels[i]) < len(classes):
-            return str(classes[int(labels[i])])
-        return self.photos.name(i).split(" (")[0] if self.photos.windows is not None else ""
+        return label_of(self.photos, i)
 
     def about(self, i: int) -> str:
         """Name of picture i, and its class where it has one."""
@@ -305,23 +254,10 @@ class Facts:
         return f'<div class="zfkit-pair">{images}</div><p class="zfkit-soft">Mean frequency {rho:.2f} cycles/px.</p>'
 
     def _warnings(self, layer: str, c: int) -> str:
-        """What is wrong with the map, in words, as far as the table and the weights tell; limits are `diagnose`'s."""
-        t, weights, warnings = self.top[layer], self._weights(layer), []
-        if float(t.max[c]) <= 0:
-            warnings.append("Dead: never above 0 on these pictures.")
-        elif float(t.active[c]) < DEFAULTS.rare_pictures:
-            warnings.append(f"Rarely active: above 0 on {float(t.active[c]):.1%} of the pictures.")
-        if weights is not None:
-            flat = weights.flatten(1)
-            largest, norm = flat.abs().amax(1), flat.norm(dim=1).clamp(min=1e-30)
-            if float(largest[c]) < DEFAULTS.weak * float(largest.max()):
-                share = f"{DEFAULTS.weak:.0%}"
-                warnings.append(f"Weak filter: its largest weight is under {share} of the layer's largest.")
-            cosine = (flat @ flat[c]) / (norm * norm[c])
-            cosine[c] = -1
-            twin = int(cosine.argmax())
-            if float(cosine[twin]) > DEFAULTS.cosine:
-                warnings.append(f"Nearly a duplicate of map {twin} (cosine {float(cosine[twin]):.2f}).")
+        """What is wrong with the map, in words."""
+        if layer not in self._warned:
+            self._warned[layer] = map_warnings(self.model, self.top, layer)
+        warnings = [warning.sentence for warning in self._warned[layer][c]]
         if not warnings:
             return '<p class="zfkit-healthy">No health warning.</p>'
         items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in warnings)

@@ -1,0 +1,206 @@
+"""The pictures of a site: a layer's tiles on sheets of 16 maps, its wall of thumbnails, and the pictures looked at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..batching import steps
+from ..deconv.rules import Options, Rule
+from ..errors import ImageError, printable
+from ..figures.pictures import to_picture
+from ..files import write_whole
+from ..frequency import mean_frequency, power_spectrum
+from ..images.colour import signed_to_rgb
+from ..images.imageset import ImageSet
+from ..nets.model import VisionModel
+from ..topk.patches import GREY, Units, cut_top, empty_patches, projected
+from ..topk.profile import label_of
+from ..topk.table import TopK
+
+TILE, THUMB, FACE = 96, 64, 48  # longest sides in px: of a tile, of one on a layer's wall, of a picture in the list
+CRISP = 48  # tiles of at most so many px are kept to the letter
+MAPS = 16  # on one sheet
+FACES = 20  # pictures in each row and column of a sheet of the list
+QUALITY = 80  # of WebP
+
+
+def fitted(height: int, width: int, most: int) -> tuple[int, int]:
+    """The size that a picture is brought to, so that its longer side is at most `most` px: no picture is enlarged."""
+    factor = min(1.0, most / max(height, width))
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def shrink(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 (B, 3, H, W) brought to a smaller size, without aliasing; as they are where they have that size."""
+    if tuple(pictures.shape[-2:]) == size:
+        return pictures
+    small = nn.functional.interpolate(pictures.float(), size, mode="bicubic", antialias=True, align_corners=False)
+    return small.round_().clamp_(0, 255).to(torch.uint8)
+
+
+class LayerSheets:
+    """The sheets of one layer, written a portion of its maps at a time.
+
+    A sheet has a row for each of 16 maps, and in it the k tiles. `photo-0.webp` holds the patches of the first 16 maps,
+    `deconvnet-0.webp` their projections; `wall-photo.webp` the strongest of each of all maps, row by row.
+
+    Attributes:
+        tile, thumb: height and width of a tile, and of one on the wall.
+        boxes: (C, k, 4) left, top, right, bottom of what each unit sees, in pixels of the picture.
+        frequency: (C,) mean frequency of the strongest projections, in cycles/px; NaN where there are none.
+        notes: what is to be said beside the projections.
+    """
+
+    def __init__(
+        self,
+        model: VisionModel,
+        images: ImageSet,
+        top: TopK,
+        layer: str,
+        rules: Sequence[Rule],
+        folder: Path,
+    ) -> None:
+        self.model, self.images, self.top, self.layer = model, images, top, layer
+        self.rules, self.folder = rules, folder
+        none = empty_patches(model, images, top, layer, [0])
+        self.notes = none.notes if rules else ()
+        field = none.photo.shape[-2:]
+        self.tile, self.thumb = fitted(*field, TILE), fitted(*field, THUMB)
+        self.walls: dict[str, list[Tensor]] = {kind: [] for kind in ("photo", *rules)}
+        self._boxes: list[np.ndarray] = []
+        self._frequency: list[Tensor] = []
+        self._sheets = 0
+
+    @property
+    def boxes(self) -> np.ndarray:
+        return np.concatenate(self._boxes)
+
+    @property
+    def frequency(self) -> np.ndarray:
+        return torch.cat(self._frequency).numpy()
+
+    def write(self, channels: Sequence[int], done: Callable[[int], Any]) -> None:
+        """The sheets of these maps; all but those of a layer's last portion are full."""
+        empty = empty_patches(self.model, self.images, self.top, self.layer, channels)
+        C, k = empty.image.shape
+        self._boxes.append(empty.box.numpy())
+        blank = torch.full((C * k, 3, *self.tile), GREY, dtype=torch.uint8)
+        photo, frequency = blank.clone(), torch.full((C * k,), torch.nan)
+        for rule in self.rules:
+            tiles = blank.clone()
+            for part in projected(self.model, self.images, {self.layer: Units.of(empty)}, Options(rule)):
+                tiles[part.slot] = shrink(signed_to_rgb(part.projection.float()), self.tile)
+                if rule == self.rules[0]:
+                    photo[part.slot] = shrink(part.photo, self.tile)
+                    leading = part.slot % k < 3
+                    frequency[part.slot[leading]] = mean_frequency(part.projection[leading].float())
+                done(len(part.slot))
+            self._save(rule, tiles, k)
+        if not self.rules:
+            patches = cut_top(self.model, self.images, self.top, self.layer, channels)
+            photo = shrink(patches.photo.flatten(0, 1), self.tile)
+        self._save("photo", photo, k)
+        self._frequency.append(frequency.view(C, k)[:, :3].nanmean(1))
+        self._sheets += -(-C // MAPS)
+
+    def _save(self, kind: str, tiles: Tensor, k: int) -> None:
+        """Sheets of one kind of tiles (C * k, 3, h, w), and the strongest ones for the wall."""
+        of_maps = tiles.view(-1, k, *tiles.shape[1:])
+        self.walls[kind].append(shrink(of_maps[:, 0], self.thumb))
+        for n, maps in enumerate(of_maps.split(MAPS)):
+            sheet = maps.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)  # (3, maps * h, k * w)
+            save(to_picture(sheet), self.folder / f"{kind}-{self._sheets + n}.webp", max(self.tile) <= CRISP)
+
+    def finish(self, channels: Sequence[int]) -> None:
+        """The walls of the whole layer, and the filters of a layer that looks at the picture itself."""
+        for kind, parts in self.walls.items():
+            save(to_picture(grid(torch.cat(parts))), self.folder / f"wall-{kind}.webp", max(self.thumb) <= CRISP)
+        if self.has_filters:
+            module = self.model.network.steps[self.layer].module
+            assert isinstance(module, nn.Conv2d)
+            weight = module.weight.detach().cpu().float()[list(channels)]
+            save(to_picture(grid(signed_to_rgb(weight))), self.folder / "wall-filter.webp", True)
+            power = power_spectrum(weight.double()).sqrt()
+            grey = (255 * power / power.amax((1, 2), keepdim=True).clamp(min=1e-30)).to(torch.uint8)
+            save(to_picture(grid(grey[:, None].expand(-1, 3, -1, -1))), self.folder / "wall-spectrum.webp", True)
+
+    @property
+    def has_filters(self) -> bool:
+        """Can the layer's weights be looked at as pictures?"""
+        step = self.model.network.steps[self.layer]
+        reads_picture = step.inputs[0] == self.model.network.input
+        return isinstance(step.module, nn.Conv2d) and reads_picture and step.module.weight.shape[1] in (1, 3)
+
+
+def columns_of(count: int) -> int:
+    """Columns of a wall: as many as rows, or one more."""
+    return max(1, math.ceil(math.sqrt(count)))
+
+
+def grid(tiles: Tensor) -> Tensor:
+    """uint8 (n, 3, h, w) -> (3, rows * h, columns * w), row by row, as square as can be; mid-grey behind the last."""
+    columns = columns_of(len(tiles))
+    rows = -(-len(tiles) // columns)
+    full = tiles.new_full((rows * columns, *tiles.shape[1:]), GREY)
+    full[: len(tiles)] = tiles
+    cells = full.view(rows, columns, *tiles.shape[1:])
+    return cells.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+
+
+def save(picture: Image.Image, file: Path, lossless: bool = False) -> None:
+    """As WebP, whole or not at all."""
+    write_whole(file, lambda part: picture.save(part, "WEBP", lossless=lossless, quality=QUALITY, method=2))
+
+
+class Thumbnails:
+    """The pictures that some map of a site likes: each as a file of its own, and all small on sheets."""
+
+    def __init__(self, folder: Path, images: ImageSet) -> None:
+        self.folder, self.images = folder, images
+        self.places: list[int] = []
+
+    def write(self, top: TopK, channels: Mapping[str, Sequence[int]], progress: bool) -> None:
+        """Those among the strongest of these maps, as far as they are not there yet."""
+        used = torch.cat([top[name].image[list(of)].flatten() for name, of in channels.items()]).unique()
+        self.places = sorted({*self.places, *used[used >= 0].tolist()})
+        with steps(len(self.places), "pictures", "img", progress) as done:
+            for n, start in enumerate(range(0, len(self.places), FACES**2)):
+                faces = []
+                for i in self.places[start : start + FACES**2]:
+                    faces.append(self._one(i))
+                    done(1)
+                save(to_picture(grid(torch.cat(faces))), self.folder / f"faces-{n}.webp")
+
+    def _one(self, i: int) -> Tensor:
+        """Write picture i, if that is not done; returns it small, (1, 3, h, w)."""
+        try:
+            pixels, _ = self.images[i]
+        except ImageError as error:
+            raise ImageError(
+                f"{printable(self.images.name(i))} of {self.images.source!r} cannot be read any more ({error}): "
+                "mine again, in another folder"
+            ) from error
+        file = self.folder / f"{i}.webp"
+        if not file.is_file():
+            save(to_picture(pixels), file)
+        return shrink(pixels[None], fitted(*pixels.shape[-2:], FACE))
+
+    def data(self) -> dict[str, Any]:
+        """Names and labels of the pictures, and how they lie on the sheets."""
+        labels = [label_of(self.images, i) for i in self.places]
+        face = fitted(self.images.size, self.images.size, FACE)
+        return {
+            "places": self.places,
+            "names": [printable(self.images.name(i)) for i in self.places],
+            "labels": [printable(label) for label in labels],
+            "face": list(face),
+            "sheet": FACES**2,
+        }

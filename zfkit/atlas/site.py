@@ -1,0 +1,390 @@
+"""Every feature map of a network as a folder of files that any browser opens: `write_site`.
+
+What the pages show stands in files of one layer each, which are loaded when they are asked for: numbers in `layer.js`,
+pictures in sheets of 16 maps (`sheets`). The pages themselves are plain JavaScript in `templates/site`, copied as they
+are. A layer's folder appears whole or not at all, so that the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ..batching import steps
+from ..checks import layer_names, whole_number, writable_folder
+from ..deconv.project import refusals
+from ..deconv.receptive_field import Field, field_in, fits_inside
+from ..deconv.rules import Options, Rule
+from ..errors import ImageError, WriteError, ZfkitError, printable
+from ..files import only_writer, write_whole
+from ..health.maps import map_warnings
+from ..images.album import PHOTOGRAPHS
+from ..images.imageset import ImageSet
+from ..nets.model import VisionModel, expect_model
+from ..nets.zoo import list_models
+from ..topk.mine import mine
+from ..topk.patches import sample_maps
+from ..topk.profile import Profile, label_of, profile, sources
+from ..topk.table import TopK
+from ..version import __version__
+from .page import file_names
+from .sheets import LayerSheets, Thumbnails
+
+FORMAT = 1
+RULES: tuple[Rule, ...] = ("deconvnet", "guided", "gradient")
+PROFILED = 400  # pictures in which every map is measured
+PORTION = 256  # maps of a layer that are in memory at once
+NEAREST, INPUTS, LABELS, STRONGEST = 8, 8, 6, 8  # of each map that are listed; maps of a layer for a picture
+BINS = 24  # of a map's histogram
+
+
+def write_site(
+    models: VisionModel | Sequence[VisionModel],
+    images: ImageSet,
+    out: str | Path,
+    *,
+    layers: Sequence[str] | None = None,
+    maps: int | Literal["all"] = "all",
+    k: int = 9,
+    rules: Sequence[Rule] = RULES,
+    pictures: int = PROFILED,
+    random_seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Write a page for every feature map of these networks, and pages that lead there; returns `out`/index.html.
+
+    The site opens from the disk and from any web server of files, and asks nothing of another. Stopped for any
+    reason, the same call goes on. Layers that cannot be projected get patches alone, and their pages say why.
+
+    Args:
+        models: one network, or two or more to be seen side by side.
+        out: folder: empty, new, or one that an earlier call of the same networks, pictures and options began.
+        layers: default: every convolutional layer; only for one network.
+        maps: how many feature maps of each layer, drawn at random from those that are ever active, or "all".
+        k: pictures for each feature map.
+        rules: of the projections, the first of which is shown first.
+        pictures: so many, evenly spread, in which every map is measured, for histograms, selectivity and likeness.
+        random_seed: of the draw of feature maps.
+
+    Raises LayerError for unknown layers, ZfkitError for a folder that holds something else, WriteError for one that
+    cannot be written, and ImageError for pictures that are gone since they were mined.
+    """
+    networks = [models] if isinstance(models, VisionModel) else list(models)
+    for model in networks:
+        expect_model(model)
+    _check(networks, layers, maps, k, pictures)
+    folder = writable_folder(out)
+    refusal = ZfkitError(
+        f"another process is writing to {str(folder)!r}: wait for it, or choose another folder"
+    )
+    with only_writer(folder, refusal):
+        names = _names(networks)
+        wanted = {"k": k, "maps": maps, "layers": layers, "rules": list(rules), "seed": random_seed}
+        key = {**wanted, "pictures": images.fingerprint(), "measured": pictures}
+        _begin(folder, key | {"networks": {n: m.fingerprint() for n, m in zip(names, networks, strict=True)}})
+        albums = Thumbnails(folder / "pictures", images)
+        parts = []
+        for name, model in zip(names, networks, strict=True):
+            part = NetworkPart(model, images, folder / name, layers, k, rules, pictures)
+            parts.append(part.write(maps, random_seed, progress))
+            albums.write(part.top, part.channels, progress)
+        _write_data(folder / "pictures" / "pictures.js", "pictures", albums.data())
+        _write_data(folder / "site.js", "site", _front(names, networks, images, parts, key))
+        for file in resources.files("zfkit.atlas").joinpath("templates", "site").iterdir():
+            text = file.read_text(encoding="utf-8")
+            _write_text(folder / file.name, text)
+    return folder / "index.html"
+
+
+def _check(
+    networks: Sequence[VisionModel], layers: Sequence[str] | None, maps: object, k: int, pictures: int
+) -> None:
+    if not networks:
+        raise ZfkitError("write_site needs a network, as zfkit.load_model gives it")
+    if layers is not None and len(networks) > 1:
+        raise ZfkitError("layers can be named for one network only: leave them out, or write two sites")
+    whole_number(k, "k")
+    whole_number(pictures, "pictures")
+    if maps != "all":
+        whole_number(maps, "maps, unless 'all',")
+
+
+def _names(networks: Sequence[VisionModel]) -> list[str]:
+    """A folder for each network, which is its name in links, too."""
+    reserved = {"pictures", "index", "site"}
+    files = file_names([m.name if m.name not in reserved else f"{m.name}_" for m in networks], suffix="")
+    if len(files) == len(networks):
+        return list(files.values())
+    return [f"{i}_{files[m.name]}" for i, m in enumerate(networks, 1)]  # two of one name: trained twice, say
+
+
+def _begin(folder: Path, key: dict[str, Any]) -> None:
+    """Make sure that the folder is empty, or a site of the same networks, pictures and options."""
+    file = folder / "made.json"
+    wanted = {"zfkit site": FORMAT, **json.loads(json.dumps(key))}
+    if file.is_file():
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            found = {}
+        if found == wanted:
+            return
+        differ = ", ".join(n for n, v in wanted.items() if not isinstance(found, dict) or found.get(n) != v)
+        raise ZfkitError(
+            f"{printable(str(folder))!r} holds another site (other: {differ}): choose another folder, or delete it"
+        )
+    if others := sorted(p.name for p in folder.iterdir()):
+        raise ZfkitError(
+            f"{printable(str(folder))!r} holds something else ({printable(', '.join(others[:3]))}): choose an empty "
+            "or a new folder"
+        )
+    _write_text(file, json.dumps(wanted, indent=1))
+
+
+class NetworkPart:
+    """One network's folder: a table, and a folder for each layer.
+
+    Attributes:
+        top: the mined table.
+        channels: by layer, the maps that have a page.
+    """
+
+    def __init__(
+        self,
+        model: VisionModel,
+        images: ImageSet,
+        folder: Path,
+        layers: Sequence[str] | None,
+        k: int,
+        rules: Sequence[Rule],
+        pictures: int,
+    ) -> None:
+        self.model, self.images, self.folder, self.rules = model, images, folder, rules
+        self.layers = layer_names(layers, model.layers, model.conv_layers)
+        self.folders = file_names(self.layers, suffix="")
+        self.reasons = refusals(model, self.layers, images.size, Options(rules[0]))
+        self.k, self.pictures = k, pictures
+        self.top: TopK
+        self.channels: dict[str, list[int]] = {}
+
+    def write(self, maps: int | Literal["all"], random_seed: int, progress: bool) -> list[dict[str, Any]]:
+        """Write what is missing; returns what the front page says of each layer."""
+        self.top = self._mined(progress)
+        self.channels = sample_maps(self.top, self.layers, maps, random_seed)
+        missing = [name for name in self.layers if not (self._folder(name) / "front.json").is_file()]
+        if missing:
+            for old in self.folder.glob(".*.part"):  # of a call that was killed
+                shutil.rmtree(old, ignore_errors=True)
+            profiles = profile(
+                self.model, self.images, missing, index=self._readable(), inside=self.top.inside, progress=progress
+            )  # fmt: skip
+            units = sum(len(self.channels[name]) for name in missing) * self.top.k * len(self.rules)
+            with steps(units, f"drawing {self.model.name}", "tile", progress) as done:
+                for name in missing:
+                    self._write_layer(name, profiles.pop(name), done)
+        return [json.loads((self._folder(n) / "front.json").read_text(encoding="utf-8")) for n in self.layers]
+
+    def _folder(self, layer: str) -> Path:
+        return self.folder / self.folders[layer]
+
+    def _mined(self, progress: bool) -> TopK:
+        file = self.folder / "topk.parquet"
+        if file.is_file():
+            top = TopK.load(file)
+            top.check(self.model, self.images)
+            return top
+        inside = fits_inside(self.model, self.layers, self.images.size)
+        top = mine(self.model, self.images, self.layers, self.k, inside=inside, progress=progress)
+        top.save(file)
+        return top
+
+    def _readable(self) -> torch.Tensor:
+        """Places of at most `pictures` pictures, evenly spread, of those that can be read."""
+        n = min(len(self.images), self.pictures)
+        places = [i * len(self.images) // n for i in range(n)]
+        good = [i for i in places if self._can_read(i)]
+        if not good:
+            raise ImageError(f"none of the pictures of {self.images.source!r} can be read")
+        return torch.tensor(good)
+
+    def _can_read(self, i: int) -> bool:
+        try:
+            self.images[i]
+        except ImageError:
+            return False
+        return True
+
+    def _write_layer(self, layer: str, measured: Profile, done: Any) -> None:
+        """One layer's folder, made beside its place and moved there when it is whole."""
+        part, folder = self.folder / f".{self.folders[layer]}.part", self._folder(layer)
+        channels = self.channels[layer]
+        try:
+            part.mkdir(parents=True)
+            rules = [] if layer in self.reasons else self.rules
+            sheets = LayerSheets(self.model, self.images, self.top, layer, rules, part)
+            for start in range(0, len(channels), PORTION):
+                sheets.write(channels[start : start + PORTION], done)
+            sheets.finish(channels)
+            data = self._layer_data(layer, measured, sheets.boxes, sheets.frequency)
+            _write_data(part / "layer.js", f"{self.folder.name}/{self.folders[layer]}", data)
+            strongest = {"strongest": self._strongest(layer, measured)}
+            _write_data(part / "pictures.js", f"{self.folder.name}/{self.folders[layer]}/pictures", strongest)
+            front = self._layer_front(layer, data, sheets)
+            _write_text(part / "front.json", json.dumps(front))
+            part.replace(folder)
+        except OSError as error:
+            raise error if isinstance(error, WriteError) else WriteError(folder, error) from error
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+    def _layer_front(self, layer: str, data: Mapping[str, Any], sheets: LayerSheets) -> dict[str, Any]:
+        """What the front page says of a layer, and where its maps lie in the map of maps."""
+        rows, columns = field_in(self.model, self.images.size, layer)
+        field = Field(rows, columns)
+        table = self.top[layer]
+        notes = [f"Patches alone, without projections: {self.reasons[layer]}."] if layer in self.reasons else []
+        return {
+            "name": layer,
+            "folder": self.folders[layer],
+            "count": len(table.max),
+            "dead": int((table.max <= 0).sum()),
+            "shape": list(self.model.network.shapes[layer]),
+            "field": field.size,
+            "stride": field.stride,
+            "notes": notes + list(sheets.notes),
+            "rules": list(sheets.rules),
+            "tile": list(sheets.tile),
+            "thumb": list(sheets.thumb),
+            "filters": sheets.has_filters,
+            "channels": data["channels"],
+            "reach": data["reach"],
+            "selectivity": data["selectivity"],
+            "frequency": data["frequency"],
+        }
+
+    def _layer_data(
+        self, layer: str, measured: Profile, boxes: np.ndarray, frequency: np.ndarray
+    ) -> dict[str, Any]:
+        """Everything that the pages of a layer's maps say in words and numbers; a list with a place for each map."""
+        table, channels = self.top[layer], self.channels[layer]
+        share, name = measured.selectivity
+        ranked = {n: getattr(table, n)[channels].tolist() for n in ("image", "row", "col")}
+        values = np.where(table.image[channels].numpy() < 0, 0, table.value[channels].numpy())
+        warnings = map_warnings(self.model, self.top, layer)
+        labels = [measured.top_labels(c) for c in channels] if measured.kind else []
+        return {
+            "channels": channels,
+            **{n: _short(getattr(table, n)[channels].numpy()) for n in ("max", "mean", "active")},
+            **ranked,
+            "value": [_short(row) for row in values],
+            "box": boxes.tolist(),
+            "reach": _short(table.max[channels].numpy() / max(float(table.max.max()), 1e-30)),
+            "frequency": _short(frequency),
+            "measured": len(measured.image),
+            "kind": measured.kind,
+            "selectivity": _short(share[channels]) if measured.kind else [],
+            "favourite": name[channels].tolist() if measured.kind else [],
+            "labels": [{"of": n, "first": counts[:LABELS], "kinds": len(counts)} for counts, n in labels],
+            "histogram": [_histogram(measured.values[:, c]) for c in channels],
+            "nearest": [self._nearest(measured, layer, c) for c in channels],
+            "inputs": self._inputs(layer, measured),
+            "warnings": [[list(w) for w in warnings[c]] for c in channels],
+        }
+
+    def _nearest(self, measured: Profile, layer: str, channel: int) -> list[tuple[int, float]]:
+        shown = set(self.channels[layer])
+        near = measured.nearest(channel, NEAREST if len(shown) == len(self.top[layer].max) else 10 * NEAREST)
+        return [(c, round(r, 3)) for c, r in near if c in shown][:NEAREST]
+
+    def _inputs(self, layer: str, measured: Profile) -> list[list[tuple[str, int, float]]]:
+        """For each map, the maps of layers before that add most to its strongest activation, and how much."""
+        if measured.inputs is None:
+            return [[] for _ in self.channels[layer]]
+        behind = sources(self.model.network, layer, self.channels)
+        listed = []
+        for c in self.channels[layer]:
+            added = measured.inputs[c]
+            first = np.argsort(-np.abs(added), kind="stable")[:INPUTS]
+            known = [(behind[j], float(added[j])) for j in first if behind[j] is not None and added[j] != 0]
+            listed.append([(s[0], s[1], float(f"{a:.4g}")) for s, a in known if s is not None])
+        return listed
+
+    def _strongest(self, layer: str, measured: Profile) -> dict[int, list[tuple[int, float]]]:
+        """For each picture, the maps that it brings nearest to their strongest activation, and how near (0 to 1)."""
+        table, shown = self.top[layer], np.array(self.channels[layer])
+        most = table.max.clamp(min=1e-30).numpy()
+        near: dict[int, dict[int, float]] = {}
+        for i, row in zip(measured.image.tolist(), measured.values / most, strict=True):
+            best = shown[np.argsort(-row[shown], kind="stable")[:STRONGEST]]
+            near[i] = {int(c): float(row[c]) for c in best if row[c] > 0}
+        for c in shown.tolist():
+            for i, value in zip(table.image[c].tolist(), table.value[c].tolist(), strict=True):
+                if i >= 0 and value > 0:
+                    near.setdefault(i, {})[c] = value / float(most[c])
+        return {
+            i: [(c, round(v, 3)) for c, v in sorted(of.items(), key=lambda item: (-item[1], item[0]))[:STRONGEST]]
+            for i, of in near.items()
+        }  # fmt: skip
+
+
+def _front(
+    names: Sequence[str],
+    networks: Sequence[VisionModel],
+    images: ImageSet,
+    parts: Sequence[list[dict[str, Any]]],
+    key: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What the first page says."""
+    bundled = {str(row) for row in list_models()["name"]}
+    return {
+        "version": __version__,
+        "made": datetime.date.today().isoformat(),
+        "k": key["k"],
+        "all": key["maps"] == "all",
+        "images": images.source,
+        "count": len(images),
+        "size": images.size,
+        "credits": [f"{p.name}: {p.licence}" for p in PHOTOGRAPHS] if images.source == "photos" else [],
+        "models": [
+            {
+                "folder": name,
+                "name": model.name,
+                "data": str(model.provenance.get("data", "")),
+                "top1": str(model.provenance.get("top1", "")),
+                "input": [len(model.mean), images.size, images.size],
+                "classes": len(model.classes),
+                "load": f'zfkit.load_model("{model.name}")' if model.name in bundled or ":" in model.name else "",
+                "layers": part,
+            }
+            for name, model, part in zip(names, networks, parts, strict=True)
+        ],
+    }  # fmt: skip
+
+
+def _short(values: np.ndarray) -> list[float | None]:
+    """Four significant digits; None for what is no finite number."""
+    return [float(f"{v:.4g}") if np.isfinite(v) else None for v in values.tolist()]
+
+
+def _histogram(values: np.ndarray) -> dict[str, Any]:
+    """A map's maxima over the pictures, in bins of equal width."""
+    counts, edges = np.histogram(values, BINS)
+    return {"counts": counts.tolist(), "low": float(f"{edges[0]:.4g}"), "high": float(f"{edges[-1]:.4g}")}
+
+
+def _write_data(file: Path, name: str, data: Mapping[str, Any]) -> None:
+    """JSON in a call: a browser that opens pages from the disk loads scripts, but no JSON."""
+    _write_text(file, f"zfkit.take({json.dumps(name)}, {json.dumps(data, separators=(',', ':'))});\n")
+
+
+def _write_text(file: Path, text: str) -> None:
+    write_whole(file, lambda part: part.write_text(text, encoding="utf-8"))
