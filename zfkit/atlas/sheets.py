@@ -25,7 +25,11 @@ from ..topk.patches import GREY, Units, cut_top, empty_patches, projected
 from ..topk.profile import label_of
 from ..topk.table import TopK
 
-TILE, THUMB, FACE = 96, 64, 48  # longest sides in px: of a tile, of one on a layer's wall, of a picture in the list
+TILE, THUMB, FACE = (
+    96,
+    64,
+    48,
+)  # longest sides in px: of a tile, of one on a layer's wall, of a picture in the list
 CRISP = 48  # tiles of at most so many px are kept to the letter
 MAPS = 16  # on one sheet
 FACES = 20  # pictures in each row and column of a sheet of the list
@@ -42,7 +46,9 @@ def shrink(pictures: Tensor, size: tuple[int, int]) -> Tensor:
     """uint8 (B, 3, H, W) brought to a smaller size, without aliasing; as they are where they have that size."""
     if tuple(pictures.shape[-2:]) == size:
         return pictures
-    small = nn.functional.interpolate(pictures.float(), size, mode="bicubic", antialias=True, align_corners=False)
+    small = nn.functional.interpolate(
+        pictures.float(), size, mode="bicubic", antialias=True, align_corners=False
+    )
     return small.round_().clamp_(0, 255).to(torch.uint8)
 
 
@@ -72,8 +78,8 @@ class LayerSheets:
         self.rules, self.folder = rules, folder
         none = empty_patches(model, images, top, layer, [0])
         self.notes = none.notes if rules else ()
-        field = none.photo.shape[-2:]
-        self.tile, self.thumb = fitted(*field, TILE), fitted(*field, THUMB)
+        height, width = none.photo.shape[-2:]
+        self.tile, self.thumb = fitted(height, width, TILE), fitted(height, width, THUMB)
         self.walls: dict[str, list[Tensor]] = {kind: [] for kind in ("photo", *rules)}
         self._boxes: list[np.ndarray] = []
         self._frequency: list[Tensor] = []
@@ -101,7 +107,7 @@ class LayerSheets:
                 if rule == self.rules[0]:
                     photo[part.slot] = shrink(part.photo, self.tile)
                     leading = part.slot % k < 3
-                    frequency[part.slot[leading]] = mean_frequency(part.projection[leading].float())
+                    frequency[part.slot[leading]] = mean_frequency(part.projection[leading]).float()
                 done(len(part.slot))
             self._save(rule, tiles, k)
         if not self.rules:
@@ -122,7 +128,11 @@ class LayerSheets:
     def finish(self, channels: Sequence[int]) -> None:
         """The walls of the whole layer, and the filters of a layer that looks at the picture itself."""
         for kind, parts in self.walls.items():
-            save(to_picture(grid(torch.cat(parts))), self.folder / f"wall-{kind}.webp", max(self.thumb) <= CRISP)
+            save(
+                to_picture(grid(torch.cat(parts))),
+                self.folder / f"wall-{kind}.webp",
+                max(self.thumb) <= CRISP,
+            )
         if self.has_filters:
             module = self.model.network.steps[self.layer].module
             assert isinstance(module, nn.Conv2d)
@@ -130,7 +140,11 @@ class LayerSheets:
             save(to_picture(grid(signed_to_rgb(weight))), self.folder / "wall-filter.webp", True)
             power = power_spectrum(weight.double()).sqrt()
             grey = (255 * power / power.amax((1, 2), keepdim=True).clamp(min=1e-30)).to(torch.uint8)
-            save(to_picture(grid(grey[:, None].expand(-1, 3, -1, -1))), self.folder / "wall-spectrum.webp", True)
+            save(
+                to_picture(grid(grey[:, None].expand(-1, 3, -1, -1))),
+                self.folder / "wall-spectrum.webp",
+                True,
+            )
 
     @property
     def has_filters(self) -> bool:
@@ -191,7 +205,7 @@ class Thumbnails:
         file = self.folder / f"{i}.webp"
         if not file.is_file():
             save(to_picture(pixels), file)
-        return shrink(pixels[None], fitted(*pixels.shape[-2:], FACE))
+        return shrink(pixels[None], fitted(pixels.shape[-2], pixels.shape[-1], FACE))
 
     def data(self) -> dict[str, Any]:
         """Names and labels of the pictures, and how they lie on the sheets."""

@@ -10,8 +10,7 @@ from __future__ import annotations
 import datetime
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +32,7 @@ from ..nets.model import VisionModel, expect_model
 from ..nets.zoo import list_models
 from ..topk.mine import mine
 from ..topk.patches import sample_maps
-from ..topk.profile import Profile, label_of, profile, sources
+from ..topk.profile import Profile, profile, sources
 from ..topk.table import TopK
 from ..version import __version__
 from .page import file_names
@@ -251,7 +250,9 @@ class NetworkPart:
         rows, columns = field_in(self.model, self.images.size, layer)
         field = Field(rows, columns)
         table = self.top[layer]
-        notes = [f"Patches alone, without projections: {self.reasons[layer]}."] if layer in self.reasons else []
+        notes = (
+            [f"Patches alone, without projections: {self.reasons[layer]}."] if layer in self.reasons else []
+        )
         return {
             "name": layer,
             "folder": self.folders[layer],
@@ -344,7 +345,7 @@ def _front(
     key: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the first page says."""
-    bundled = {str(row) for row in list_models()["name"]}
+    bundled = set(list_models().index)
     return {
         "version": __version__,
         "made": datetime.date.today().isoformat(),

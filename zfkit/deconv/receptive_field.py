@@ -342,7 +342,7 @@ def _sees_everything(network: Network, layer: str) -> Step | None:
     way = network.way_to(layer)
     return next(
         (s for s in reversed(way) if reach[s.name] is not None and extent_before(s, reach[s.name]) is None),
-        way[-1],
+        way[-1] if way else network.steps[layer],  # nothing leads back to the picture: it was detached, say
     )
 
 

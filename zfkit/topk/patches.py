@@ -104,7 +104,9 @@ def project_many(
 ) -> dict[str, Patches]:
     """`project_top` for several layers at once, which then share the forward passes."""
     top.check(model, photos)
-    patches = {name: empty_patches(model, photos, top, name, channels, k) for name, channels in wanted.items()}
+    patches = {
+        name: empty_patches(model, photos, top, name, channels, k) for name, channels in wanted.items()
+    }
     units = {name: Units.of(empty) for name, empty in patches.items()}
     with steps(sum(map(len, units.values())), "projecting", "unit", progress, on_step) as done:
         for part in projected(model, photos, units, options):
@@ -147,7 +149,7 @@ def empty_patches(
     top: TopK,
     layer: str,
     channels: Sequence[int] | Tensor | None,
-    k: int | None,
+    k: int | None = None,
     projected: bool = True,
 ) -> Patches:
     """The patches of one layer before anything is projected or cut out."""

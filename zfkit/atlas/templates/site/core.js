@@ -113,7 +113,7 @@ const zfkit = (() => {
   function tile(file, [height, width], columns, rows, row, column, size, text, crisp) {
     const share = (n, of) => (of > 1 ? `${(100 * n) / (of - 1)}%` : "0%");
     return h("span", {
-      class: crisp ? "tile crisp" : "tile", role: "img", "aria-label": text,
+      class: crisp ? "tile crisp" : "tile", role: text ? "img" : null, "aria-label": text || null, "aria-hidden": text ? null : "true",
       style: {
         "background-image": `url("${file}")`,
         "background-size": `${100 * columns}% ${100 * rows}%`,

@@ -1,0 +1,544 @@
+"""The site's files against `project`, autograd and counting by hand; its pages in a real browser."""
+
+import http.server
+import io
+import json
+import shutil
+import threading
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from browser import chromium, why_not
+from explored import CLASSES, pictures, small_net, wrapped
+from PIL import Image
+from torch import nn
+
+import zfkit
+from zfkit.atlas import site as site_module
+from zfkit.atlas.sheets import shrink
+from zfkit.atlas.site import write_site
+from zfkit.errors import ImageError, WriteError, ZfkitError
+from zfkit.images.colour import signed_to_rgb
+from zfkit.images.imageset import ImageSet
+from zfkit.topk.profile import sources
+
+MODEL = "small"
+
+
+def written(folder, model=None, images=None, **options):
+    return write_site(model or wrapped(), images or pictures(), folder, progress=False, **options).parent
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A site of the small network, for tests that look and change nothing."""
+    return written(tmp_path_factory.mktemp("site") / "site")
+
+
+@pytest.fixture(scope="module")
+def mined():
+    """What it was made from."""
+    model, images = wrapped(), pictures()
+    inside = True
+    return model, images, zfkit.mine(model, images, k=9, inside=inside, progress=False)
+
+
+def data(file):
+    """What a data file hands over."""
+    text = file.read_text(encoding="utf-8")
+    return json.loads(text[text.index(",") + 1 : text.rindex(")")])
+
+
+def tiles(file, height, width):
+    """A sheet as tiles: (rows, columns, height, width, 3)."""
+    sheet = np.asarray(Image.open(file).convert("RGB"))
+    rows, columns = sheet.shape[0] // height, sheet.shape[1] // width
+    return sheet.reshape(rows, height, columns, width, 3).swapaxes(1, 2)
+
+
+# ------------------------------------------------------------------------------------------------- pictures
+
+
+@pytest.mark.parametrize("rule", ["deconvnet", "guided", "gradient"])
+@pytest.mark.parametrize("layer", ["conv1", "conv2"])
+def test_small_tiles_are_the_projections_to_the_letter(made, mined, layer, rule):
+    model, images, top = mined
+    patches = zfkit.project_top(model, images, top, layer, rule=rule)
+    height, width = patches.projection.shape[-2:]
+    sheet = tiles(made / MODEL / layer / f"{rule}-0.webp", height, width)
+    wanted = signed_to_rgb(patches.projection.float()).permute(0, 1, 3, 4, 2).numpy()
+    there = patches.image >= 0
+    assert (sheet[there] == wanted[there]).all()
+    photos = tiles(made / MODEL / layer / "photo-0.webp", height, width)
+    assert (photos == patches.photo.permute(0, 1, 3, 4, 2).numpy()).all()
+
+
+def test_the_wall_has_each_maps_strongest(made, mined):
+    model, images, top = mined
+    patches = zfkit.project_top(model, images, top, "conv2", k=1)
+    side = patches.photo.shape[-1]
+    wall = tiles(made / MODEL / "conv2" / "wall-photo.webp", side, side)
+    assert wall.shape[:2] == (3, 4)  # 10 maps, as square as can be
+    first = wall.reshape(12, side, side, 3)[:10]
+    assert (first == patches.photo[:, 0].permute(0, 2, 3, 1).numpy()).all()
+
+
+def test_large_tiles_are_brought_to_size_without_aliasing():
+    """A grating finer than the tiles can show becomes grey; one that they can show stays."""
+    side, small = 192, 96
+    x = torch.arange(side)
+    for period, contrast in ((2.2, 0), (24, 1)):
+        wave = 128 + 100 * torch.sin(2 * torch.pi * x / period)
+        picture = wave.expand(1, 3, side, side).to(torch.uint8)
+        tile = shrink(picture, (small, small)).float()[..., 8:-8]
+        assert tile.std() == pytest.approx(contrast * 100 / 2**0.5, abs=4)
+
+
+def test_sheets_of_many_maps_go_on_where_the_last_ended(tmp_path, monkeypatch):
+    """40 maps: sheets of 16, 16 and 8, the same whether a portion holds 16, 32 or all of them."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 40, 5), nn.ReLU()).double()
+    model = zfkit.wrap_model(net, mean=120, scale=1 / 60, input_size=36, name="wide")
+    written(tmp_path / "all", model, rules=["deconvnet"])
+    monkeypatch.setattr(site_module, "PORTION", 32)
+    written(tmp_path / "parts", model, rules=["deconvnet"])
+    names = sorted(p.name for p in (tmp_path / "all" / "wide" / "0").glob("*.webp"))
+    assert {"photo-0.webp", "photo-1.webp", "photo-2.webp"} < set(names) and "photo-3.webp" not in names
+    for name in names:
+        whole, part = ((tmp_path / kind / "wide" / "0" / name).read_bytes() for kind in ("all", "parts"))
+        assert whole == part, name
+
+
+# -------------------------------------------------------------------------------------------------- numbers
+
+
+def test_what_a_map_is_made_of_is_autograd_times_activation(mined):
+    """Of the strongest unit of each map: sum over positions of x * dy/dx, for each map x that it reads."""
+    model, images, _ = mined
+    profile = zfkit.topk.profile.profile(model, images, ["conv2"], index=torch.arange(len(images)))["conv2"]
+    with torch.no_grad():
+        x = model.net[:3](model.preprocess(images.take(torch.arange(len(images)))))
+    x = x.requires_grad_()
+    y = model.net.conv2(x)
+    for c in range(y.shape[1]):
+        place = int(y[:, c].argmax())
+        (gradient,) = torch.autograd.grad(y[:, c].flatten()[place], x, retain_graph=True)
+        wanted = (gradient * x).sum((0, 2, 3)).detach().numpy()
+        assert profile.inputs[c] == pytest.approx(wanted, rel=1e-9)
+        assert profile.inputs[c].sum() + float(model.net.conv2.bias[c]) == pytest.approx(float(y[:, c].detach().max()))
+
+
+def test_grouped_and_strided_convolutions_add_up():
+    torch.manual_seed(1)
+    conv = nn.Conv2d(4, 6, 3, stride=2, padding=2, dilation=2, groups=2)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), conv).double()
+    model = zfkit.wrap_model(net, mean=120, scale=1 / 60, input_size=36)
+    images = pictures()
+    profile = zfkit.topk.profile.profile(model, images, ["2"], index=torch.arange(len(images)))["2"]
+    with torch.no_grad():
+        strongest = net(model.preprocess(images.take(torch.arange(len(images))))).amax((0, 2, 3))
+    sums = torch.tensor(profile.inputs).sum(1) + conv.bias
+    assert torch.allclose(sums, strongest)
+    assert (profile.inputs[:3, 2:] == 0).all() and (profile.inputs[3:, :2] == 0).all()  # the other group's
+
+
+def test_inputs_are_traced_to_the_layer_that_made_them():
+    """Through ReLU and pooling by number, through a concatenation by its offset, not through a sum."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 2, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1)
+            self.c, self.d = nn.Conv2d(6, 3, 1), nn.Conv2d(3, 3, 1)
+            self.relu, self.pool = nn.ReLU(), nn.MaxPool2d(2)
+
+        def forward(self, x):
+            y = self.c(self.pool(self.relu(torch.cat([self.a(x), self.b(x)], 1))))
+            return self.d(y + y * 2)
+
+    model = zfkit.wrap_model(Net(), mean=0, scale=1, input_size=8)
+    layers = ["a", "b", "c", "d"]
+    assert sources(model.network, "c", layers) == [("a", 0), ("a", 1), *(("b", i) for i in range(4))]
+    assert sources(model.network, "d", layers) == [None] * 3
+
+
+def test_numbers_of_a_map_are_those_of_all_pictures(made, mined):
+    model, images, top = mined
+    said = data(made / MODEL / "conv2" / "layer.js")
+    with torch.no_grad():
+        maps = model.net[:4](model.preprocess(images.take(torch.arange(len(images)))))
+    inside = maps[:, :, 2:7, 2:7]  # unit n sees pixels 4 n - 5 to 4 n + 9 of 36
+    strongest = inside.amax((2, 3)).numpy()
+    assert said["max"] == pytest.approx(strongest.max(0), rel=1e-3)
+    assert said["measured"] == len(images)
+    labels = np.arange(len(images)) % 3
+    for c in range(10):
+        assert sum(said["histogram"][c]["counts"]) == len(images)
+        values = strongest[:, c].clip(min=0)
+        means = np.array([values[labels == k].mean() for k in range(3)])
+        best, rest = means.max(), (means.sum() - means.max()) / 2
+        assert said["selectivity"][c] == pytest.approx((best - rest) / (best + rest), rel=1e-3)
+        assert said["favourite"][c] == CLASSES[means.argmax()]
+        r = np.corrcoef(strongest.T)[c]
+        near, value = said["nearest"][c][0]
+        r[c] = -2
+        assert near == r.argmax() and value == pytest.approx(r.max(), abs=1e-3)
+    boxes = np.array(said["box"])
+    assert (boxes[:, :, 2] - boxes[:, :, 0] == 15).all()  # 5 + 2 * (2 - 1) + 4 * (3 - 1)
+
+
+def test_a_pictures_page_lists_the_maps_nearest_to_their_strongest(made, mined):
+    model, images, top = mined
+    strongest = data(made / MODEL / "conv2" / "pictures.js")["strongest"]
+    with torch.no_grad():
+        maps = model.net[:4](model.preprocess(images.take(torch.arange(len(images)))))[:, :, 2:7, 2:7]
+    share = maps.amax((2, 3)) / maps.amax((0, 2, 3))
+    for i in range(len(images)):
+        listed = strongest[str(i)]
+        first = torch.sort(share[i], descending=True)
+        assert [c for c, _ in listed] == first.indices[:8].tolist()
+        assert [v for _, v in listed] == pytest.approx(first.values[:8].tolist(), abs=1e-3)
+
+
+def test_a_map_that_is_never_active_says_so_with_a_remedy(made):
+    (sentence, remedy), *_ = data(made / MODEL / "conv1" / "layer.js")["warnings"][2]
+    assert "never above 0" in sentence and "lr" in remedy
+
+
+# --------------------------------------------------------------------------- stopped, resumed, refused, hostile
+
+
+def test_a_stopped_site_goes_on_and_ends_in_the_same_bytes(tmp_path, made, monkeypatch):
+    finish = site_module.LayerSheets.finish
+    kept = {}
+
+    def stop(self, channels):
+        if self.layer == "conv2":
+            raise KeyboardInterrupt
+        finish(self, channels)
+
+    monkeypatch.setattr(site_module.LayerSheets, "finish", stop)
+    with pytest.raises(KeyboardInterrupt):
+        written(tmp_path / "site")
+    monkeypatch.undo()
+    part = tmp_path / "site" / MODEL
+    assert sorted(p.name for p in part.iterdir()) == ["conv1", "topk.parquet"]  # whole, or not at all
+    kept = {p: p.stat().st_mtime_ns for p in part.rglob("*") if p.is_file()}
+    folder = written(tmp_path / "site")
+    assert all(p.stat().st_mtime_ns == then for p, then in kept.items())
+    files = {p.relative_to(made) for p in made.rglob("*") if p.is_file()}
+    assert files == {p.relative_to(folder) for p in folder.rglob("*") if p.is_file()}
+    different = [f for f in files if (made / f).read_bytes() != (folder / f).read_bytes()]
+    assert [str(f) for f in different if f.suffix != ".parquet"] == []
+
+
+def test_a_full_disk_leaves_no_half_layer(tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(WriteError, match="No space left"):
+        written(tmp_path / "site")
+    assert [p.name for p in (tmp_path / "site" / MODEL).iterdir()] == ["topk.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rules": ["guided"]}, "holds another site .other: rules"),
+        ({"maps": 2}, "holds another site .other: maps"),
+        ({"images": pictures(labelled=False)}, "holds another site .other: pictures"),
+        ({"model": wrapped(nn.Sequential(*small_net()))}, "holds another site .other: networks"),
+    ],
+)
+def test_a_folder_with_another_site_is_left_alone(tmp_path, made, options, words):
+    shutil.copytree(made, tmp_path / "site")
+    before = {p: p.read_bytes() for p in (tmp_path / "site").rglob("*") if p.is_file()}
+    with pytest.raises(ZfkitError, match=words):
+        written(tmp_path / "site", **options)
+    assert before == {p: p.read_bytes() for p in (tmp_path / "site").rglob("*") if p.is_file()}
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ZfkitError, match=r"something else .thesis\.tex"):
+        written(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_pictures_that_vanished_are_named(tmp_path, monkeypatch):
+    images = pictures()
+    folder = written(tmp_path / "site", images=images)
+    shutil.rmtree(folder / "pictures")
+
+    def gone(self, i):
+        raise ImageError("no such file")
+
+    monkeypatch.setattr(ImageSet, "__getitem__", gone)
+    with pytest.raises(ImageError, match=r"folder/cat/0\.png of 'drawn' cannot be read any more"):
+        written(tmp_path / "site", images=images)
+
+
+def test_layers_that_cannot_be_projected_have_patches_and_a_reason(tmp_path):
+    class Sorted(nn.Module):
+        def forward(self, x):
+            return x.sort(1).values.detach()
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), Sorted(), nn.Conv2d(4, 5, 3)).double()
+    model = zfkit.wrap_model(net, mean=120, scale=1 / 60, input_size=36, name="odd")
+    folder = written(tmp_path / "site", model)
+    first, second = data(folder / "site.js")["models"][0]["layers"]
+    assert first["rules"] == ["deconvnet", "guided", "gradient"] and second["rules"] == []
+    assert "Patches alone, without projections" in second["notes"][0]
+    assert not list((folder / "odd" / "2").glob("deconvnet*"))
+
+
+def test_some_maps_only_link_to_each_other(tmp_path):
+    folder = written(tmp_path / "site", maps=4)
+    shown = {n: data(folder / MODEL / n / "layer.js")["channels"] for n in ("conv1", "conv2")}
+    said = data(folder / MODEL / "conv2" / "layer.js")
+    assert [len(c) for c in shown.values()] == [4, 4]
+    assert {c for near in said["nearest"] for c, _ in near} <= set(shown["conv2"])
+    assert {layer for row in said["inputs"] for layer, _, _ in row} == {"conv1"}
+
+
+# ------------------------------------------------------------------------------------------- in a real browser
+
+HOSTILE = ['<script>alert(1)</script>.png', 'a"b\'c.png', "שלום.png", "😀 & co.png", "</script><img src=x onerror=alert(1)>"]
+
+
+def hostile_pictures():
+    images = pictures(labelled=False, windows=False)
+    return ImageSet(
+        lambda i: (Image.fromarray(images[i][0].permute(1, 2, 0).numpy()), i % 5),
+        [HOSTILE[i % 5] for i in range(len(images))], size=images.size, source='<b>"drawn"</b>',
+        classes=[f"<i>{name}" for name in HOSTILE],
+    ).in_memory(progress=False)  # fmt: skip
+
+
+class Page:
+    """A page, and all that went wrong in it."""
+
+    def __init__(self, browser, address, width=1280, height=900, scheme="light"):
+        self.wrong, self.requests = [], []
+        self.address = address
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        self.page = context.new_page()
+        self.page.set_default_timeout(20_000)
+        self.page.on("console", lambda message: self.wrong.append(message.text))
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("requestfailed", lambda request: self.wrong.append(f"failed: {request.url}"))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+
+    def open(self, route):
+        self.page.goto(self.address + route)
+        self.arrive(route)
+
+    def arrive(self, route):
+        self.page.wait_for_function("route => document.body.dataset.ready === route", arg=route)
+
+    def heading(self):
+        return self.page.inner_text("h1")
+
+    def walls(self):
+        return self.page.eval_on_selector_all(".wall li a > span:last-child", "all => all.map(s => +s.textContent)")
+
+    def done(self):
+        outside = [url for url in self.requests if not url.startswith(self.address.rsplit("/", 1)[0])]
+        assert self.wrong == [] and outside == []
+        self.page.context.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.fixture(params=["file", "http"])
+def address(request, made):
+    """The site from the disk, and from a plain web server of files."""
+    if request.param == "file":
+        yield (made / "index.html").as_uri()
+        return
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(made)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/index.html"
+    server.shutdown()
+
+
+in_browser = [pytest.mark.browser, pytest.mark.skipif(bool(why_not()), reason=why_not())]
+
+
+@pytest.fixture
+def page(browser, address):
+    opened = Page(browser, address)
+    yield opened
+    opened.done()
+
+
+class TestPages:
+    pytestmark = in_browser
+
+    def test_from_the_front_to_a_map_and_back(self, page, made):
+        page.open("#/")
+        assert page.heading() == "What do the layers of small see?"
+        said = data(made / MODEL / "conv1" / "layer.js")
+        active = sum(v > 0 for v in said["reach"]) + 10
+        assert page.page.locator(".maps-chart circle").count() == active  # the dead map has no dot
+        page.page.locator(".maps-chart circle").first.hover()
+        assert page.page.locator(".preview .tile").count() == 2
+        page.page.click(".network a[href='#/conv2']")
+        page.arrive("#/conv2")
+        assert page.walls() == list(range(10))
+        page.page.click(".wall a[href='#/conv2/7']")
+        page.arrive("#/conv2/7")
+        assert page.heading() == "conv2 map 7"
+        page.page.go_back()
+        page.arrive("#/conv2")
+        assert page.heading() == "conv2"
+
+    def test_a_link_to_a_map_shows_its_nine_and_their_names(self, page, made):
+        said, album = data(made / MODEL / "conv2" / "layer.js"), data(made / "pictures" / "pictures.js")
+        page.open("#/conv2/3?tile=4")
+        titles = page.page.eval_on_selector_all(".nine button", "all => all.map(b => b.title)")
+        names = [album["names"][album["places"].index(i)] for i in said["image"][3]]
+        assert [t.rsplit(":", 1)[0] for t in titles[:9]] == names and len(titles) == 18
+        assert page.page.get_attribute(".whole image", "href") == f"pictures/{said['image'][3][3]}.webp"
+        box = said["box"][3][3]
+        rect = page.page.eval_on_selector(".field", "r => ['x', 'y', 'width', 'height'].map(n => +r.getAttribute(n))")
+        assert rect == [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+
+    def test_sorting_and_searching_the_wall(self, page, made):
+        said, album = data(made / MODEL / "conv2" / "layer.js"), data(made / "pictures" / "pictures.js")
+        page.open("#/conv2")
+        for order, key in (
+            ("reach", lambda c: -said["max"][c]), ("selectivity", lambda c: -said["selectivity"][c]),
+            ("frequency", lambda c: said["frequency"][c]), ("dead", lambda c: said["active"][c] + 1e-6 * said["reach"][c]),
+        ):  # fmt: skip
+            page.page.select_option("select", order)
+            page.arrive(f"#/conv2?sort={order}")
+            assert page.walls() == sorted(range(10), key=lambda c: (key(c), c))
+        page.page.fill("input[type=search]", "Teapot/2")
+        wanted = {i for i, n in zip(album["places"], album["names"], strict=True) if "teapot/2" in n}
+        hits = [c for c in range(10) if wanted & set(said["image"][c])]
+        assert sorted(page.walls()) == hits and 0 < len(hits) < 10
+
+    def test_keys(self, page):
+        page.open("#/conv2/0")
+        page.page.keyboard.press("ArrowLeft")
+        page.arrive("#/conv2/9")  # round the end
+        page.page.keyboard.press("ArrowRight")
+        page.arrive("#/conv2/0")
+        page.page.keyboard.press("3")
+        page.arrive("#/conv2/0?tile=3")
+        pressed = page.page.eval_on_selector_all(".nine button", "all => all.map(b => b.ariaPressed)")
+        assert [n for n, p in enumerate(pressed) if p == "true"] == [2, 11]
+        page.page.keyboard.press("Escape")
+        page.arrive("#/conv2")
+        page.page.keyboard.press("Tab")
+        assert page.page.evaluate("document.activeElement.textContent") == "Skip to the content"
+
+    def test_the_rule_is_kept_from_map_to_map(self, page):
+        page.open("#/conv2/0")
+        page.page.check("input[type=radio] >> nth=1")
+        page.arrive("#/conv2/0?rule=guided")
+        style = "t => t.style.backgroundImage"
+        assert "guided-0.webp" in page.page.eval_on_selector(".nine .tile", style)
+        page.page.keyboard.press("Tab")  # leave the radio, whose arrows choose a rule
+        page.page.keyboard.press("ArrowRight")
+        page.arrive("#/conv2/1?rule=guided")
+        assert "guided-0.webp" in page.page.eval_on_selector(".nine .tile", style)
+
+    def test_a_pictures_page_leads_to_maps(self, page):
+        page.open("#/pictures")
+        page.page.click(".wall a >> nth=2")
+        page.page.wait_for_selector("img.large")
+        assert page.page.evaluate("document.querySelector('img.large').decode().then(() => true)")
+        href = page.page.get_attribute(".links a >> nth=0", "href")
+        page.page.click(".links a >> nth=0")
+        page.arrive(href)
+        assert page.heading().startswith("conv1 map")
+
+    def test_an_address_that_leads_nowhere_says_so(self, page):
+        for route in ("#/conv9", "#/conv2/99", "#/pictures/99"):
+            page.open(route)
+            assert page.heading() == "There is no such page here"
+
+    def test_what_is_painted_is_the_projection(self, page, mined):
+        """The tile on the screen, at its own size, pixel by pixel."""
+        model, images, top = mined
+        patches = zfkit.project_top(model, images, top, "conv2", [4])
+        side = patches.projection.shape[-1]
+        page.open("#/conv2/4")
+        script = f"""t => {{ t.style.width = '{side}px'; t.style.position = 'fixed'; t.style.inset = '0 auto auto 0';
+            t.style.zIndex = 9; }}"""
+        page.page.eval_on_selector(".nine .tile", script)
+        shot = page.page.screenshot(clip={"x": 0, "y": 0, "width": side, "height": side})
+        seen = np.asarray(Image.open(io.BytesIO(shot)).convert("RGB")).astype(int)
+        wanted = signed_to_rgb(patches.projection[0, 0].float()).permute(1, 2, 0).numpy().astype(int)
+        assert np.abs(seen - wanted).max() <= 1
+
+    @pytest.mark.parametrize("width", [360, 768, 1920, 3840])
+    def test_nothing_sticks_out(self, browser, made, width):
+        page = Page(browser, (made / "index.html").as_uri(), width)
+        for route in ("#/", "#/conv2", "#/conv2/3", "#/pictures", "#/pictures/0"):
+            page.open(route)
+            assert page.page.evaluate("document.documentElement.scrollWidth") <= width, route
+        page.done()
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_nothing_serious_is_found_by_axe(self, browser, made, scheme):
+        axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+        page = Page(browser, (made / "index.html").as_uri(), scheme=scheme)
+        for route in ("#/", "#/conv2", "#/conv2/3", "#/conv1/2", "#/pictures", "#/pictures/0"):
+            page.open(route)
+            found = axe.Axe().run(page.page).response["violations"]
+            serious = [f"{v['id']}: {v['nodes'][0]['html']}" for v in found if v["impact"] in ("serious", "critical")]
+            assert serious == [], route
+        page.done()
+
+    def test_names_are_text_and_nothing_else(self, browser, tmp_path):
+        net = small_net()
+        model = zfkit.wrap_model(net, mean=120, scale=1 / 60, input_size=36, name='<img src=x onerror="alert(1)">')
+        folder = written(tmp_path / "site", model, hostile_pictures())
+        page = Page(browser, (folder / "index.html").as_uri())
+        for route in ("#/", "#/conv2", "#/conv2/3", "#/pictures", "#/pictures/1"):
+            page.open(route)
+            assert page.page.locator("main script, main b, main i, main img[src=x]").count() == 0
+            assert "<" in page.page.inner_text("body")  # shown as it is
+        page.done()
+
+    def test_two_networks_side_by_side(self, browser, tmp_path):
+        other = small_net()
+        with torch.no_grad():
+            other.conv2.weight.neg_()
+        models = [wrapped(), zfkit.wrap_model(other, mean=120, scale=1 / 60, input_size=36, name="other")]
+        folder = written(tmp_path / "site", models)
+        page = Page(browser, (folder / "index.html").as_uri())
+        page.open("#/small/conv2/3")
+        page.page.click("text=side by side")
+        page.arrive("#/small/conv2/3~/other/conv2")
+        page.page.click("article:nth-of-type(2) .wall a >> nth=5")
+        page.arrive("#/small/conv2/3~/other/conv2/5")
+        assert page.page.eval_on_selector_all("h1", "all => all.map(h => h.innerText)") == ["conv2 map 3", "conv2 map 5"]
+        said = data(folder / "other" / "conv2" / "layer.js")
+        shown = page.page.get_attribute("article:nth-of-type(2) .whole image", "href")
+        assert shown == f"pictures/{said['image'][5][0]}.webp"
+        page.done()
+
+    def test_a_missing_file_is_said(self, browser, made, tmp_path):
+        shutil.copytree(made, tmp_path / "site")
+        (tmp_path / "site" / MODEL / "conv2" / "layer.js").unlink()
+        page = Page(browser, (tmp_path / "site" / "index.html").as_uri())
+        page.open("#/conv2")
+        assert "layer.js is missing" in page.page.inner_text("[role=alert]")
+        page.page.context.close()
