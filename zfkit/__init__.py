@@ -13,7 +13,7 @@ frequencies   filter_spectra  measure_aliasing  shift_consistency
 training      fit  evaluate  Recipe  Run
 faults        diagnose
 experiments   occlude  invariance  correspondence  evolution  selectivity  sanity_checks  transfer
-to look at    explore  write_atlas  draw_layer
+to look at    explore  write_atlas  write_site  draw_layer
 many runs     sweep  record                 errors  ZfkitError
 
 More stands in the rooms, each with its own help: zfkit.frequency, zfkit.experiments, zfkit.figures, zfkit.widgets ...
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .atlas import draw_layer, write_atlas
+    from .atlas import draw_layer, write_atlas, write_site
     from .deconv import project, receptive_field, register_rule, way_back
     from .errors import ZfkitError
     from .experiments import (
@@ -61,7 +61,7 @@ _NAMES = {
     "health": "diagnose",
     "experiments": "occlude invariance correspondence evolution selectivity sanity_checks transfer",
     "figures": "",
-    "atlas": "write_atlas draw_layer",
+    "atlas": "write_atlas write_site draw_layer",
     "widgets": "explore",
     "sweeps": "sweep record",
 }

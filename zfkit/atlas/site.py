@@ -54,6 +54,7 @@ def write_site(
     layers: Sequence[str] | None = None,
     maps: int | Literal["all"] = "all",
     k: int = 9,
+    top: TopK | None = None,
     rules: Sequence[Rule] = RULES,
     pictures: int = PROFILED,
     random_seed: int = 0,
@@ -70,6 +71,7 @@ def write_site(
         layers: default: every convolutional layer; only for one network.
         maps: how many feature maps of each layer, drawn at random from those that are ever active, or "all".
         k: pictures for each feature map.
+        top: the table of `mine`, if it is at hand; only for one network.
         rules: of the projections, the first of which is shown first.
         pictures: so many, evenly spread, in which every map is measured, for histograms, selectivity and likeness.
         random_seed: of the draw of feature maps.
@@ -80,7 +82,8 @@ def write_site(
     networks = [models] if isinstance(models, VisionModel) else list(models)
     for model in networks:
         expect_model(model)
-    _check(networks, layers, maps, k, pictures)
+    _check(networks, layers, top, maps, k, pictures)
+    k = k if top is None else min(k, top.k)
     folder = writable_folder(out)
     refusal = ZfkitError(
         f"another process is writing to {str(folder)!r}: wait for it, or choose another folder"
@@ -93,7 +96,7 @@ def write_site(
         albums = Thumbnails(folder / "pictures", images)
         parts = []
         for name, model in zip(names, networks, strict=True):
-            part = NetworkPart(model, images, folder / name, layers, k, rules, pictures)
+            part = NetworkPart(model, images, folder / name, layers, top, k, rules, pictures)
             parts.append(part.write(maps, random_seed, progress))
             albums.write(part.top, part.channels, progress)
         _write_data(folder / "pictures" / "pictures.js", "pictures", albums.data())
@@ -105,12 +108,19 @@ def write_site(
 
 
 def _check(
-    networks: Sequence[VisionModel], layers: Sequence[str] | None, maps: object, k: int, pictures: int
+    networks: Sequence[VisionModel],
+    layers: Sequence[str] | None,
+    top: TopK | None,
+    maps: object,
+    k: int,
+    pictures: int,
 ) -> None:
     if not networks:
         raise ZfkitError("write_site needs a network, as zfkit.load_model gives it")
-    if layers is not None and len(networks) > 1:
-        raise ZfkitError("layers can be named for one network only: leave them out, or write two sites")
+    if (layers is not None or top is not None) and len(networks) > 1:
+        raise ZfkitError(
+            "layers and top can be given for one network only: leave them out, or write two sites"
+        )
     whole_number(k, "k")
     whole_number(pictures, "pictures")
     if maps != "all":
@@ -163,6 +173,7 @@ class NetworkPart:
         images: ImageSet,
         folder: Path,
         layers: Sequence[str] | None,
+        top: TopK | None,
         k: int,
         rules: Sequence[Rule],
         pictures: int,
@@ -171,7 +182,7 @@ class NetworkPart:
         self.layers = layer_names(layers, model.layers, model.conv_layers)
         self.folders = file_names(self.layers, suffix="")
         self.reasons = refusals(model, self.layers, images.size, Options(rules[0]))
-        self.k, self.pictures = k, pictures
+        self.k, self.pictures, self._given = k, pictures, top
         self.top: TopK
         self.channels: dict[str, list[int]] = {}
 
@@ -197,13 +208,13 @@ class NetworkPart:
 
     def _mined(self, progress: bool) -> TopK:
         file = self.folder / "topk.parquet"
-        if file.is_file():
-            top = TopK.load(file)
-            top.check(self.model, self.images)
-            return top
-        inside = fits_inside(self.model, self.layers, self.images.size)
-        top = mine(self.model, self.images, self.layers, self.k, inside=inside, progress=progress)
-        top.save(file)
+        top = TopK.load(file) if file.is_file() else self._given
+        if top is None:
+            inside = fits_inside(self.model, self.layers, self.images.size)
+            top = mine(self.model, self.images, self.layers, self.k, inside=inside, progress=progress)
+        top.check(self.model, self.images)
+        if not file.is_file():
+            top.save(file)
         return top
 
     def _readable(self) -> torch.Tensor:
