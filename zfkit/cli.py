@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 
 from .atlas.page import write_atlas
-from .atlas.site import RULES, write_site
 from .batching import out_of_memory
 from .deconv.rules import Options
 from .doctor import examine
@@ -43,13 +42,6 @@ ATLAS_EXAMPLE = """examples:
   zfkit atlas --model torchvision:vgg11 --layers features.8 features.18 --maps 12
   zfkit atlas --model my_module.py:make_net --weights my.pt --mean 123.7 116.3 103.5 --scale 0.017 --input-size 64 \\
       --classes names.txt --images folder:my/pictures --size 64
-"""
-SITE_EXAMPLE = """examples:
-  zfkit site                                                    the bundled network on the bundled photographs
-  zfkit site --model zfnet64 --model alexnet64 --out pair       two networks side by side
-  zfkit site --model torchvision:resnet18 --images folder:my/pictures --maps 24
-
-Stopped for any reason, the same command goes on. Open OUT/index.html, or put OUT on any web server of files.
 """
 MINE_EXAMPLE = """examples:
   zfkit mine --images "parquet:shards/*.parquet" --size 64 --out topk.parquet
@@ -120,7 +112,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for run, example, add_options in (
         (_atlas, ATLAS_EXAMPLE, _atlas_options),
-        (_site, SITE_EXAMPLE, _site_options),
         (_mine, MINE_EXAMPLE, _mine_options),
         (_train, TRAIN_EXAMPLE, _train_options),
         (_sweep, SWEEP_EXAMPLE, _sweep_options),
@@ -148,11 +139,11 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return text if silent else f"{text} (default: %(default)s)"
 
 
-def _input_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
+def _input_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--model",
-        **({"action": "append", "default": None} if several else {"default": "zfnet64"}),
+        default="zfnet64",
         help="a name from `zfkit models`, torchvision:NAME, timm:NAME, a .safetensors file, or your module.py:function",
     )
     add(
@@ -184,15 +175,6 @@ def _atlas_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", default=0, type=int, help="draws the feature maps")
     add("--patches-only", action="store_true", help="leave out the projections, as for layers that have none")
     add("--notebook", help="make it through this notebook and leave the executed copy in --out")
-
-
-def _site_options(parser: argparse.ArgumentParser) -> None:
-    _input_options(parser, several=True)
-    add = parser.add_argument
-    add("--out", default="site", help="folder to write to: new, empty, or begun by the same command")
-    add("--maps", default="all", type=_maps, help="feature maps of each layer, or 'all'")
-    add("--rules", nargs="+", default=list(RULES), help="of the projections; the first is shown first")
-    add("--seed", default=0, type=int, help="draws the feature maps")
 
 
 def _mine_options(parser: argparse.ArgumentParser) -> None:
@@ -287,19 +269,12 @@ def _maps(text: str) -> int | Literal["all"]:
     return int(text)
 
 
-def _model(args: argparse.Namespace, name: str) -> VisionModel:
+def _inputs(args: argparse.Namespace, progress: bool = True) -> tuple[VisionModel, ImageSet]:
     own: dict[str, Any] = {name: getattr(args, name) for name in OWN_NETWORK}
     for name in ("mean", "scale"):  # one number stands for every channel
         own[name] = own[name][0] if own[name] and len(own[name]) == 1 else own[name]
-    return load_model(name, weights=args.weights, device=args.device, **own)
-
-
-def _images(args: argparse.Namespace, progress: bool = True) -> ImageSet:
-    return load_images(args.images, size=args.size, limit=args.limit, progress=progress)
-
-
-def _inputs(args: argparse.Namespace, progress: bool = True) -> tuple[VisionModel, ImageSet]:
-    return _model(args, args.model), _images(args, progress)
+    model = load_model(args.model, weights=args.weights, device=args.device, **own)
+    return model, load_images(args.images, size=args.size, limit=args.limit, progress=progress)
 
 
 def _atlas(args: argparse.Namespace) -> None:
@@ -313,16 +288,6 @@ def _atlas(args: argparse.Namespace) -> None:
         random_seed=args.seed, patches_only=args.patches_only,
     )  # fmt: skip
     _say_where(args, TopK.load(atlas.table))
-
-
-def _site(args: argparse.Namespace) -> None:
-    """A page for every feature map, as a folder of files that any browser opens."""
-    names = args.model or ["zfnet64"]
-    index = write_site(
-        [_model(args, name) for name in names], _images(args), args.out, layers=args.layers, maps=args.maps, k=args.k,
-        rules=args.rules, random_seed=args.seed,
-    )  # fmt: skip
-    print(f"\n  open  {index}\n")
 
 
 def _atlas_through_notebook(args: argparse.Namespace) -> None:
