@@ -127,7 +127,7 @@ def test_what_a_map_is_made_of_is_autograd_times_activation(mined):
         (gradient,) = torch.autograd.grad(y[:, c].flatten()[place], x, retain_graph=True)
         wanted = (gradient * x).sum((0, 2, 3)).detach().numpy()
         assert profile.inputs[c] == pytest.approx(wanted, rel=1e-9)
-        assert profile.inputs[c].sum() + float(model.net.conv2.bias[c]) == pytest.approx(
+        assert profile.inputs[c].sum() + float(model.net.conv2.bias[c].detach()) == pytest.approx(
             float(y[:, c].detach().max())
         )
 
