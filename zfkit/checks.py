@@ -7,6 +7,7 @@ expected, and what exists.
 from __future__ import annotations
 
 import math
+import stat
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -145,15 +146,34 @@ def uint8_rgb(value: Any, axes: int = 4) -> Tensor:
     raise ImageError(f"expected {expected} with values 0-255, got {kind}")
 
 
+def as_path(value: Any, what: str = "a path") -> Path:
+    """The value as a path, ~ being the home folder. Raises ZfkitError for what no file can be called."""
+    try:
+        path = Path(value).expanduser()
+        if "\0" in str(path):
+            raise ValueError("it has a NUL in it")
+        return path
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError for ~nobody
+        shown = printable(str(value))
+        raise ZfkitError(f"{what} cannot be {shown!r:.80} ({error}); choose another name") from None
+
+
+def kind_of_file(mode: int) -> str:
+    """What `os.stat` says that something is, with its article."""
+    kinds = {
+        stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link", stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+    }  # fmt: skip
+    return kinds.get(stat.S_IFMT(mode), "something else")
+
+
 def writable_folder(path: str | Path) -> Path:
     """The folder, made where there is none. Raises WriteError where nothing can be written into it."""
-    folder = Path(path).expanduser()
+    folder = as_path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):  # better now than after all the work
             pass
     except OSError as error:
         raise WriteError(folder, error) from None
-    except ValueError as error:  # a NUL in the name
-        raise ZfkitError(f"cannot write {printable(str(path))!r} ({error}); choose another name") from None
     return folder

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import glob
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import torch.distributed as dist
 
 from .atlas.page import write_atlas
 from .batching import out_of_memory
+from .checks import as_path
 from .deconv.rules import Options
 from .doctor import examine
 from .errors import ZfkitError
@@ -28,7 +28,7 @@ from .nets.paper import ARCHITECTURES
 from .nets.zoo import list_models, load_model
 from .sweeps import find_workers, plan_sweep, run_sweep
 from .topk.estimate import estimate_mining
-from .topk.mine import mine
+from .topk.mine import mine, state_file
 from .topk.table import TopK
 from .training.evaluate import evaluate
 from .training.fit import fit
@@ -169,18 +169,18 @@ def _input_options(parser: argparse.ArgumentParser) -> None:
 def _atlas_options(parser: argparse.ArgumentParser) -> None:
     _input_options(parser)
     add = parser.add_argument
-    add("--out", default="atlas", help="folder to write to")
+    add("--out", default="atlas", type=_path, help="folder to write to")
     add("--maps", default="24", type=_maps, help="feature maps of each layer, or 'all'")
     add("--rule", default="deconvnet", help="deconvnet, guided or gradient")
     add("--seed", default=0, type=int, help="draws the feature maps")
     add("--patches-only", action="store_true", help="leave out the projections, as for layers that have none")
-    add("--notebook", help="make it through this notebook and leave the executed copy in --out")
+    add("--notebook", type=_path, help="make it through this notebook and leave the executed copy in --out")
 
 
 def _mine_options(parser: argparse.ArgumentParser) -> None:
     _input_options(parser)
     add = parser.add_argument
-    add("--out", default="topk.parquet", help="Parquet file to write")
+    add("--out", default="topk.parquet", type=_path, help="Parquet file to write")
     add("--batch-size", type=int, help="pictures at a time (default: by the size of the activations)")
     add("--precision", default="float32", help="float32 or bf16")
     add("--inside", action="store_true", help="leave out units that look beyond the picture's border")
@@ -200,7 +200,7 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     add("--val", help="pictures to measure with (default: the other split of --images)")
     add("--size", type=int, help="side of the pictures in px (default: the network's input)")
     add("--limit", type=int, help="only the first so many training pictures")
-    add("--out", help="folder of the run (default: runs/MODEL)")
+    add("--out", type=_path, help="folder of the run (default: runs/MODEL)")
     add = parser.add_argument_group("the network (default: as the model has it)").add_argument
     add("--widths", type=int, nargs=5, metavar="N", help="maps of conv1 ... conv5")
     add("--hidden", type=int, metavar="N", help="units of fc6 and fc7")
@@ -241,9 +241,9 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
 
 def _sweep_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("notebook", metavar="NOTEBOOK", help="a notebook with a cell tagged 'parameters'")
-    add("--grid", required=True, help="YAML: parameters with lists of values, or a list of runs")
-    add("--out", default="runs", help="folder to write to")
+    add("notebook", metavar="NOTEBOOK", type=_path, help="a notebook with a cell tagged 'parameters'")
+    add("--grid", required=True, type=_path, help="YAML: parameters with lists of values, or a list of runs")
+    add("--out", default="runs", type=_path, help="folder to write to")
     add("--jobs", type=int, help="runs at a time (default: what cores and memory allow)")
     add("--scheduler", metavar="ADDRESS", help="run on a Dask cluster, as tcp://10.0.0.1:8786")
     add("--timeout", type=float, default=3600, metavar="S", help="longest that a run may take, in seconds")
@@ -251,6 +251,13 @@ def _sweep_options(parser: argparse.ArgumentParser) -> None:
     add("--again", action="store_true", help="run also what is done")
     add("--max-runs", type=int, default=1000, metavar="N", help="refuse more")
     add("--dry-run", action="store_true", help="check everything, list the runs, run none")
+
+
+def _path(text: str) -> Path:
+    try:
+        return as_path(text)
+    except ZfkitError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _key(text: str) -> str | int:
@@ -296,9 +303,9 @@ def _atlas_through_notebook(args: argparse.Namespace) -> None:
         import papermill
     except ImportError:
         raise ZfkitError("--notebook needs papermill: pip install 'zfkit[notebooks]'") from None
-    notebook, out = Path(args.notebook), Path(args.out).expanduser().resolve()
+    notebook, out = args.notebook, args.out.resolve()
     if not notebook.is_file():
-        raise ZfkitError(f"there is no notebook {args.notebook!r}; check the path")
+        raise ZfkitError(f"there is no notebook {str(notebook)!r}; check the path")
     names = ("model", "weights", "images", "maps", "seed")
     parameters = {name: getattr(args, name) for name in names} | {"out": str(out)}
     fixed = {"layers": None, "k": 9, "rule": "deconvnet", "size": None, "limit": None, "device": None}
@@ -324,11 +331,11 @@ def _atlas_through_notebook(args: argparse.Namespace) -> None:
 
 def _say_where(args: argparse.Namespace, top: TopK) -> None:
     """Where things are, and what to try next."""
-    out = Path(args.out)
+    out = args.out
     print(f"\n{top!r}\n\n  open      {out / 'index.html'}")
     print(f"  pictures  {', '.join(str(p) for p in sorted(out.glob('*.png')))}")
     if args.notebook:
-        print(f"  notebook  {out / Path(args.notebook).name}")
+        print(f"  notebook  {out / args.notebook.name}")
     print(f"  table     {out / 'topk.parquet'}   (zfkit.TopK.load)\n\nTry next:")
     checkout = Path("Makefile").exists() and Path("notebooks").is_dir()
     if checkout:
@@ -348,9 +355,9 @@ def _mine(args: argparse.Namespace) -> None:
         if args.device is None and torch.cuda.is_available():
             args.device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     first = not together or dist.get_rank() == 0
-    out = Path(args.out)
+    out = args.out
     if not out.name:
-        raise ZfkitError(f"--out names no file: {args.out!r}")
+        raise ZfkitError(f"--out names no file: {str(out)!r}")
     part = out.with_name(f"{out.name}.part")
     try:
         model, images = _inputs(args, progress=first)
@@ -374,10 +381,10 @@ def _mine(args: argparse.Namespace) -> None:
         top = mine(model, images, **options, **how)
         if first:
             print(f"{top!r}\n  table  {top.save(out)}")
-            for state in out.parent.glob(f"{glob.escape(out.name)}.part*"):
-                state.unlink()
         if together:
             dist.barrier()
+        if not args.scheduler:
+            state_file(part).unlink(missing_ok=True)  # this process's own
     finally:
         if together:
             dist.destroy_process_group()
@@ -400,7 +407,7 @@ def _train(args: argparse.Namespace) -> None:
     size = args.size or architecture.input_size
     train = load_images(args.images, size=size, limit=args.limit, split="train", progress=first)
     val = load_images(args.val or args.images, size=size, split="val", progress=first)
-    out = Path(args.out or f"runs/{args.model}")
+    out = args.out or Path(f"runs/{args.model}")
     run = fit(
         architecture, train, val, recipe, out, device=args.device, precision=args.precision, compile=args.compile,
         workers=args.workers, save_every=args.save_every, data=args.data_name,
@@ -454,8 +461,8 @@ def _sweep(args: argparse.Namespace) -> int:
     if len(failed):
         print(f"\n{len(failed)} of {len(table)} runs failed:")
         for run, notebook, error in zip(failed["run"], failed["notebook"], failed["error"], strict=True):
-            print(f"  {run}\n    {error}\n    {Path(args.out) / notebook}")
-    print(f"\n  open   {Path(args.out) / 'index.html'}\n  table  {Path(args.out) / 'results.parquet'}")
+            print(f"  {run}\n    {error}\n    {args.out / notebook}")
+    print(f"\n  open   {args.out / 'index.html'}\n  table  {args.out / 'results.parquet'}")
     return 1 if len(failed) else 0
 
 

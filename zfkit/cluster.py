@@ -1,4 +1,4 @@
-"""A Dask cluster of other machines: connect to its scheduler, or say why that cannot be used."""
+"""Other processes: those of ``torchrun``, and a Dask cluster, or why that cannot be used."""
 
 from __future__ import annotations
 
@@ -6,9 +6,30 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
 from .checks import expect
 from .errors import ZfkitError
 from .version import __version__
+
+
+def gather_bytes(content: bytes) -> list[bytes]:
+    """What every process of `torch.distributed` hands over here, by rank; the same in each.
+
+    Bytes travel as tensors. `all_gather_object` would unpickle, that is run, whatever another process sends.
+    """
+    device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+    own = torch.frombuffer(bytearray(content), dtype=torch.uint8).to(device)
+    length = torch.tensor([len(content)], device=device)
+    lengths = [torch.empty_like(length) for _ in range(dist.get_world_size())]
+    dist.all_gather(lengths, length)
+    sizes = [int(n) for n in lengths]
+    padded = F.pad(own, (0, max(sizes) - len(own)))  # they have to be of one size
+    gathered = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(gathered, padded)
+    return [part[:n].cpu().numpy().tobytes() for part, n in zip(gathered, sizes, strict=True)]
 
 
 @contextlib.contextmanager

@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
+import platform
+import re
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .checks import writable_folder
+from .checks import kind_of_file, writable_folder
 from .errors import WriteError
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Call `write` with a temporary path beside `path`, then rename it: nobody sees half a file.
 
-    Raises WriteError, an OSError, for a full disk or a read-only folder, leaving what was there before.
+    Raises WriteError, an OSError, for a full disk, a read-only folder, and where anything but a file would be replaced,
+    leaving what was there before.
     """
     from safetensors import SafetensorError
 
     part: Path | None = None
+    expect_replaceable(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(path.suffix, private_prefix(), path.parent)
         os.close(handle)
         part = Path(name)
         write(part)
@@ -45,11 +51,74 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
             part.unlink(missing_ok=True)
 
 
+def expect_replaceable(*paths: Path) -> None:
+    """Raise WriteError where a link, a folder, a pipe or a device has the name of a file that is to be written."""
+    for path in paths:
+        try:
+            mode = path.lstat().st_mode
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise WriteError(path, error) from None
+        if not stat.S_ISREG(mode):
+            what = f"it is {kind_of_file(mode)}, and only files are replaced"
+            raise WriteError(path, OSError(errno.EINVAL, what))
+
+
+# Names that nobody else gives to anything: of files and folders on the way to a result, by machine and process.
+_PRIVATE = re.compile(r"\.zfkit-([0-9a-f]{8})-([0-9]{1,7})-[0-9a-z_]{8}(\.[^.]*)?")
+
+
+def private_prefix() -> str:
+    """What the names of this process's temporary files and folders begin with; `sweep_away` knows them by it."""
+    return f".zfkit-{_machine()}-{os.getpid()}-"
+
+
+def sweep_away(folder: Path) -> None:
+    """Delete what processes of this machine that were killed left in a folder on the way to a result; nothing else."""
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            match = _PRIVATE.fullmatch(entry.name)
+            if match is None or match[1] != _machine() or _runs(int(match[2])):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            elif entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)  # noqa: PTH108
+
+
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder among the system's temporary files, where those that killed processes left are swept away first."""
+    sweep_away(Path(tempfile.gettempdir()))
+    return tempfile.TemporaryDirectory(prefix=private_prefix(), ignore_cleanup_errors=True)
+
+
+def _machine() -> str:
+    """Tells apart machines that share a folder, and containers, which count their processes anew."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")  # noqa: PTH115
+    except OSError:  # not on Linux
+        space = ""
+    return hashlib.sha256(f"{platform.node()} {space}".encode()).hexdigest()[:8]
+
+
+def _runs(process: int) -> bool:
+    if sys.platform == "win32":  # there `os.kill` would do what it is called
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
 def check_room(path: Path, needed: int = 0) -> None:
     """Raise WriteError where a file of so many bytes cannot be written: better before all the work than after."""
     folder = writable_folder(path.parent)
-    if path.is_dir():
-        raise WriteError(path, IsADirectoryError(errno.EISDIR, "it is a folder"))
+    expect_replaceable(path)
     free = shutil.disk_usage(folder).free
     if needed > free:
         missing = f"{needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free"
@@ -58,7 +127,7 @@ def check_room(path: Path, needed: int = 0) -> None:
 
 @contextlib.contextmanager
 def only_writer(file: Path, refusal: Exception) -> Iterator[None]:
-    """Hold a lock on `file`, which is made where there is none, or on a folder.
+    """Hold a lock on `file`, which is made where there is none, or on a folder, and sweep away what was left there.
 
     The system frees it when the process ends, however that happens. On a file system without locks, and on Windows,
     nothing is held. Raises `refusal` where another process holds the lock, WriteError where the file cannot be made.
@@ -80,6 +149,7 @@ def only_writer(file: Path, refusal: Exception) -> Iterator[None]:
             raise refusal from None
         except OSError:
             pass  # a file system without locks
+        sweep_away(file if file.is_dir() else file.parent)
         yield
     finally:
         os.close(lock)

@@ -21,6 +21,7 @@ from tiny import TINY, image_set
 
 import zfkit
 from zfkit.errors import TrainingError, WriteError
+from zfkit.files import private_prefix
 from zfkit.images.parquet import RowNames, parquet
 from zfkit.training import TrainingPlan
 
@@ -127,7 +128,8 @@ def test_killed_again_and_again_it_ends_with_the_same_weights(tmp_path):
         while "epoch" not in process.stdout.readline():
             pass
         if pause > 1:
-            half_written = folder / ".state.safetensors.a1b2.safetensors"  # what it may be writing just now
+            its_prefix = private_prefix().replace(f"-{os.getpid()}-", f"-{process.pid}-")
+            half_written = folder / f"{its_prefix}a1b2c3d4.safetensors"  # what it may be writing just now
             half_written.touch()
             with pytest.raises(TrainingError, match="another process is training into"):
                 train_longer(folder, save_every=2)
@@ -137,7 +139,7 @@ def test_killed_again_and_again_it_ends_with_the_same_weights(tmp_path):
         process.communicate()
         assert process.returncode == -signal.SIGKILL
     assert identical(train_longer(folder, save_every=2), train_longer(tmp_path / "undisturbed"))
-    assert not list(folder.glob(".*.safetensors"))  # nothing half written is left
+    assert not list(folder.glob("**/.zfkit-*"))  # nothing half written is left
 
 
 @pytest.mark.slow

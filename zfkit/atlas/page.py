@@ -7,6 +7,7 @@ import contextlib
 import io
 import re
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from ..deconv.receptive_field import Field, fits_inside, receptive_field
 from ..deconv.rules import Options
 from ..errors import LayerError, WriteError, ZfkitError, printable
 from ..figures.pictures import GAP, TILE, number, pair_of_montages, square_columns
-from ..files import only_writer
+from ..files import expect_replaceable, only_writer, private_prefix
 from ..images.album import PHOTOGRAPHS
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel, expect_model
@@ -89,6 +90,8 @@ def write_atlas(
         whole_number(maps, "maps, unless 'all',")
     alone = _patches_alone(model, names, images.size, options, patches_only)
     folder = writable_folder(out)
+    files = [*file_names(names).values(), "index.html", "topk.parquet"]
+    expect_replaceable(*(folder / file for file in files))
     refusal = ZfkitError(
         f"another process is writing to {str(folder)!r}: wait for it, or choose another folder"
     )
@@ -140,10 +143,8 @@ def _kept(top: TopK, file: Path) -> Iterator[None]:
 
 def _replace_files(folder: Path, sheets: Mapping[str, Image.Image], page: str, top: TopK) -> None:
     """Write all files into a folder inside `folder` first, so that a full disk leaves the old atlas as it was."""
-    part = folder / ".part"
+    part = Path(tempfile.mkdtemp(prefix=private_prefix(), dir=folder))
     try:
-        shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
-        part.mkdir()
         for name, file in file_names(list(sheets)).items():
             sheets[name].save(part / file, "PNG")
         (part / "index.html").write_text(page, encoding="utf-8")

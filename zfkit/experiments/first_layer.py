@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import between, one_of
+from ..checks import as_path, between, one_of
 from ..errors import ModelError, ZfkitError
 from ..files import write_whole
 from ..frequency.aliasing import measure_aliasing
@@ -333,7 +333,7 @@ class FirstLayerRuns:
 
     def save(self, folder: str | Path) -> Path:
         """Write first_layer.parquet and first_layer.safetensors (filters in half precision)."""
-        folder = Path(folder)
+        folder = as_path(folder)
         write_whole(folder / TABLE, lambda part: self.table.to_parquet(part, index=False))
         named = {f"{i:03d}": weight for i, weight in enumerate(self.weights)}
         save_weights(folder / FILTERS, named, self.told)
@@ -364,7 +364,7 @@ def load_first_layer_runs(folder: str | Path | None = None) -> FirstLayerRuns:
     import pandas as pd
 
     bundled = Path(str(importlib.resources.files("zfkit"))) / "experiments" / "data"
-    folder = bundled if folder is None else Path(folder).expanduser()
+    folder = bundled if folder is None else as_path(folder)
     if (folder / TABLE).is_file():
         tensors, provenance = load_weights(folder / FILTERS)
         weights = tuple(tensors[name] for name in sorted(tensors))

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..checks import as_path
 from ..errors import ModelError, ZfkitError
 from ..nets.model import VisionModel
 from ..nets.weights import read_provenance
@@ -41,7 +42,7 @@ def snapshots_of(source: Source) -> tuple[str, Snapshots]:
     Raises ZfkitError for a folder without snapshots, with files whose epoch cannot be known, or with two of one epoch.
     """
     if isinstance(source, Run | str | Path):
-        folder = source.folder if isinstance(source, Run) else Path(source).expanduser()
+        folder = source.folder if isinstance(source, Run) else as_path(source)
         return folder.resolve().name, dict(Run(folder).snapshots) or _files(folder)
     snapshots: Snapshots = {}
     for pair in source.items() if isinstance(source, Mapping) else source:

@@ -21,7 +21,6 @@ import contextlib
 import itertools
 import math
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,6 +35,7 @@ from torch import Tensor, nn
 from ..batching import Portions, steps
 from ..checks import layer_names, one_of, whole_number
 from ..errors import LayerError, ZfkitError
+from ..files import temporary_folder
 from ..images.imageset import ImageSet
 from ..nets.activations import activations
 from ..nets.model import VisionModel, expect_model
@@ -299,7 +299,7 @@ def _features(
         pixels = task.take(places[rows])
         return iter([(PIXELS, pixels.float())]) if model is None else activations(model, pixels, names)
 
-    with tempfile.TemporaryDirectory(prefix="zfkit-features-") as folder:
+    with temporary_folder() as folder:
         one = dict(outputs(slice(1)))
         features = _Features(places, one, max_features, Path(folder))
         portions = Portions("features", batch_size)

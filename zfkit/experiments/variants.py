@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batching import steps
-from ..checks import one_of, whole_number
+from ..checks import as_path, one_of, whole_number
 from ..errors import ImageError, ModelError, ZfkitError
 from ..files import write_whole
 from ..images.imageset import ImageSet
@@ -203,7 +203,7 @@ class Ablation:
     def save(self, path: str | Path) -> Path:
         """Write the runs as a text table (.csv), numbers to a hundredth of a percent."""
         rounded = self.runs.round({"top1": 2, "top5": 2, "train_top1": 2, "loss": 4})
-        path = Path(path)
+        path = as_path(path)
         write_whole(path, lambda part: rounded.to_csv(part, index=False, lineterminator="\n"))
         return path
 
@@ -253,7 +253,7 @@ def ablate(
     runs = [(name, seed) for seed in seeds for name in chosen]
     with steps(len(runs), "ablation", "run", progress) as done:
         for name, seed in runs:
-            folder = None if out is None else Path(out).expanduser() / f"{name}-{seed}"
+            folder = None if out is None else as_path(out) / f"{name}-{seed}"
             own = replace(recipe, random_seed=seed, snapshots=())
             run = fit(
                 known[name], train, val, own, folder, device=device, progress=progress and len(runs) == 1
@@ -291,7 +291,7 @@ def read_ablation(source: str | Path | None = None) -> Ablation:
     """
     if source is None:
         source = Path(str(importlib.resources.files("zfkit.experiments"))) / "data" / "ablation-textures.csv"
-    path = Path(source).expanduser()
+    path = as_path(source)
     columns = [*BUDGET, "variant", "seed", *MEASURED]
     runs = sweep_results(path, columns, "11_ablation_one_network.ipynb")[columns]
     runs = runs.dropna(subset=["top1"]).reset_index(drop=True)

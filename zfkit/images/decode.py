@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ..checks import kind_of_file
 from ..errors import ImageError, printable
 from .values import Range, Remarks, check_range, eight_bits, stated_range
 
@@ -157,11 +158,7 @@ def _check_is_file(path: Any) -> None:
     except ValueError as error:  # a NUL in the name
         raise ImageError(f"cannot be read ({error}); mend the name") from None
     if not stat.S_ISREG(mode):
-        kinds = {
-            stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
-            stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
-        }  # fmt: skip
-        raise ImageError(f"{kinds.get(stat.S_IFMT(mode), 'something else')}, not a file; remove it")
+        raise ImageError(f"{kind_of_file(mode)}, not a file; remove it")
 
 
 def _check_header(opened: Any) -> None:

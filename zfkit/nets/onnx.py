@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..checks import one_of
+from ..checks import as_path, one_of
 from ..errors import ModelError
 from .onnx_layers import CONVERT, OPERATIONS, Array, Node, one_line, quoted, refusing, tensors
 
@@ -75,7 +75,7 @@ def load_onnx(path: str | Path, *, channels: Literal["rgb", "bgr"] = "rgb") -> O
     >>> model = zfkit.wrap_model(net, mean=[123.7, 116.3, 103.5], scale=1 / 58, input_size=224)
     """
     one_of(channels, "order of channels", ("rgb", "bgr"), ModelError)
-    path = Path(path).expanduser()
+    path = as_path(path)
     model = _read(path)
     constants = _initialisers(path.name, model.graph)
     name, shape = _input(path.name, model.graph, constants)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import as_path
 from ..errors import ModelError
 from ..files import write_whole
 
@@ -24,7 +25,8 @@ def read_provenance(path: str | Path) -> Provenance:
 
     Raises ModelError for a missing, damaged or pickled file, or one without provenance.
     """
-    return _provenance(Path(path), _read(Path(path), names=())[1])
+    path = as_path(path)
+    return _provenance(path, _read(path, names=())[1])
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], Provenance]:
@@ -33,7 +35,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], Provenance]:
     Raises ModelError for a missing, damaged or pickled file, one without provenance, or one that holds
     values that are not finite.
     """
-    path = Path(path)
+    path = as_path(path)
     tensors, metadata = _read(path)
     return _finite(path, tensors), _provenance(path, metadata)
 
@@ -46,7 +48,7 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     Raises ModelError for a file that is missing, damaged or holds anything but weights, and for values that are not
     finite.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     if path.suffix == ".safetensors":
         state: Any = _read(path)[0]
     elif not path.is_file():
@@ -87,7 +89,7 @@ def save_weights(
     """
     from safetensors.torch import save_file
 
-    path = Path(path)
+    path = as_path(path)
     kept = {name: t.detach().to("cpu", dtype).contiguous() for name, t in tensors.items()}
     lost = [name for name, t in kept.items() if not torch.isfinite(t).all()]
     if lost:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib.resources
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from ..batching import out_of_memory
+from ..checks import as_path
 from ..errors import ModelError, unknown
 from .model import Channels, VisionModel, wrap_model
 from .onnx import OnnxNetwork, load_onnx
+from .onnx_layers import one_line
 from .paper import ARCHITECTURES, AlexNet, Architecture, ZFNet, build
 from .weights import Provenance, load_state, load_weights, read_provenance
 
@@ -100,7 +104,7 @@ def load_model(
     >>> load_model("torchvision:resnet18", weights="mine.pt", classes="names.txt")
     """
     if isinstance(classes, str | Path):
-        classes = _lines(Path(classes))
+        classes = _lines(as_path(classes))
     net, own = _load(str(name), None if str(weights).lower() == "none" else str(weights), random_seed)
     said = {
         "mean": mean, "scale": scale, "input_size": input_size, "classes": classes, "channels": channels,
@@ -136,8 +140,8 @@ Own = dict[str, Any]  # arguments of `wrap_model` that come with a network
 
 
 def _load(name: str, weights: str | None, random_seed: int) -> tuple[nn.Module, Own]:
-    bundled, path = _bundled(), Path(name).expanduser()
-    file = Path(weights).expanduser() if weights and Path(weights).suffix in STATES else None
+    bundled, path = _bundled(), as_path(name)
+    file = as_path(weights) if weights and Path(weights).suffix in STATES else None
     if name in bundled and file is None:
         return _from_file(bundled[name], name)
     if name in ARCHITECTURES:
@@ -150,7 +154,7 @@ def _load(name: str, weights: str | None, random_seed: int) -> tuple[nn.Module, 
     if name.startswith("timm:"):
         return _from_timm(name, file or weights, random_seed)
     if of_module := re.fullmatch(r"(.+\.py):(\w+)", name):
-        return _from_module(Path(of_module[1]).expanduser(), of_module[2], file, random_seed)
+        return _from_module(as_path(of_module[1]), of_module[2], file, random_seed)
     if path.suffix == ".onnx":
         return _from_onnx(path)
     if path.suffix == ".safetensors" or path.is_file():
@@ -166,7 +170,7 @@ def _load(name: str, weights: str | None, random_seed: int) -> tuple[nn.Module, 
 def _lines(path: Path) -> list[str]:
     """Names in a text file, one on each line."""
     try:
-        return [line.strip() for line in path.expanduser().read_text().splitlines() if line.strip()]
+        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"{str(path)!r} cannot be read as a text file of class names ({error})") from None
 
@@ -333,7 +337,12 @@ def _from_torchvision(name: str, weights: str | Path | None, random_seed: int) -
         raise ModelError(unknown(f"set of weights of {short}", weights, ["None", *choices.__members__]))
     chosen = choices[weights]
     transform = chosen.transforms()
-    return _downloaded(short, lambda: models.get_model(short, weights=chosen)), {
+    # A member of the enumeration as torchvision's functions expect it, but for where its weights are read.
+    read = object.__new__(type(chosen))
+    read._name_, read._value_ = chosen.name, chosen.value
+    state = _published(chosen.url)
+    read.get_state_dict = lambda **_: state
+    return models.get_model(short, weights=read), {
         "mean": [255 * m for m in transform.mean], "scale": [1 / (255 * s) for s in transform.std],
         "input_size": transform.crop_size[0], "classes": chosen.meta["categories"], "name": name,
         "provenance": {"data": f"ImageNet ({chosen})"},
@@ -360,7 +369,8 @@ def _from_timm(name: str, weights: str | Path | None, random_seed: int) -> tuple
         if "." in tagged and tagged not in known:
             tags = ["None", *(n.partition(".")[2] for n in known)]
             raise ModelError(unknown(f"set of weights of {short}", weights, tags))
-        net = _downloaded(short, lambda: timm.create_model(tagged, pretrained=True))
+        with _downloading(f"timm:{tagged}"):
+            net = timm.create_model(tagged, pretrained=True)
         provenance = {"data": f"timm's {tagged}"}
     expects: Any = net.pretrained_cfg
     return net, {
@@ -369,12 +379,42 @@ def _from_timm(name: str, weights: str | Path | None, random_seed: int) -> tuple
     }  # fmt: skip
 
 
-def _downloaded(short: str, make: Callable[[], nn.Module]) -> nn.Module:
-    """A network whose weights are downloaded, or were before."""
-    try:
-        return make()
-    except Exception as error:  # no connection, a cut download, a wrong hash, a damaged file in the cache
+def _published(url: str) -> dict[str, Tensor]:
+    """The weights that torchvision offers at an address, from torch's folder or downloaded into it first.
+
+    torchvision would run what a file in that folder says, and would not look at its hash. Here of the file no code is
+    run, and it has to have the SHA-256 whose first digits stand in its name.
+    """
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    expected = file.stem.rpartition("-")[2]
+    if not file.exists():
+        with _downloading(file.name):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(file), expected)
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while part := opened.read(2**20):
+            digest.update(part)
+    if not digest.hexdigest().startswith(expected):
         raise ModelError(
-            f"the weights of {short} could not be downloaded ({error}); check the connection, or pass "
-            "weights=None for random ones"
+            f"{file} is not what was published under its name (its SHA-256 begins with "
+            f"{digest.hexdigest()[: len(expected)]}): delete it, and it is downloaded anew"
+        )
+    return load_state(file)
+
+
+@contextlib.contextmanager
+def _downloading(what: str) -> Iterator[None]:
+    """Raise ModelError where weights cannot be had, which were downloaded here or before."""
+    try:
+        yield
+    except OSError as error:  # no connection, a full disk
+        raise ModelError(
+            f"the weights {what} could not be downloaded ({error}); check the connection, or pass weights=None for "
+            "random ones"
+        ) from None
+    except Exception as error:  # cut on the way, or damaged in the cache
+        raise ModelError(
+            f"the weights {what} cannot be used ({one_line(error)}); delete the file, or pass weights=None for random "
+            "ones"
         ) from None

@@ -7,13 +7,14 @@ import contextlib
 import os
 import platform
 import re
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from ..files import temporary_folder
 
 ATTEMPTS = 3  # at starting a kernel
 START_SECONDS = 120  # that a kernel may take to start: many that start at once keep a machine busy
@@ -39,7 +40,7 @@ def execute(
     import papermill
 
     start, started = time.monotonic(), datetime.now(timezone.utc)
-    with tempfile.TemporaryDirectory(prefix="zfkit-sweep-") as scratch:
+    with temporary_folder() as scratch:
         file = Path(scratch) / "run.ipynb"
         nbformat.write(with_parameters(nbformat.reads(source, as_version=4), parameters), file)
         for _ in range(ATTEMPTS):

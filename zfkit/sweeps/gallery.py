@@ -7,8 +7,10 @@ files beside it, so that a thousand runs still open.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 KEY = "zfkit"  # where in an executed notebook's metadata the provenance lies
 KEY_FIGURE = "key-figure"  # tag of cells whose pictures the page shows; without any, it shows all
 PICTURES = {"image/png": (".png", b"\x89PNG\r\n\x1a\n"), "image/jpeg": (".jpg", b"\xff\xd8\xff")}
+FIGURE = re.compile(r"[0-9]+-[0-9]+\.(png|jpg)")  # what `_figures` calls its files: code cell, number in it
 RESERVED = ("run", "status", "error", "seconds", "notebook")
 MOST_CHOICES = 60  # of a menu on the page
 
@@ -70,6 +73,14 @@ def outcome_of(run: SweepRun, notebook: Any, out: Path) -> Outcome:
         return Outcome(run, "finished", f"{run.name}.ipynb", facts, "", records, figures)
     traceback = error_of(notebook)[1]
     return Outcome(run, "failed", f"{run.name}.failed.ipynb", facts, traceback, records, figures)
+
+
+def forget_figures(name: str, out: Path) -> None:
+    """Delete the pictures that an earlier run of this name left, and nothing else that lies beside them."""
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(out / "figures" / name)):
+            if FIGURE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                os.unlink(entry.path)  # noqa: PTH108
 
 
 def _figures(notebook: Any, name: str, out: Path) -> Iterator[SweepFigure]:

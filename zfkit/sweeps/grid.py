@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..checks import one_of
+from ..checks import as_path, one_of
 from ..errors import ZfkitError
 from .parameters import Parameter
 from .values import canonical, quoted
@@ -44,7 +44,7 @@ def read_grid(file: str | Path) -> Any:
         import yaml
     except ImportError:
         raise ZfkitError("grid files need PyYAML: pip install 'zfkit[notebooks]'") from None
-    path = Path(file).expanduser()
+    path = as_path(file)
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:

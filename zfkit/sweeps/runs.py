@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..batching import steps
-from ..checks import number, whole_number, writable_folder
+from ..checks import as_path, number, whole_number, writable_folder
 from ..cluster import connected
 from ..errors import WriteError, ZfkitError
 from ..files import only_writer, write_whole
 from .execute import execute
-from .gallery import KEY, Outcome, outcome_of, results, write_gallery
+from .gallery import KEY, Outcome, forget_figures, outcome_of, results, write_gallery
 from .grid import SweepRun, expand, read_grid
 from .parameters import TAG, read_parameters
 from .values import canonical
@@ -113,14 +112,14 @@ def plan_sweep(
 
     Raises ZfkitError as `sweep` does.
     """
-    path = Path(notebook).expanduser()
+    path = as_path(notebook)
     source = _read(path)
     parameters = read_parameters(source, path.name)
     try:
         runs = expand(read_grid(grid) if isinstance(grid, str | Path) else grid, parameters, max_runs)
     except ZfkitError as error:
         raise ZfkitError(f"{error} (parameters of {path.name})") from None
-    folder = Path(out).expanduser()
+    folder = as_path(out)
     if folder.exists() and not folder.is_dir():
         raise ZfkitError(f"{str(out)!r} is a file; give a folder to write to")
     code = _code_digest(source)
@@ -326,7 +325,7 @@ def _keep(plan: SweepPlan, run: SweepRun, text: str, facts: dict[str, Any]) -> O
     }
     finished, failed = plan.out / f"{run.name}.ipynb", plan.out / f"{run.name}.failed.ipynb"
     file, stale = (finished, failed) if facts["status"] == "finished" else (failed, finished)
-    shutil.rmtree(plan.out / "figures" / run.name, ignore_errors=True)
+    forget_figures(run.name, plan.out)
     write_whole(file, lambda part: nbformat.write(notebook, part))
     try:
         stale.unlink(missing_ok=True)

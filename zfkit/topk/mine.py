@@ -15,7 +15,7 @@ import json
 import pickle
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -24,8 +24,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..batching import Portions, steps
-from ..checks import layer_names, one_of, whole_number, writable_folder
-from ..cluster import connected
+from ..checks import as_path, layer_names, one_of, whole_number, writable_folder
+from ..cluster import connected, gather_bytes
 from ..deconv.receptive_field import units_inside
 from ..errors import ImageError, ZfkitError
 from ..files import only_writer, write_whole
@@ -33,7 +33,7 @@ from ..images.imageset import Batch, ImageSet, Skipped
 from ..nets.activations import Precision, activations, default_batch_size
 from ..nets.model import VisionModel
 from .running import RunningTop
-from .table import TopK, expect_both
+from .table import LayerTop, TopK, expect_both
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -97,14 +97,32 @@ def mine(
         return TopK.merge(_mine_on_cluster(plan, scheduler, progress), images)
     rank, processes = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
     part = plan.parts(processes)[rank]
-    if checkpoint is not None and processes > 1:
-        checkpoint = f"{checkpoint}.{rank}of{processes}"
-    table = mine_part(plan, part, checkpoint, checkpoint_every, progress and rank == 0)
-    tables: list[Any] = [table]
-    if together:
-        tables = [None] * processes
-        dist.all_gather_object(tables, table)
-    return TopK.merge(tables, images)
+    state = None if checkpoint is None else state_file(as_path(checkpoint))
+    table = mine_part(plan, part, state, checkpoint_every, progress and rank == 0)
+    return TopK.merge(_gathered(table) if together else [table], images)
+
+
+def _gathered(table: TopK) -> list[TopK]:
+    """The tables of all processes, carried as safetensors."""
+    from safetensors.torch import load, save
+
+    head = {f.name: getattr(table, f.name) for f in fields(TopK)} | {"layers": [*table.layers]}
+    tensors = {f"{name}|{n}": t.clone() for name, top in table.layers.items() for n, t in vars(top).items()}
+    tensors["head"] = torch.frombuffer(bytearray(json.dumps(head).encode()), dtype=torch.uint8)
+    tables = []
+    for held in map(load, gather_bytes(save(tensors))):
+        head = json.loads(held["head"].numpy().tobytes())
+        columns = {f.name for f in fields(LayerTop)}
+        layers = {name: LayerTop(**{n: held[f"{name}|{n}"] for n in columns}) for name in head["layers"]}
+        tables.append(TopK(**head | {"layers": layers}))
+    return tables
+
+
+def state_file(checkpoint: Path) -> Path:
+    """Where this process keeps its state: under ``torchrun`` each has a file of its own."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return checkpoint
+    return checkpoint.with_name(f"{checkpoint.name}.{dist.get_rank()}of{dist.get_world_size()}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,7 +254,7 @@ class _Checkpoint:
     @contextlib.contextmanager
     def locked(cls, path: str | Path, plan: MiningPlan, part: range) -> Iterator[_Checkpoint]:
         """A checkpoint that no other process writes to. Raises ZfkitError where one does."""
-        path = Path(path)
+        path = as_path(path)
         lock = writable_folder(path.parent) / f"{path.name}.lock"
         refusal = f"another process is mining with the checkpoint {str(path)!r}: wait for it, or name another"
         with only_writer(lock, ZfkitError(refusal)):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..checks import expect
+from ..checks import as_path, expect
 from ..errors import ImageError, LayerError, ZfkitError
 from ..files import write_whole
 from ..images.imageset import ImageSet
@@ -122,18 +122,20 @@ class TopK:
             columns[name] = pa.array(rows, pa.list_(kind) if name in RANKED else kind)
         head = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "layers"}
         table = pa.table(columns).replace_schema_metadata({"zfkit": json.dumps(head | {"format": FORMAT})})
-        write_whole(Path(path), lambda part: pq.write_table(table, part))
-        return Path(path)
+        file = as_path(path)
+        write_whole(file, lambda part: pq.write_table(table, part))
+        return file
 
     @classmethod
     def load(cls, path: str | Path) -> TopK:
         """Read a table that `save` wrote. Raises ZfkitError for any other file."""
         import pyarrow.parquet as pq
 
-        if not Path(path).is_file():
+        file = as_path(path)
+        if not file.is_file():
             raise ZfkitError(f"there is no file {str(path)!r}; check the path")
         try:
-            table = pq.read_table(Path(path))
+            table = pq.read_table(file)
             head = _checked_head(json.loads((table.schema.metadata or {}).get(b"zfkit", "{}")))
             columns = table.to_pydict()
             layers = {}
@@ -146,7 +148,7 @@ class TopK:
         except Exception as error:  # Arrow raises all sorts on damaged files
             reason = (str(error).strip().rstrip(".").splitlines() or [type(error).__name__])[0]
             raise ZfkitError(
-                f"{Path(path).name} is not a table that this version of TopK.save wrote ({reason}); mine again"
+                f"{file.name} is not a table that this version of TopK.save wrote ({reason}); mine again"
             ) from None
 
     @classmethod

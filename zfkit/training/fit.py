@@ -119,6 +119,7 @@ def fit(
                 watch(Watched(trainer.model, state.epoch, recipe.epochs, tuple(state.history)))
 
         if state.epoch == state.step == 0:
+            keep(snapshot=False)  # the state first: a folder with results and no state is not written to
             keep(snapshot=0 in recipe.snapshots)
         show()
         total, done = recipe.epochs * plan.steps, state.epoch * plan.steps + state.step

@@ -158,6 +158,11 @@ class TrainingPlan:
 def _classes(train: ImageSet, val: ImageSet) -> tuple[tuple[str, ...], Tensor]:
     """Names of the classes, and how many training pictures each has. Raises TrainingError where they do not fit."""
     labels, held_out = _labels(train, "training"), _labels(val, "validation")
+    if not train.classes and int(labels.max()) >= len(labels):
+        raise TrainingError(
+            f"a training label is {int(labels.max()):,}, of {len(labels):,} pictures without names of classes: labels "
+            "count classes from 0 on, each with pictures; number them anew"
+        )
     classes = train.classes or tuple(str(c) for c in range(int(labels.max()) + 1))
     if val.classes and val.classes != classes and train.classes:
         raise TrainingError("training and validation must have the same classes, in the same order")

@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shutil
-import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import writable_folder
+from ..checks import as_path, writable_folder
 from ..errors import TrainingError
-from ..files import check_room, only_writer, write_whole
+from ..files import check_room, expect_replaceable, only_writer, sweep_away, temporary_folder, write_whole
 from ..nets.model import VisionModel
 from ..nets.paper import Architecture, build
 from ..nets.weights import Provenance, save_weights
@@ -61,9 +59,10 @@ class Run:
 
     def __init__(self, folder: str | Path | None = None) -> None:
         if folder is None:  # in a notebook: as long as the object lives
-            folder = tempfile.mkdtemp(prefix="zfkit-run-")
-            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        self.folder = Path(folder).expanduser()
+            scratch = temporary_folder()
+            folder = scratch.name
+            weakref.finalize(self, scratch.cleanup)
+        self.folder = as_path(folder)
 
     def __repr__(self) -> str:
         epochs = list(self.snapshots)
@@ -103,9 +102,19 @@ class Run:
     def prepare(self, architecture: Architecture, snapshots: int) -> None:
         """Make the folder and see that a run fits into it: snapshots of 2 bytes a weight, two states of 8.
 
-        Raises WriteError for a folder that cannot be written, or a disk too full.
+        Raises WriteError for a folder that cannot be written, or a disk too full, and TrainingError where results of a
+        training lie that this one would overwrite, because its state is not there to go on from.
         """
         writable_folder(self.folder / "snapshots")
+        names = (STATE, PREVIOUS, "model.safetensors", "history.parquet")
+        files = [self.folder / name for name in names]
+        expect_replaceable(*files)
+        results = [file.name for file in (*files[2:], *self.snapshots.values()) if file.exists()]
+        if results and not any(file.exists() for file in files[:2]):
+            raise TrainingError(
+                f"{self.folder} holds {', '.join(results[:3])} of a training, and no state to go on from: move them "
+                "away, or give another folder; this training would overwrite them"
+            )
         with torch.device("meta"):
             weights = sum(p.numel() for p in build(architecture).parameters())
         replaced = sum(file.stat().st_size for file in self.folder.rglob("*.safetensors"))
@@ -118,8 +127,7 @@ class Run:
             f"another process is training into {self.folder}: wait for it, or give another folder"
         )
         with only_writer(self.folder / ".lock", refusal):
-            for left in [*self.folder.glob(".*.safetensors"), *self.folder.glob("snapshots/.*.safetensors")]:
-                left.unlink(missing_ok=True)
+            sweep_away(self.folder / "snapshots")
             yield
 
     def finish(self, net: nn.Module, provenance: Provenance) -> Path:

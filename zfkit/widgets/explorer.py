@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from ..batching import OnStep
+from ..checks import as_path
 from ..deconv.receptive_field import fits_inside
 from ..errors import ZfkitError
 from ..figures.pictures import to_picture
@@ -74,7 +75,7 @@ class Explorer(Panel):
     ) -> None:
         super().__init__("", _CSS)
         self.view, self.ahead = view, ahead
-        self.save_to = None if save_to is None else Path(save_to)
+        self.save_to = None if save_to is None else as_path(save_to)
         self.state = view.checked(state or State())
         self._random = random.Random(random_seed)
         self._lock = threading.RLock()  # events come in one thread, the worker's results in another
@@ -469,7 +470,7 @@ def mined(model: VisionModel, photos: ImageSet, folder: str | Path = "~/.cache/z
     """
     inside = fits_inside(model, list(model.conv_layers), photos.size)
     name = f"{model.fingerprint()}-{photos.fingerprint()}-{'inside' if inside else 'all'}.parquet"
-    file = Path(folder).expanduser() / name
+    file = as_path(folder) / name
     if file.is_file():
         with suppress(ZfkitError):  # of another version, or damaged: it is made again
             kept = TopK.load(file)
