@@ -106,7 +106,7 @@ def test_pictures_of_an_earlier_run_of_a_sweep_go_alone(tmp_path):
 def test_temporary_folders_of_killed_processes_go_with_the_next(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     code = f"import tempfile, zfkit.files as f, os; tempfile.tempdir = {str(tmp_path)!r}\n"
-    code += "open(f.temporary_folder().name + '/half', 'w').close(); os.kill(os.getpid(), 9)"
+    code += "t = f.temporary_folder(); open(t.name + '/half', 'w').close(); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code], check=False)
     (left,) = tmp_path.iterdir()
     with temporary_folder() as one, temporary_folder() as two:

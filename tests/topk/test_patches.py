@@ -2,17 +2,19 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from mining import conv_model, image_set, random_pixels
+from PIL import Image
 from torch import nn
 
 import zfkit
 import zfkit.topk.patches as patches_module
-from zfkit.topk import Crop, LayerTop, TopK, project_many, sample_maps
+from zfkit.topk import Crop, LayerTop, TopK, cut_top, project_many, sample_maps
 
 
 def table_of(model, images, units):
@@ -36,7 +38,10 @@ def cut_out(picture, box, outside):
 
 
 def assert_windows_equal_whole_pictures(model, images, top, layer, patches=None, **options):
-    """Each projection against `project` of its unit on the full picture, cut to the receptive field."""
+    """Each projection against `project` of its unit on the full picture, cut to the receptive field.
+
+    A receptive field that is larger than the picture is shown as the whole picture.
+    """
     if patches is None:
         patches = zfkit.project_top(model, images, top, layer, **options)
     field = zfkit.receptive_field(model, layer)
@@ -46,7 +51,8 @@ def assert_windows_equal_whole_pictures(model, images, top, layer, patches=None,
             picture = images[image][0]
             x = model.preprocess(picture)
             full = zfkit.project(model, x, layer, int(patches.channels[c]), [[row, col]], **options)[0]
-            box = field.box(row, col)
+            whole = field.size > images.size
+            box = (0, 0, images.size, images.size) if whole else field.box(row, col)
             error = (patches.projection[c, rank] - cut_out(full, box, 0)).abs().max()
             assert error <= 1e-10 * full.abs().max(), (layer, c, image, row, col)
             assert tuple(patches.box[c, rank].tolist()) == tuple(box)
@@ -107,6 +113,28 @@ def test_a_crop_holds_what_the_unit_sees_and_keeps_the_grid(data):
 
 
 # ----------------------------------------------------------------------------------------- a small network
+
+
+def by_pillow(windows, side):
+    """Windows (..., h, w), float32 or uint8, brought to `side` by Pillow's own filter, one plane at a time."""
+    planes = windows.flatten(0, -3).numpy()
+    small = [np.asarray(Image.fromarray(p).resize((side, side), Image.Resampling.BICUBIC)) for p in planes]
+    return torch.from_numpy(np.stack(small)).view(*windows.shape[:-2], side, side)
+
+
+@pytest.mark.parametrize("layer, tile, side", [("0", 5, 3), ("3", 5, 5), ("3", 10, 10), ("5", 7, 7)])
+def test_tiles_are_the_windows_made_smaller(model, layer, tile, side):
+    """Layer "0" sees 3 px, which are left as they are, "3" more than 10, and "5" all 18."""
+    images = image_set(random_pixels(3, 18))
+    top = zfkit.mine(model, images, layer, k=3, progress=False)
+    large, small = (zfkit.project_top(model, images, top, layer, tile=t) for t in (None, tile))
+    assert small.projection.shape == (*large.projection.shape[:3], side, side)
+    assert torch.equal(small.box, large.box) and torch.equal(small.value, large.value)
+    scale = large.projection.abs().max()
+    assert (small.projection - by_pillow(large.projection.float(), side)).abs().max() < 1e-5 * scale
+    assert small.photo.dtype == torch.uint8
+    assert (small.photo.int() - by_pillow(large.photo, side).int()).abs().max() <= 1
+    assert torch.equal(cut_top(model, images, top, layer, tile=tile).photo, small.photo)
 
 
 @pytest.fixture(scope="module")

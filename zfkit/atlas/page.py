@@ -18,19 +18,21 @@ from PIL import Image
 
 from ..checks import channel_list, layer_names, whole_number, writable_folder
 from ..deconv.project import refusals
-from ..deconv.receptive_field import Field, fits_inside, receptive_field
+from ..deconv.receptive_field import Field, fits_inside, receptive_field, window_in
 from ..deconv.rules import Options
 from ..errors import LayerError, WriteError, ZfkitError, printable
-from ..figures.pictures import GAP, TILE, number, pair_of_montages, square_columns
+from ..figures.pictures import GAP, TILE, Pair, number, pair_of_montages, square_columns
 from ..files import expect_replaceable, only_writer, private_prefix
 from ..images.album import PHOTOGRAPHS
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel, expect_model
 from ..topk.mine import mine
 from ..topk.patches import Patches, cut_top, project_many, sample_maps
-from ..topk.table import TopK
+from ..topk.table import RANKED, LayerTop, TopK
 from .html import templates
-from .sheet import draw_layer
+from .sheet import draw_maps
+
+PATCH_BYTES = 2**29  # of patches that are held at once
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,8 @@ def write_atlas(
     Raises LayerError for unknown layers or channels, and ZfkitError where `out` cannot be written.
     """
     expect_model(model)
-    chosen = list(maps) if isinstance(maps, Mapping) and layers is None else layers
-    names = layer_names(chosen, model.layers, model.conv_layers)
+    asked = list(maps) if isinstance(maps, Mapping) and layers is None else layers
+    names = layer_names(asked, model.layers, model.conv_layers)
     if isinstance(maps, Mapping):
         if without := [name for name in names if name not in maps]:
             raise LayerError(
@@ -90,8 +92,8 @@ def write_atlas(
         whole_number(maps, "maps, unless 'all',")
     alone = _patches_alone(model, names, images.size, options, patches_only)
     folder = writable_folder(out)
-    files = [*file_names(names).values(), "index.html", "topk.parquet"]
-    expect_replaceable(*(folder / file for file in files))
+    files = file_names(names)
+    expect_replaceable(*(folder / file for file in (*files.values(), "index.html", "topk.parquet")))
     refusal = ZfkitError(
         f"another process is writing to {str(folder)!r}: wait for it, or choose another folder"
     )
@@ -104,16 +106,18 @@ def write_atlas(
             stack.enter_context(_kept(top, folder / "topk.parquet"))
         channels = maps if isinstance(maps, Mapping) else sample_maps(top, names, maps, random_seed)
         k = min(k, top.k)
-        projected = {name: channels[name] for name in names if name not in alone}
-        patches = project_many(model, images, top, projected, k=k, options=options, progress=progress)
-        for name, why in alone.items():
-            cut = cut_top(model, images, top, name, channels[name], k=k, progress=progress)
-            patches[name] = replace(cut, notes=(why,))
-        patches = {name: patches[name] for name in names}  # in their order
-        page = _page(model, images, top, patches)
-        sheets = {name: draw_layer(p, top, _caption(model, images, top, p)) for name, p in patches.items()}
-        _replace_files(folder, sheets, page, top)
-    pictures = {name: folder / file for name, file in file_names(names).items()}
+        with _replacing(folder) as part:
+            sections = []
+            chosen = {name: [int(c) for c in channels[name]] for name in names}
+            for patches, pairs in _layers(model, images, top, chosen, k, alone, options, progress):
+                name, field = patches.layer, receptive_field(model, patches.layer)
+                caption = _caption(model, images, top, patches, len(pairs), field)
+                draw_maps(pairs, chosen[name], top[name].max, caption).save(part / files[name], "PNG")
+                sections.append(_layer(images, top, patches, chosen[name], pairs, field))
+            page = _page(model, images, top, sections)
+            (part / "index.html").write_text(page, encoding="utf-8")
+            top.save(part / "topk.parquet")
+    pictures = {name: folder / file for name, file in files.items()}
     return Atlas(folder / "index.html", pictures, folder / "topk.parquet")
 
 
@@ -141,14 +145,13 @@ def _kept(top: TopK, file: Path) -> Iterator[None]:
         raise
 
 
-def _replace_files(folder: Path, sheets: Mapping[str, Image.Image], page: str, top: TopK) -> None:
-    """Write all files into a folder inside `folder` first, so that a full disk leaves the old atlas as it was."""
-    part = Path(tempfile.mkdtemp(prefix=private_prefix(), dir=folder))
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A folder inside `folder` whose files take their places at the end: a full disk leaves the old atlas as it was."""
+    part: Path | None = None
     try:
-        for name, file in file_names(list(sheets)).items():
-            sheets[name].save(part / file, "PNG")
-        (part / "index.html").write_text(page, encoding="utf-8")
-        top.save(part / "topk.parquet")
+        part = Path(tempfile.mkdtemp(prefix=private_prefix(), dir=folder))
+        yield part
         for done in sorted(part.iterdir()):
             done.replace(folder / done.name)
     except WriteError:
@@ -156,7 +159,56 @@ def _replace_files(folder: Path, sheets: Mapping[str, Image.Image], page: str, t
     except OSError as error:
         raise WriteError(folder, error) from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if part is not None:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _layers(
+    model: VisionModel,
+    images: ImageSet,
+    top: TopK,
+    channels: Mapping[str, list[int]],
+    k: int,
+    alone: Mapping[str, str],
+    options: Options,
+    progress: bool,
+) -> Iterator[tuple[Patches, list[Pair]]]:
+    """Layer by layer patches, of the last of its feature maps at least, and the grids of all.
+
+    Windows are brought to the size of tiles at once, and so many maps are projected together as memory is meant for;
+    layers among them share their passes.
+    """
+    pairs: dict[str, list[Pair]] = {name: [] for name in channels}
+    for portion in _portions(model, images.size, channels, k):
+        projected = {name: maps for name, maps in portion.items() if name not in alone}
+        patches = project_many(
+            model, images, top, projected, k=k, options=options, tile=TILE, progress=progress
+        )
+        for name, maps in portion.items():
+            if name in alone:
+                cut = cut_top(model, images, top, name, maps, k=k, tile=TILE, progress=progress)
+                patches[name] = replace(cut, notes=(alone[name],))
+            pairs[name] += [pair_of_montages(patches[name], i) for i in range(len(maps))]
+            if len(pairs[name]) == len(channels[name]):
+                yield patches[name], pairs.pop(name)
+
+
+def _portions(
+    model: VisionModel, side: int, channels: Mapping[str, list[int]], k: int
+) -> Iterator[dict[str, list[int]]]:
+    """The feature maps in portions whose patches, float and uint8, take some PATCH_BYTES."""
+    portion: dict[str, list[int]] = {}
+    held = 0
+    for name, maps in channels.items():
+        window = min(TILE, max(i.size for i in window_in(model, side, name)))
+        portion[name] = []  # also where no map is shown
+        for channel in maps:
+            if held > PATCH_BYTES:
+                yield portion
+                portion, held = {name: []}, 0
+            portion[name].append(channel)
+            held += k * window**2 * 15
+    yield portion
 
 
 def file_names(layers: Sequence[str], suffix: str = ".png") -> dict[str, str]:
@@ -178,11 +230,12 @@ def file_names(layers: Sequence[str], suffix: str = ".png") -> dict[str, str]:
     return names
 
 
-def _caption(model: VisionModel, images: ImageSet, top: TopK, patches: Patches) -> tuple[str, str]:
+def _caption(
+    model: VisionModel, images: ImageSet, top: TopK, patches: Patches, C: int, field: Field
+) -> tuple[str, str]:
     """Title of a layer's picture, and the line below it."""
-    C, _ = patches.value.shape
-    field = receptive_field(model, patches.layer)
-    sees = f"receptive field {_side(field, patches)} px, stride {field.stride} px"
+    sees = f"receptive field {field.size} px, stride {field.stride} px"
+    sees += ", more than the picture, which is shown whole" * (field.size > images.size)
     what = (
         "left what the deconvnet reconstructs, each on its own symmetric scale around grey = 0; right the picture"
         if patches.projection.shape[1]
@@ -196,12 +249,7 @@ def _caption(model: VisionModel, images: ImageSet, top: TopK, patches: Patches) 
     )
 
 
-def _side(field: Field, patches: Patches) -> int:
-    """Of what a unit sees, in pixels; where the field had to be measured, pictures are shown whole."""
-    return field.size if field.measured else patches.photo.shape[-1]
-
-
-def _page(model: VisionModel, images: ImageSet, top: TopK, patches: Mapping[str, Patches]) -> str:
+def _page(model: VisionModel, images: ImageSet, top: TopK, layers: Sequence[dict[str, Any]]) -> str:
     """The whole atlas as one self-contained HTML file."""
     return (
         templates()
@@ -210,49 +258,56 @@ def _page(model: VisionModel, images: ImageSet, top: TopK, patches: Mapping[str,
             model=model,
             images=images,
             top=top,
-            k=next(iter(patches.values())).value.shape[1],
-            projected=any(p.projection.shape[1] for p in patches.values()),
-            layers=[_layer(model, images, top, p) for p in patches.values()],
+            k=layers[0]["k"],
+            projected=any(layer["projected"] for layer in layers),
+            layers=layers,
             credits=PHOTOGRAPHS if images.source == "photos" else (),
-            data_url=_data_url,
         )
     )
 
 
-def _layer(model: VisionModel, images: ImageSet, top: TopK, patches: Patches) -> dict[str, Any]:
+def _layer(
+    images: ImageSet,
+    top: TopK,
+    patches: Patches,
+    channels: Sequence[int],
+    pairs: Sequence[Pair],
+    field: Field,
+) -> dict[str, Any]:
     """What the page says of a layer, and its feature maps."""
-    k, field = patches.value.shape[1], receptive_field(model, patches.layer)
-    columns = square_columns(k)
+    k, layer = patches.value.shape[1], top[patches.layer]
+    columns, projected = square_columns(k), bool(pairs) and pairs[0][0] is not None
+    crisp = patches.photo.shape[-1] <= TILE // 2  # enlarged, so that its pixels have to stay sharp
     return {
         "name": patches.layer,
-        "count": len(top[patches.layer].value),
-        "dead": int((top[patches.layer].max <= 0).sum()),
-        "size": _side(field, patches),
+        "k": k,
+        "projected": projected,
+        "count": len(layer.value),
+        "dead": int((layer.max <= 0).sum()),
+        "size": field.size,
         "stride": field.stride,
+        "whole": field.size > images.size,
         "notes": patches.notes,
-        "crisp": patches.photo.shape[-1] <= TILE // 2,  # enlarged, so that its pixels have to stay sharp
+        "crisp": crisp,
         "rows": -(-k // columns),
         "columns": columns,
-        "pair": (2 if patches.projection.shape[1] else 1) * columns * (TILE + GAP),
-        "cards": [_card(images, top, patches, i) for i in range(len(patches.channels))],
+        "pair": (2 if projected else 1) * columns * (TILE + GAP),
+        "cards": [_card(images, layer, c, k, pair, crisp) for c, pair in zip(channels, pairs, strict=True)],
     }
 
 
-def _card(images: ImageSet, top: TopK, patches: Patches, i: int) -> dict[str, Any]:
+def _card(images: ImageSet, layer: LayerTop, channel: int, k: int, pair: Pair, crisp: bool) -> dict[str, Any]:
     """One feature map: its numbers, its two grids, and a sentence for each patch."""
-    channel = int(patches.channels[i])
-    statistics = top[patches.layer]
-    units = zip(patches.image[i], patches.row[i], patches.col[i], patches.value[i], strict=True)
-    projections, photos = pair_of_montages(patches, i)
-    grids = [("deconvnet", "projections", projections), ("picture", "patches", photos)]
+    units = zip(*(getattr(layer, n)[channel, :k].tolist() for n in RANKED), strict=True)
+    grids = [("deconvnet", "projections", pair[0]), ("picture", "patches", pair[1])]
     return {
         "channel": channel,
-        "max": number(statistics.max[channel]),
-        "active": f"{float(statistics.active[channel]):.0%}",
-        "grids": [grid for grid in grids if grid[2] is not None],
+        "max": number(layer.max[channel]),
+        "active": f"{float(layer.active[channel]):.0%}",
+        "grids": [(head, what, _data_url(g, crisp), g.width, g.height) for head, what, g in grids if g],
         "names": [
-            f"{_picture_name(images, int(image))}: {number(value)} at row {int(row)}, column {int(column)}"
-            for image, row, column, value in units
+            f"{_picture_name(images, image)}: {number(value)} at row {row}, column {col}"
+            for value, image, row, col in units
             if image >= 0  # fewer than k were mined
         ],
     }

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from PIL import Image, ImageDraw, ImageFont
+from collections.abc import Sequence
 
-from ..figures.pictures import TILE, number, pair_of_montages, wrap_words
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..figures.pictures import TILE, Pair, number, pair_of_montages, wrap_words
 from ..topk.patches import Patches
 from ..topk.table import TopK
 
@@ -29,12 +32,25 @@ def draw_layer(
         tile: side of one patch in px.
     """
     channels = patches.channels.tolist()
-    blocks = [pair_of_montages(patches, i, tile) for i in range(len(channels))]
-    width, height = blocks[0][1].size if blocks else (tile, tile)
-    pair = 2 * width + GUTTER if patches.projection.shape[1] else width
-    columns = max(1, min(columns, len(blocks)))
-    rows = -(-len(blocks) // columns)
-    title, line = caption or (patches.layer, f"{len(blocks)} of {len(top[patches.layer].value)} feature maps")
+    pairs = [pair_of_montages(patches, i, tile) for i in range(len(channels))]
+    of = top[patches.layer].max
+    title = caption or (patches.layer, f"{len(channels)} of {len(of)} feature maps")
+    return draw_maps(pairs, channels, of, title, columns)
+
+
+def draw_maps(
+    pairs: Sequence[Pair],
+    channels: Sequence[int],
+    strongest: Tensor,
+    caption: tuple[str, str],
+    columns: int = 4,
+) -> Image.Image:
+    """The sheet of `draw_layer`, from the two grids of each map and the maxima (C,) of all maps of the layer."""
+    width, height = pairs[0][1].size if pairs else (TILE, TILE)
+    pair = 2 * width + GUTTER if pairs and pairs[0][0] is not None else width
+    columns = max(1, min(columns, len(pairs)))
+    rows = -(-len(pairs) // columns)
+    title, line = caption
     sheet_width = max(2 * MARGIN + columns * (pair + BETWEEN) - BETWEEN, NARROWEST)
     small, middle, large = (ImageFont.load_default(size) for size in (15, 17, 30))
     lines = wrap_words(line, middle, sheet_width - 2 * MARGIN)
@@ -45,11 +61,10 @@ def draw_layer(
     draw.text((MARGIN, MARGIN - 8), title, "#111111", large)
     for i, text in enumerate(lines):
         draw.text((MARGIN, MARGIN + 36 + 24 * i), text, "#555555", middle)
-    for i, (channel, (projections, photos)) in enumerate(zip(channels, blocks, strict=True)):
+    for i, (channel, (projections, photos)) in enumerate(zip(channels, pairs, strict=True)):
         x, y = MARGIN + i % columns * (pair + BETWEEN), first_row + i // columns * row_height
         draw.text((x, y), f"map {channel}", "#111111", middle)
-        strongest = f"max {number(top[patches.layer].max[channel])}"
-        draw.text((x + pair, y + 1), strongest, "#777777", small, anchor="ra")
+        draw.text((x + pair, y + 1), f"max {number(strongest[channel])}", "#777777", small, anchor="ra")
         if projections is not None:
             sheet.paste(projections, (x, y + HEAD))
         sheet.paste(photos, (x + pair - width, y + HEAD))

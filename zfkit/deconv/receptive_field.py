@@ -353,6 +353,13 @@ def field_in(model: VisionModel, side: int, layer: str) -> Extent:
     return (whole, whole) if extent is None or any(i.stride != int(i.stride) for i in extent) else extent
 
 
+def window_in(model: VisionModel, side: int, layer: str) -> Extent:
+    """What is shown of a picture of this side for each unit: its receptive field, or all where that is larger."""
+    whole = Interval(0, 0, side - 1)
+    rows, columns = (whole if i.size > side else i for i in field_in(model, side, layer))
+    return rows, columns
+
+
 def fits_inside(model: VisionModel, layers: Sequence[str], side: int) -> bool:
     """Has each of these layers units that see nothing but the picture, in pictures of this side?"""
     try:

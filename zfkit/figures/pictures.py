@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ..topk.patches import Patches
 
 TILE = 84  # side of one patch in the pictures, in px
+Pair = tuple[
+    Image.Image | None, Image.Image
+]  # projections, None where there are none, and photo patches of a map
 GAP = 2  # between the patches of one feature map, in px
 
 
@@ -62,7 +65,7 @@ def square_columns(count: int) -> int:
     return math.ceil(math.sqrt(count))
 
 
-def pair_of_montages(patches: Patches, i: int, tile: int = TILE) -> tuple[Image.Image | None, Image.Image]:
+def pair_of_montages(patches: Patches, i: int, tile: int = TILE) -> Pair:
     """Projections (None where there are none) and photo patches of the i-th feature map, each a grid of k."""
     columns = square_columns(patches.value.shape[1])
     projection = patches.projection[i]

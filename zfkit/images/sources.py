@@ -331,7 +331,7 @@ def _open_dataset(name: str, split: str, root: Path) -> Any:
 
     if name not in DATA_SETS and name in datasets.__all__:
         raise ImageError(
-            f"torchvision's {name} is not read: it holds no pictures with classes, or it runs what lies in a folder, as "
+            f"torchvision's {name} is not read: it has no pictures with classes, or runs what lies in a folder, as "
             f"LSUN does. There are: {', '.join(DATA_SETS)}"
         )
     dataset = getattr(datasets, one_of(name, "torchvision data set", DATA_SETS, ImageError))

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..batching import OnStep, Portions, steps
 from ..checks import channel_list, layer_names, whole_number
 from ..deconv.project import Deconvnet, Tape, by_gradient, forward
-from ..deconv.receptive_field import extents, field_in, filters
+from ..deconv.receptive_field import extents, filters, window_in
 from ..deconv.rules import Norm, Options, Rule, Seed
 from ..deconv.windows import paste
 from ..images.imageset import ImageSet
@@ -38,8 +39,8 @@ class Patches:
         layer: its name.
         channels: (C,) int64, the feature maps.
         projection: (C, k, 3, S, S) float32, signed (one channel for one-channel networks); S is the side of
-            the receptive field. 0 outside the picture. Of networks in double precision, float64. (C, 0, 3, S, S)
-            where photographs alone were cut out.
+            the receptive field, at most that of the picture, or the `tile` that was asked for. 0 outside the picture.
+            Of networks in double precision, float64. (C, 0, 3, S, S) where photographs alone were cut out.
         photo: (C, k, 3, S, S) uint8, the same window of the picture; mid-grey outside it.
         box: (C, k, 4) int64: left, top, right, bottom in pixels of the picture; it may stick out.
         image, row, col: (C, k) int64, where from; image -1 where there were fewer than k.
@@ -75,6 +76,7 @@ def project_top(
     rule: Rule = "deconvnet",
     seed: Seed = "one",
     lrn: Norm = "skip",
+    tile: int | None = None,
     progress: bool = False,
 ) -> Patches:
     """Projections and patches of feature maps' strongest activations, as in Fig. 2 of the paper.
@@ -84,11 +86,15 @@ def project_top(
         channels: feature maps; None for all.
         k: how many of each; None for as many as were mined.
         rule, seed, lrn: as for `project`.
+        tile: side in pixels that larger windows are brought to at once; enough to be looked at, and a fraction of the
+            memory. None leaves them as they are.
+
+    A window is the receptive field of a unit, and the whole picture where the receptive field is larger.
 
     Raises LayerError for an unknown layer or channel, and ZfkitError for a table of other pictures.
     """
     options, wanted = Options(rule, seed, lrn), {layer: channels}
-    return project_many(model, photos, top, wanted, k=k, options=options, progress=progress)[layer]
+    return project_many(model, photos, top, wanted, k=k, options=options, tile=tile, progress=progress)[layer]
 
 
 def project_many(
@@ -99,20 +105,22 @@ def project_many(
     *,
     k: int | None = None,
     options: Options = Options(),
+    tile: int | None = None,
     progress: bool = False,
     on_step: OnStep | None = None,
 ) -> dict[str, Patches]:
     """`project_top` for several layers at once, which then share the forward passes."""
     top.check(model, photos)
     patches = {
-        name: empty_patches(model, photos, top, name, channels, k) for name, channels in wanted.items()
+        name: empty_patches(model, photos, top, name, channels, k, tile) for name, channels in wanted.items()
     }
     units = {name: Units.of(empty) for name, empty in patches.items()}
     with steps(sum(map(len, units.values())), "projecting", "unit", progress, on_step) as done:
         for part in projected(model, photos, units, options):
             projection, photo = patches[part.layer].projection, patches[part.layer].photo
-            projection.flatten(0, 1)[part.slot] = part.projection.to(projection.dtype)
-            photo.flatten(0, 1)[part.slot] = part.photo
+            shown = part.projection.to(projection.dtype)
+            projection.flatten(0, 1)[part.slot] = _brought_to(shown, projection.shape)
+            photo.flatten(0, 1)[part.slot] = _brought_to(part.photo, photo.shape)
             done(len(part.slot))
     return patches
 
@@ -125,20 +133,21 @@ def cut_top(
     channels: Sequence[int] | Tensor | None = None,
     *,
     k: int | None = None,
+    tile: int | None = None,
     progress: bool = False,
 ) -> Patches:
     """`project_top` without projections: what was in the pictures, of any network."""
     top.check(model, photos)
-    patches = empty_patches(model, photos, top, layer, channels, k, projected=False)
+    patches = empty_patches(model, photos, top, layer, channels, k, tile, projected=False)
     units = Units.of(patches)
     origin = patches.box.flatten(0, 1)[:, [1, 0]]
-    size = (patches.photo.shape[-2], patches.photo.shape[-1])
+    rows, columns = window_in(model, photos.size, layer)
     with steps(len(units), "cutting out", "patch", progress) as done:
         for part in torch.arange(len(units)).split(max(1, FORWARD_PIXELS // photos.size**2)):
             here = units.pick(part)
             pictures, local = here.image.unique(return_inverse=True)
-            windows = cut_windows(photos.take(pictures), local, origin[here.slot], size)
-            patches.photo.flatten(0, 1)[here.slot] = windows
+            windows = cut_windows(photos.take(pictures), local, origin[here.slot], (rows.size, columns.size))
+            patches.photo.flatten(0, 1)[here.slot] = _brought_to(windows, patches.photo.shape)
             done(len(part))
     return patches
 
@@ -150,15 +159,18 @@ def empty_patches(
     layer: str,
     channels: Sequence[int] | Tensor | None,
     k: int | None = None,
+    tile: int | None = None,
     projected: bool = True,
 ) -> Patches:
     """The patches of one layer before anything is projected or cut out."""
     channels = channel_list(channels, len(top[layer].value), layer)
     k = top.k if k is None else whole_number(k, "k", 1, top.k)
     image, row, col, value = (getattr(top[layer], n)[channels, :k] for n in ("image", "row", "col", "value"))
-    rows, columns = field_in(model, photos.size, layer)
+    rows, columns = window_in(model, photos.size, layer)
     left, top_edge = col * columns.stride + columns.low, row * rows.stride + rows.low
     C, side = len(channels), (rows.size, columns.size)
+    if tile is not None and max(side) > whole_number(tile, "tile, in pixels,"):
+        side = (max(1, round(rows.size * tile / max(side))), max(1, round(columns.size * tile / max(side))))
     dtype = torch.promote_types(model.dtype, torch.float32)
     return Patches(
         layer, channels,
@@ -167,6 +179,16 @@ def empty_patches(
         box=torch.stack([left, top_edge, left + columns.size, top_edge + rows.size], -1),
         image=image, row=row, col=col, value=value, notes=_notes(model, layer) if projected else (),
     )  # fmt: skip
+
+
+def _brought_to(windows: Tensor, shape: Sequence[int]) -> Tensor:
+    """Windows (B, C, h, w) as patches of this shape (..., H, W) have them: as they are, or averaged to fewer pixels."""
+    size = (shape[-2], shape[-1])
+    return (
+        windows
+        if windows.shape[-2:] == size
+        else F.interpolate(windows, size, mode="bicubic", antialias=True)
+    )
 
 
 def _notes(model: VisionModel, layer: str) -> tuple[str, ...]:
@@ -290,7 +312,7 @@ def project_units(
     """
     if not len(units):
         return
-    rows, columns = field_in(model, pixels.shape[-1], layer)
+    rows, columns = window_in(model, pixels.shape[-1], layer)
     field = (rows.size, columns.size)
     origins = position * torch.tensor([rows.stride, columns.stride]) + torch.tensor([rows.low, columns.low])
     has_positions = len(tape.shapes[layer]) > 1
