@@ -1,10 +1,13 @@
 """The networks of the paper, the zoo, and networks of one's own."""
 
+import hashlib
+import io
 import os
 import re
 import urllib.error
 import warnings
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -221,12 +224,17 @@ def test_pictures_go_in_as_torchvision_normalises_them():
 def test_downloaded_weights_bring_their_classes(monkeypatch, tmp_path):
     """A stand-in for the download: a state dict of random weights, written where torch looks for it."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    state = torchvision.models.squeezenet1_1(weights=None).state_dict()
+    state, content = torchvision.models.squeezenet1_1(weights=None).state_dict(), io.BytesIO()
+    torch.save(state, content)
+    weights = torchvision.models.SqueezeNet1_1_Weights.DEFAULT
+    digest = hashlib.sha256(content.getvalue()).hexdigest()[:8]
+    monkeypatch.setattr(weights.value, "url", f"https://download.invalid/models/squeezenet1_1-{digest}.pth")
     monkeypatch.setattr(
-        torch.hub, "download_url_to_file", lambda url, path, *_, **__: torch.save(state, path)
+        torch.hub,
+        "download_url_to_file",
+        lambda url, path, *_, **__: Path(path).write_bytes(content.getvalue()),
     )
     model = load_model("torchvision:squeezenet1_1", device="cpu")
-    weights = torchvision.models.SqueezeNet1_1_Weights.DEFAULT
     assert list(model.classes) == weights.meta["categories"]
     assert all(torch.equal(v, state[k]) for k, v in model.net.state_dict().items())
     image = noise(3, 256, 256)  # the transform resizes to 256, then crops 224 at the centre

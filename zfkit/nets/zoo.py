@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.resources
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,7 +20,6 @@ from ..checks import as_path
 from ..errors import ModelError, unknown
 from .model import Channels, VisionModel, wrap_model
 from .onnx import OnnxNetwork, load_onnx
-from .onnx_layers import one_line
 from .paper import ARCHITECTURES, AlexNet, Architecture, ZFNet, build
 from .weights import Provenance, load_state, load_weights, read_provenance
 
@@ -369,8 +367,14 @@ def _from_timm(name: str, weights: str | Path | None, random_seed: int) -> tuple
         if "." in tagged and tagged not in known:
             tags = ["None", *(n.partition(".")[2] for n in known)]
             raise ModelError(unknown(f"set of weights of {short}", weights, tags))
-        with _downloading(f"timm:{tagged}"):
+        try:
             net = timm.create_model(tagged, pretrained=True)
+        except OSError as error:
+            raise _not_downloaded(tagged, error) from None
+        except Exception as error:  # what lies in the cache is damaged, or holds more than weights
+            raise ModelError(
+                f"timm cannot use its weights of {tagged} ({error}); delete them from its cache"
+            ) from None
         provenance = {"data": f"timm's {tagged}"}
     expects: Any = net.pretrained_cfg
     return net, {
@@ -388,9 +392,11 @@ def _published(url: str) -> dict[str, Tensor]:
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     expected = file.stem.rpartition("-")[2]
     if not file.exists():
-        with _downloading(file.name):
+        try:
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(file), expected)
+        except Exception as error:  # no connection, a cut download, a full disk
+            raise _not_downloaded(file.stem.rpartition("-")[0], error) from None
     digest = hashlib.sha256()
     with file.open("rb") as opened:
         while part := opened.read(2**20):
@@ -403,18 +409,8 @@ def _published(url: str) -> dict[str, Tensor]:
     return load_state(file)
 
 
-@contextlib.contextmanager
-def _downloading(what: str) -> Iterator[None]:
-    """Raise ModelError where weights cannot be had, which were downloaded here or before."""
-    try:
-        yield
-    except OSError as error:  # no connection, a full disk
-        raise ModelError(
-            f"the weights {what} could not be downloaded ({error}); check the connection, or pass weights=None for "
-            "random ones"
-        ) from None
-    except Exception as error:  # cut on the way, or damaged in the cache
-        raise ModelError(
-            f"the weights {what} cannot be used ({one_line(error)}); delete the file, or pass weights=None for random "
-            "ones"
-        ) from None
+def _not_downloaded(short: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"the weights of {short} could not be downloaded ({error}); check the connection, or pass weights=None for "
+        "random ones"
+    )
