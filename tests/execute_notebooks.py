@@ -13,12 +13,14 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+from zfkit.figures.charts import add_pictures
+
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
 WIDGET = "application/vnd.jupyter.widget-view+json"
-LARGEST = 2 * 2**20  # bytes, as GitHub still shows a notebook
+LARGEST = 3 * 2**20  # bytes, as GitHub still shows a notebook
 
 
 def execute(path: Path) -> None:
@@ -34,6 +36,8 @@ def execute(path: Path) -> None:
         coalesce_streams=True,  # into how many pieces a kernel's output falls is chance
     )
     client.execute(env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if why := add_pictures(notebook):
+        print(f"{path.name}: its charts have no PNG beside them. {why}")
     notebook.metadata = METADATA
     for number, cell in enumerate(notebook.cells):
         cell.metadata.pop("execution", None)
@@ -46,7 +50,7 @@ def execute(path: Path) -> None:
     nbformat.write(notebook, part)
     size = part.stat().st_size
     if size >= LARGEST:
-        raise SystemExit(f"{part} has {size / 2**20:.1f} MiB, 2 is the most: make its pictures smaller")
+        raise SystemExit(f"{part} has {size / 2**20:.1f} MiB, 3 is the most: make its pictures smaller")
     part.replace(path)
 
 

@@ -421,12 +421,11 @@ def _report_training(run: Run, model: VisionModel, val: ImageSet, out: Path) -> 
     print(f"\n{run!r}\n  validation  {last.top1:.1f}% / {last.top5:.1f}% (top-1 / top-5, centre crop)")
     print(f"              {ten.top1:.1f}% / {ten.top5:.1f}% (mean of ten crops)")
     try:
-        import matplotlib
-
-        matplotlib.use("agg")
-        plot = out / "history.png"
-        write_whole(plot, lambda part: training_figure(run.history).savefig(part, dpi=120))
-        print(f"  curves      {plot}")
+        page, chart = out / "history.html", training_figure(run.history)
+        write_whole(
+            page, lambda part: part.write_text(chart.to_html(), encoding="utf-8")
+        )  # needs no connection
+        print(f"  curves      {page}")
     except ImportError:  # a server without the notebooks' packages
         pass
     print(f"  time        {run.history.seconds.sum():.0f} s, {last.images_per_second:,.0f} images/s")

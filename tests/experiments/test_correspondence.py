@@ -335,15 +335,17 @@ def test_the_figure_draws_scores_and_draws(tiny):
 
     pictures = noise(4, 32)
     result = correspondence(tiny, pictures, BOXES, draws=3)
-    figure = correspondence_figure(result)
-    axes = figure.axes[1]
-    assert axes.get_title(loc="left") == "mine relu7"
-    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["eye", "ear", RANDOM, SAME_PLACE]
-    drawn = [line.get_xdata() for line in axes.get_lines() if len(line.get_xdata()) == 3]
-    assert sorted(drawn[0]) == pytest.approx(
-        sorted(float(d[~d.isnan()].mean()) for d in result.controls["relu7", RANDOM])
+    chart = correspondence_figure(result)
+    assert [words.text for words in chart.layout.annotations][1] == "mine relu7"
+    shown = list(chart.select_traces(row=1, col=2))
+    assert list(dict.fromkeys(y for t in shown for y in t.y)) == ["eye", "ear", RANDOM, SAME_PLACE]
+    (draws,) = (t for t in shown if t.y[0] == RANDOM and len(t.x) == 3)
+    assert list(draws.x) == pytest.approx(
+        [float(d[~d.isnan()].mean()) for d in result.controls["relu7", RANDOM]]
     )
-    plt.close(figure)
+    left, top, right, bottom = result.control_boxes[RANDOM][0, 0].tolist()
+    assert draws.customdata[0].startswith(f"{left:.0f}, {top:.0f}; ")
+    assert f"({right - left:.0f} x {bottom - top:.0f} px" in draws.customdata[0]
     figure = parts_figure(pictures, result.boxes)
     counted = [len(axes.patches) for axes in figure.axes[:4]]
     assert counted == [2, 1, 2, 2]  # the ear is not to be seen in the second

@@ -382,20 +382,17 @@ def test_the_widget_says_what_the_function_says(tiny):
         zfkit.widgets.explore_invariance(tiny, pictures, index=[0])
 
 
-def test_the_figure_draws_the_curves(tiny):
-    from matplotlib import pyplot as plt
-
-    from zfkit.figures.experiments import invariance_figure
+def test_the_chart_draws_the_curves(tiny):
+    from zfkit.figures import invariance_figure
 
     result = invariance(tiny, noise(3, 40), "scale", [1, 1.5])
-    figure = invariance_figure([result], examples=[2], names=["third"])
-    lines = figure.axes[1].get_lines()
-    torch.testing.assert_close(
-        torch.as_tensor(np.asarray(lines[0].get_ydata())), result.normalised("relu7")[2], check_dtype=False
-    )
-    torch.testing.assert_close(
-        torch.as_tensor(np.asarray(lines[-1].get_ydata())),
-        result.normalised("relu7").mean(0),
-        check_dtype=False,
-    )
-    plt.close(figure)
+    chart = invariance_figure([result], examples=[2], names=["third"])
+    lines = {t.name: t for t in chart.select_traces(row=1, col=2) if t.name}
+    assert list(lines["third"].x) == [1, 1.5]
+    expected = result.normalised("relu7")
+    np.testing.assert_allclose(lines["third"].y, expected[2])
+    np.testing.assert_allclose(lines["mean of 3"].y, expected.mean(0))
+    np.testing.assert_allclose(lines["resampling alone"].y, result.normalised("relu7", control=True).mean(0))
+    assert "third" in lines["third"].hovertemplate and "scale, times: %{x" in lines["third"].hovertemplate
+    high = [chart.get_subplot(1, column).yaxis.range for column in (1, 2)]
+    assert high[0] == high[1], "layers share one scale"

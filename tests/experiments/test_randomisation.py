@@ -289,17 +289,16 @@ def test_figures_show_what_the_table_holds(checked):
 
     _, _, result = checked
     table = result.table("6")
-    figure = sanity_figure(result, "6")
-    labels = [t.get_text() for t in figure.axes[0].get_yticklabels()]
-    at = labels.index("6 to 0 redrawn (untrained)")
-    guided = figure.axes[2].containers[result.rules.index("guided")].lines[0].get_xdata()
-    assert guided[at] == pytest.approx(table.loc[("6", "guided", "down to", "0")].ssim)
-    across = sanity_layers_figure(result)
-    other = across.axes[2].containers[0].lines[0].get_ydata()
-    assert list(other) == [result.mean(layer, "gradient", "other channel") for layer in ("3", "6")]
-    bars = photo_likeness_figure(result).axes[0].containers
-    heights = [bar.get_height() for c in bars if hasattr(c, "patches") for bar in c.patches]
-    assert heights[0] == pytest.approx(result.mean("3", "deconvnet", "trained", measure="photo"))
+    chart = sanity_figure(result, "6")
+    (guided,) = chart.select_traces({"name": "guided"}, row=1, col=3)
+    at = list(guided.customdata).index("6 to 0 redrawn (untrained)")
+    row = table.loc[("6", "guided", "down to", "0")]
+    assert guided.x[at] == pytest.approx(row.ssim) and guided.error_x.array[at] == pytest.approx(row.ssim_sd)
+    (other,) = sanity_layers_figure(result).select_traces({"name": "other channel"}, row=1, col=3)
+    assert list(other.y) == [result.mean(layer, "gradient", "other channel") for layer in ("3", "6")]
+    assert list(other.customdata) == ["3", "6"]
+    (bars,) = photo_likeness_figure(result).select_traces({"name": "trained"}, row=1, col=1)
+    assert bars.y[0] == pytest.approx(result.mean("3", "deconvnet", "trained", measure="photo"))
     sheet = sanity_sheet(result, "6", unit=1)
     assert len(sheet.axes) == 3 * 6
     shown = sheet.axes[6 + 1].images[0].get_array()  # second rule, first change: the trained network's

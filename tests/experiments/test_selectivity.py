@@ -238,10 +238,12 @@ def test_figures_show_what_the_tables_hold():
 
     model, images = by_colour()
     result = selectivity(model, images)
-    figure = selectivity_figure(result)
-    median = next(line for line in figure.axes[0].lines if line.get_label() == "median map")
-    assert list(median.get_ydata()) == result.table()["index"].tolist()
+    median = next(t for t in selectivity_figure(result).data if t.name.startswith("median map"))
+    table = result.table()
+    assert list(median.y) == table["index"].tolist()
+    assert median.customdata[:, 1].tolist() == table["index_q75"].tolist()
     pose = pose_variation(network(1), image_set(random_pixels(30)), k=4)
-    figure = pose_variation_figure(pose)
-    assert len(figure.axes[0].containers) == 2  # a line for each layer
-    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["pixels", "0", "2"]
+    chart = pose_variation_figure(pose)
+    assert [t.name for t in chart.data] == ["top 4 of 0", "top 4 of 2"]
+    assert chart.layout.xaxis.categoryarray == ("pixels", "0", "2")
+    assert list(chart.data[1].error_y.array) == pose.table().loc["2"].sd.tolist()

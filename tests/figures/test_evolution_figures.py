@@ -85,15 +85,18 @@ def test_maps_that_are_active_nowhere_are_left_grey(images):
     assert (rgb[0, 0] == 128).all() and (rgb[0, 1] != 128).any()
 
 
-def test_the_figure_of_numbers_draws_them(found):
-    figure = plotting.convergence_figure([found, found], level=0.8, lr_falls=[3])
-    distance, similarity, _changed, epochs = figure.axes
-    lines = {line.get_label(): line for line in distance.lines}
-    assert lines["3"].get_ydata().tolist() == pytest.approx(found["3"].distance.tolist())
-    assert any(np.allclose(line.get_ydata(), found["6"].cka) for line in similarity.lines)
-    dots = [line for line in epochs.lines if line.get_marker() == "o"]
+def test_the_chart_of_numbers_draws_them(found):
+    chart = plotting.convergence_figure([found, found], level=0.8, lr_falls=[3])
+    (line,) = chart.select_traces({"name": "3"}, row=1, col=1)
+    assert list(line.y) == pytest.approx(found["3"].distance.tolist()) and list(line.x) == [0, 2, 5]
+    (line,) = chart.select_traces({"name": "6"}, row=1, col=2)
+    assert list(line.y) == pytest.approx(found["6"].cka.tolist())
+    dots = [t for t in chart.select_traces(row=2, col=2) if t.customdata is not None]
     expected = [float(settled(found.epochs, layer.cka, 0.8)) for layer in found.layers.values()]
-    assert [line.get_xdata()[0] for line in dots] == pytest.approx(expected)
+    assert [list(t.x) for t in dots] == [pytest.approx([epoch, epoch]) for epoch in expected]
+    assert [t.legendgroup for t in dots] == ["0", "3", "6"], "hidden and shown with their layer"
+    colours = [t.line.color for t in chart.select_traces(row=1, col=1) if t.showlegend]
+    assert len(set(colours)) == 3
 
 
 def test_what_is_missing_is_said(images):
@@ -102,4 +105,6 @@ def test_what_is_missing_is_said(images):
     text = all_text(plotting.evolution_figure(run))
     assert "mine: each map's strongest" in text and "epoch 7 was not kept (there are: 0, 2)" in text
     assert "one snapshot, so nothing to compare it with" in text
-    assert "one snapshot: nothing to compare with" in all_text(plotting.convergence_figure(run))
+    assert "one snapshot: nothing to compare with" in {
+        a.text for a in plotting.convergence_figure(run).layout.annotations
+    }

@@ -51,15 +51,16 @@ def test_a_sheet_of_filters_is_sorted_and_symmetric_about_grey():
 def test_radial_spectra_show_profiles_over_the_controls_band():
     spectra = [zfkit.filter_spectra(random_weight(3, 3, k, k, random_seed=k), stride=k // 2) for k in (3, 5)]
     controls = [random_control(s, draws=5) for s in spectra]
-    axes = figures.radial_spectra(controls).axes[0]
-    curves = [line for line in axes.lines if len(line.get_xdata()) == 33]
-    for control, curve, band in zip(controls, curves, axes.collections, strict=True):
-        np.testing.assert_allclose(curve.get_ydata(), control.spectra.profile())
-        corners = band.get_paths()[0].vertices[:, 1]
+    chart = figures.radial_spectra(controls)
+    curves = [trace for trace in chart.data if trace.hovertemplate]
+    bands = [trace for trace in chart.data if trace.fill]
+    for control, curve, area in zip(controls, curves, bands, strict=True):
+        np.testing.assert_allclose(curve.y, control.spectra.profile())
         low, high = control.profile_interval()
-        np.testing.assert_allclose([corners.min(), corners.max()], [low.min(), high.max()])
-    triangles = [float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() == "^"]
-    assert triangles == [0.25]  # stride 1 folds nothing
+        np.testing.assert_allclose(area.y, torch.cat([high, low.flip(0)]))
+        assert area.legendgroup == curve.name, "hidden together"
+    triangles = [(note.x, note.hovertext) for note in chart.layout.annotations if note.text == "▲"]
+    assert [x for x, _ in triangles] == [0.25] and "below 0.25" in triangles[0][1]  # stride 1 folds nothing
 
 
 def test_maps_of_spectra_share_one_scale():
@@ -95,34 +96,47 @@ def test_the_cut_through_a_lattice_runs_from_0_to_the_nyquist_frequency():
     assert curves["noise"].get_ydata()[0] == pytest.approx(1)
 
 
-def test_the_figure_of_shifts_draws_agreement_and_distances_and_marks_whole_units():
+def test_the_chart_of_shifts_draws_agreement_and_distances_and_marks_whole_units():
     found = shift_consistency(classifier(), noise(4, 22), 4)
-    agreement, conv, fc = figures.shift_figure([found]).axes[:3]
-    assert np.allclose(agreement.lines[0].get_ydata(), 100 * found.consistency())
-    assert np.allclose(conv.lines[0].get_ydata(), found.distance[0].mean(0))
-    assert list(conv.lines[1].get_xdata()) == [0, 2, 4]  # stride 2
-    assert agreement.get_ylabel() == "pictures, %" and conv.get_ylabel().startswith("feature distance")
-    assert fc.get_title(loc="left") == "3, in place" or fc.get_title() == "3, in place"
+    chart = figures.shift_figure([found])
+    _, agreement = chart.select_traces(row=1, col=1)
+    assert np.allclose(agreement.y, 100 * found.consistency())
+    assert np.allclose(agreement.customdata, 100 * found.interval())
+    line, triangles = chart.select_traces(row=1, col=2)
+    assert np.allclose(line.y, found.distance[0].mean(0))
+    assert list(triangles.x) == [0, 2, 4]  # stride 2
+    titles = [words.text for words in chart.layout.annotations]
+    assert titles[0].endswith("% of pictures") and titles[2] == "3, in place"
+    ranges = [chart.get_subplot(1, column).yaxis.range for column in (2, 3)]
+    assert ranges[0] == ranges[1], "distances share one scale"
     with pytest.raises(LayerError, match="no layer with distances 'conv1'"):
         figures.shift_figure([found], ["conv1"])
 
 
-def test_the_figure_of_aliasing_has_a_dot_for_every_filter_and_a_bar_for_the_layer():
+def test_the_chart_of_aliasing_has_a_dot_for_every_filter_and_a_bar_for_the_layer():
     torch.manual_seed(0)
     found = measure_aliasing(wrap(nn.Conv2d(3, 7, 3, 2)), noise(3, 48), "0")
-    axes = figures.aliasing_figure([found]).axes[0]
-    assert sorted(axes.collections[0].get_offsets()[:, 1]) == pytest.approx(sorted(100 * found.share.numpy()))
-    assert axes.lines[0].get_ydata() == pytest.approx([100 * found.layer_share] * 2)
+    dots, bar, interval = figures.aliasing_figure([found]).data
+    channels = dots.customdata[:, 0].astype(int)
+    assert sorted(channels) == list(range(7))
+    np.testing.assert_allclose(dots.y, 100 * found.share[channels])
+    assert list(bar.y) == pytest.approx([100 * found.layer_share] * 2)
+    low, high = found.interval()
+    assert interval.y[0] + interval.error_y.array[0] == pytest.approx(100 * high)
+    assert interval.y[0] - interval.error_y.arrayminus[0] == pytest.approx(100 * low)
 
 
-def test_the_figure_of_gratings_is_coloured_where_answers_are_folded():
+def test_the_chart_of_gratings_is_coloured_where_answers_are_folded():
     found = grating_response(
         wrap(mean_of_channels(stride=2)), "0", frequencies=[0.1, 0.2, 0.3, 0.4], orientations=[0, 90]
     )
-    before, after, arrives = figures.gratings_figure([found]).axes[:3]
-    plain, coloured = (np.asarray(axes.images[0].get_array()) for axes in (before, after))
-    assert np.ptp(plain, axis=2).max() < 1e-6  # grey
-    assert (np.ptp(coloured, axis=2) > 0.1).tolist() == [[False, False, True, True]] * 2
-    assert sum(bar.get_height() for bar in arrives.patches) == pytest.approx(100)
+    chart = figures.gratings_figure([found])
+    before, after = chart.select_traces({"type": "image"})
+    plain, coloured = np.asarray(before.z), np.asarray(after.z)
+    assert np.ptp(plain, axis=2).max() == 0  # grey
+    assert (np.ptp(coloured, axis=2) > 25).tolist() == [[False, False, True, True]] * 2
+    assert (after.customdata[..., 1] > 1e-6).tolist() == [[False, False, True, True]] * 2
+    assert before.x0 + 3 * before.dx == pytest.approx(0.4)
+    assert sum(sum(bar.y) for bar in chart.select_traces({"type": "bar"})) == pytest.approx(100)
     with pytest.raises(ZfkitError, match="feature map 5 of '0' did not answer"):
         figures.gratings_figure([found], channel=5)

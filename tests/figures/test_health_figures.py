@@ -16,13 +16,12 @@ def test_steps_share_a_scale_and_show_the_numbers():
     table = pd.DataFrame(
         {"right": [6.0, 60.0, 70.0], "folded": [36.0, 23.0, math.nan]}, index=["a", "b", "c"]
     )
-    figure = steps_figure(table, {"folded": 15})
-    right, folded = figure.axes
-    assert [bar.get_width() for bar in right.patches] == [6, 60, 70]
-    assert [t.get_text() for t in folded.texts] == ["36", "23", "not measured"]
-    assert list(folded.lines[0].get_xdata()) == [15, 15] and not right.lines
-    assert [t.get_text() for t in right.get_yticklabels()] == ["a", "b", "c"]
-    assert right.get_xlim()[1] > 70
+    chart = steps_figure(table, {"folded": 15})
+    right, folded = chart.data
+    assert list(right.x) == [6, 60, 70] and list(right.y) == ["a", "b", "c"]
+    assert folded.text == ("36", "23", "not measured")
+    assert [(line.x0, line.xref) for line in chart.layout.shapes] == [(15, "x2")]
+    assert chart.layout.xaxis.range[0] == 0 and chart.layout.xaxis.range[1] > 70
 
 
 def test_strips_are_drawn_on_the_scale_of_the_strongest():

@@ -1,11 +1,8 @@
-"""The figure of a training's course shows its history."""
+"""The chart of a training's course shows its history."""
 
-import matplotlib as mpl
 import pandas as pd
 
-from zfkit.figures import GREY, PALETTE, training_figure
-
-mpl.use("Agg")
+from zfkit.figures import PALETTE, training_figure
 
 
 def history(factor):
@@ -16,24 +13,23 @@ def history(factor):
     return table
 
 
-def test_every_run_has_its_lines_in_its_colour():
+def test_every_run_has_its_lines_in_its_colour_and_tells_the_learning_rate():
     runs = {"a": history(1), "b": history(2)}
-    axes = training_figure(runs).axes
-    shown = (("loss", "val_loss"), ("top1",), ("dominance",))
-    for panel, columns in zip(axes, shown, strict=True):
-        curves = [line for line in panel.lines if line.get_color() != GREY]
-        expected = [(runs[n], c, colour) for n, colour in zip(runs, PALETTE, strict=False) for c in columns]
-        for line, (table, column, colour) in zip(curves, expected, strict=True):
-            assert list(line.get_xdata()) == [1, 2, 3, 4] and list(line.get_ydata()) == list(table[column])
-            assert line.get_color() == colour
-        falls = [line.get_xdata()[0] for line in panel.lines if line.get_color() == GREY]
-        assert falls == [2.5, 2.5]  # between the epochs, once for each run
-    words = [[text.get_text() for text in panel.get_legend().get_texts()] for panel in axes[:2]]
-    assert words == [["a: training", "a: validation", "b: training", "b: validation"], ["a", "b"]]
+    chart = training_figure(runs)
+    for panel, columns in enumerate((("loss", "val_loss"), ("top1",), ("dominance",)), start=1):
+        expected = [(n, c, colour) for n, colour in zip(runs, PALETTE, strict=False) for c in columns]
+        for line, (name, column, colour) in zip(chart.select_traces(row=1, col=panel), expected, strict=True):
+            assert list(line.x) == [1, 2, 3, 4] and list(line.y) == list(runs[name][column])
+            assert line.line.color == colour and line.name.startswith(f"{name}, ")
+            assert list(line.customdata) == [0.1, 0.1, 0.01, 0.01] and "lr %{customdata" in line.hovertemplate
+    falls = [shape.x0 for shape in chart.layout.shapes]
+    assert falls == [2.5] * 6, "between the epochs, in each panel, for each run"
+    shown = [trace.name for trace in chart.data if trace.showlegend]
+    assert shown == ["a, training", "a, validation", "b, training", "b, validation"], "each once"
 
 
 def test_one_run_needs_no_name():
-    loss, accuracy, _ = training_figure(history(1)).axes
-    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["training", "validation"]
-    assert accuracy.get_legend() is None
-    assert accuracy.get_ylabel() == "%" and loss.get_ylabel() == "nats"
+    chart = training_figure(history(1))
+    assert [trace.name for trace in chart.data if trace.showlegend] == ["training", "validation"]
+    titles = [words.text for words in chart.layout.annotations]
+    assert titles[0] == "cross-entropy, nats" and titles[1].endswith("%")

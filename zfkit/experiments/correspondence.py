@@ -53,6 +53,7 @@ class Correspondence:
             they were: both their signs are 0, and they agree for that reason alone.
         moved: by layer and part (or control), the mean length of eps over the length of the features.
         boxes: by part, (N, 4) left, top, right, bottom in pixels, NaN where it is not visible.
+        control_boxes: by control, (draws, N, 4), where its boxes lay.
         groups: (N,) which pictures show the same thing; all different where none were given.
         model: the model's name.
     """
@@ -65,6 +66,7 @@ class Correspondence:
     unchanged: dict[tuple[str, str], float]
     moved: dict[tuple[str, str], float]
     boxes: dict[str, Tensor]
+    control_boxes: dict[str, Tensor]
     groups: Tensor
     model: str
 
@@ -258,6 +260,7 @@ def correspondence(
     return Correspondence(
         layers=tuple(layers), parts=tuple(boxes), pairs=pairs, controls=controls, expected=expected,
         unchanged=unchanged, moved=moved, boxes=boxes,
+        control_boxes={control: torch.stack(covers[control]) for control in CONTROLS},
         groups=torch.arange(N) if groups is None else torch.as_tensor(groups), model=model.name,
     )  # fmt: skip
 

@@ -1,6 +1,9 @@
-"""Results as matplotlib figures in one style: every function takes what an analysis returned, and only draws.
+"""Results as figures in one style: every function takes what an analysis returned, and only draws.
 
-Read `style` (colours, axes) and `pictures` (tensors to pictures, pictures to sheets) first. The others are named after
+What is read off (curves, scatters, effects) is a chart of plotly, whose numbers show when hovered; what is looked at
+is a picture (`PIL.Image`) or a plate of matplotlib. The first line of a function says which, `show` displays all three.
+
+Read `style` (what each colour means), `charts` and `pictures` (tensors to pictures) first. The others are named after
 the room or the experiments whose results they draw: `frequency`, `training`, `health`, `evolution`, `randomisation`,
 `experiments` (occlusion, invariance, correspondence, selectivity), `variants` (first layers, ablation, transfer,
 averages).
@@ -9,6 +12,7 @@ averages).
 from __future__ import annotations
 
 from ..images.colour import full_scale, signed_to_rgb
+from .charts import add_pictures, new_chart, show, to_png
 from .evolution import convergence_figure, evolution_figure, evolution_rgb, evolution_sheet
 from .experiments import (
     correspondence_figure,
@@ -36,11 +40,13 @@ from .style import (
     BLUE,
     GREEN,
     GREY,
+    KERNEL_COLOURS,
     MODEL_COLOURS,
     ORANGE,
     PALETTE,
     PURPLE,
     RED,
+    RULE_COLOURS,
     SKY,
     STYLE,
     YELLOW,

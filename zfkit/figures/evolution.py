@@ -13,11 +13,13 @@ from PIL import ImageColor
 from ..checks import one_of
 from ..errors import LayerError
 from ..images.colour import full_scale, signed_to_rgb
+from .charts import Style, band, draw, faded, mark, new_chart, note, shades
 from .pictures import montage
-from .style import GREY, ORANGE, new_figure, one_or_several, panel_title, shades
+from .style import ORANGE, new_figure, one_or_several
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from plotly.graph_objects import Figure as Chart
     from torch import Tensor
 
     from ..experiments.evolution import Evolution, LayerEvolution
@@ -60,7 +62,7 @@ def evolution_sheet(layer: LayerEvolution, scale: Scale = "row", tile: int = 64)
 def evolution_figure(
     evolution: Evolution, layers: Sequence[str] | None = None, *, scale: Scale = "row"
 ) -> Figure:
-    """The paper's Fig. 4: a block for each layer, a row for each map, a column for each snapshot.
+    """The paper's Fig. 4: a block for each layer, a row for each map, a column for each snapshot: a plate.
 
     Each picture is the projection of the map's strongest activation then; grey is 0, and a map that is active on no
     picture is left grey. An orange bar to the left of a picture: another picture excites the map most than at the
@@ -137,12 +139,12 @@ def _draw_block(
 
 def convergence_figure(
     evolutions: Evolution | Sequence[Evolution], *, level: float = 0.9, lr_falls: Sequence[float] = ()
-) -> Figure:
-    """Numbers beside Fig. 4: distance, CKA and changed pictures over epochs, and when each layer settled.
+) -> Chart:
+    """Numbers beside Fig. 4: distance, CKA and changed pictures over epochs, and when each layer settled: a chart.
 
     Of several runs lines are means and bands reach from the lowest to the highest. Below right: a dot for each
     run, by the layer's CKA; a line from the first to the third quartile of the maps, by each map's own similarity,
-    with a tick at the median.
+    with a tick at the median. A click in the legend hides a layer, a double click shows it alone.
 
     Args:
         level: of the final similarity, at which a layer counts as settled; see `convergence`.
@@ -151,47 +153,62 @@ def convergence_figure(
     from ..experiments.evolution import convergence, settled
 
     runs = one_or_several(evolutions)
-    first = runs[0]
-    layers, epochs = list(first.layers), first.epochs
-    figure, panels = new_figure(2, 2, size=(9, 6.4))
-    colours = shades(len(layers))
-    series = (
-        (panels[0, 0], "distance", "distance to the final weights, first = 1", "distance, first = 1"),
-        (panels[0, 1], "cka", "linear CKA with the last snapshot", "similarity, 0 to 1"),
-        (panels[1, 0], "share_changed", "share of maps with another strongest picture", "share, 0 to 1"),
-    )
-    for axes, name, text, unit in series:
-        for layer, colour in zip(layers, colours, strict=True):
-            values = torch.stack([getattr(run[layer], name) for run in runs])
-            axes.plot(epochs, values.mean(0), "o-", color=colour, markersize=3, label=layer)
-            if len(runs) > 1:
-                low, high = values.amin(0), values.amax(0)
-                axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
-        panel_title(axes, text)
-        axes.set(ylim=(0, 1.05), xlabel="epoch", ylabel=unit)
-    panels[0, 1].axhline(level, color=GREY, linestyle="--", linewidth=1)
-    panels[0, 0].legend(fontsize=8, ncols=2 if len(layers) > 4 else 1)
-    last = panels[1, 1]
+    layers, epochs = list(runs[0].layers), runs[0].epochs
+    titles = (
+        "distance to the final weights, first = 1", "linear CKA with the last snapshot, 0 to 1",
+        "share of maps with another strongest picture",
+        f"settled: similarity stays at {level:g} or above" if len(epochs) > 1 else "",
+    )  # fmt: skip
+    chart = new_chart(2, 2, titles=titles, height=640, vertical_spacing=0.16)
+    panels = {"distance": (1, 1), "cka": (1, 2), "share_changed": (2, 1)}
+    colours = dict(zip(layers, shades(len(layers)), strict=True))
+    for layer, colour in colours.items():
+        for column, where in panels.items():
+            values = torch.stack([getattr(run[layer], column) for run in runs])
+            if len(runs) > 1 and len(epochs) > 1:
+                band(chart, where, epochs, values.amin(0), values.amax(0), colour, layer)
+            told = f"{layer}, epoch %{{x}}: %{{y:.3f}}<br>{titles[list(panels).index(column)]}"
+            style: Style = {"line_color": colour, "marker_size": 5, "mode": "lines+markers", "told": told}
+            draw(chart, where, layer, x=list(epochs), y=values.mean(0).numpy(), **style)
+    for where in panels.values():
+        chart.update_yaxes(range=[0, 1.05], row=where[0], col=where[1])
+    chart.update_xaxes(title_text="epoch")
+    mark(chart, (1, 2), y=level)
     if len(epochs) == 1:
-        for axes in panels[0]:
-            axes.text(
-                0.5, 0.5, "one snapshot: nothing to compare with", ha="center", transform=axes.transAxes
-            )
-        last.set_axis_off()
-    else:
-        table = convergence(runs, level)
-        for y, (layer, colour) in enumerate(zip(layers, colours, strict=True)):
-            row = table.loc[layer]
-            last.plot([row.map_q25, row.map_q75], [y + 0.18] * 2, color=colour, linewidth=5, alpha=0.35)
-            last.plot([row["map"]] * 2, [y + 0.04, y + 0.32], color=colour, linewidth=2)
-            dots = settled(epochs, torch.stack([run[layer].cka for run in runs]), level)
-            last.plot(dots, [y - 0.18] * len(dots), "o", color=colour, markersize=6, alpha=0.8)
-        last.set_yticks(range(len(layers)), layers)
-        last.invert_yaxis()
-        last.set(xlim=(0, epochs[-1]), xlabel="epoch")
-        panel_title(last, f"settled: similarity stays at {level:g} or above")
-        last.grid(axis="y", visible=False)
-    for axes in panels.flat if len(epochs) > 1 else panels.flat[:3]:
-        for epoch in lr_falls:
-            axes.axvline(epoch, color=GREY, linestyle=":", linewidth=1)
-    return figure
+        for where in ((1, 1), (1, 2)):
+            middle = {"xref": "x domain", "yref": "y domain", "xanchor": "center"}
+            note(chart, where, 0.5, 0.5, "one snapshot: nothing to compare with", **middle)
+        return chart.update_xaxes(visible=False, row=2, col=2).update_yaxes(visible=False, row=2, col=2)
+    table = convergence(runs, level)
+    for y, (layer, colour) in enumerate(colours.items()):
+        row = table.loc[layer]
+        quartiles: Style = {"mode": "lines", "line": {"color": faded(colour, 0.35), "width": 6}}
+        draw(chart, (2, 2), x=[row.map_q25, row.map_q75], y=[y + 0.18] * 2, legendgroup=layer, **quartiles)
+        told = f"{layer}: half of its maps settled by epoch {row['map']:.1f} ({row.map_q25:.1f} to {row.map_q75:.1f})"
+        tick = {"symbol": "line-ns-open", "color": colour, "size": 9, "line": {"width": 2}}
+        words: Style = {"mode": "markers", "marker": tick, "told": told}
+        draw(chart, (2, 2), x=[row["map"]], y=[y + 0.18], legendgroup=layer, **words)
+        dots = settled(epochs, torch.stack([run[layer].cka for run in runs]), level)
+        told = f"{layer}, %{{customdata}}<br>its CKA settled at epoch %{{x:.1f}}"
+        words = {
+            "mode": "markers",
+            "marker": {"color": colour, "size": 8, "opacity": 0.8},
+            "told": told,
+        }
+        names = [run.name for run in runs]
+        draw(
+            chart,
+            (2, 2),
+            x=dots.numpy(),
+            y=[y - 0.18] * len(runs),
+            customdata=names,
+            legendgroup=layer,
+            **words,
+        )
+    ticks = {"tickvals": list(range(len(layers))), "ticktext": layers, "showgrid": False}
+    chart.update_yaxes(autorange="reversed", row=2, col=2, **ticks)
+    chart.update_xaxes(range=[0, epochs[-1]], row=2, col=2)
+    for epoch in lr_falls:
+        for where in (*panels.values(), (2, 2)):
+            mark(chart, where, x=epoch, dash="dot")
+    return chart

@@ -9,6 +9,7 @@ import torch
 from PIL import ImageColor
 
 from ..images.colour import signed_to_rgb
+from .charts import Style, Where, band, draw, faded, mark, new_chart, shades
 from .pictures import montage, to_picture
 from .style import (
     BLACK,
@@ -29,6 +30,7 @@ from .style import (
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from plotly.graph_objects import Figure as Chart
     from torch import Tensor
 
     from ..experiments.correspondence import Correspondence
@@ -42,7 +44,7 @@ MOTIONS = {"shift": "shift down, px", "scale": "scale, times", "rotation": "rota
 
 
 def occlusion_figure(occlusion: Occlusion, elsewhere: Elsewhere | None = None) -> Figure:
-    """The paper's Fig. 7 for one picture: `occlude`'s result and, with `project_elsewhere`'s, the rest of (c).
+    """The paper's Fig. 7 for one picture, `occlude`'s result and, with `project_elsewhere`'s, the rest of (c): a plate.
 
     Heat maps lie over the picture, each place at its square's centre, which comes no nearer to the border than
     half a square. The red line in a colour bar is the value without a square.
@@ -130,8 +132,8 @@ def _draw_best_classes(axes: Any, o: Occlusion, best: Tensor) -> None:
 
 def invariance_figure(
     results: Sequence[Invariance], examples: Sequence[int] = (), names: Sequence[str] = ()
-) -> Figure:
-    """The paper's Fig. 5: a row for each motion; distances in a low and a high layer, and P(class).
+) -> Chart:
+    """The paper's Fig. 5, a row for each motion; distances in a low and a high layer, and P(class): a chart.
 
     Args:
         results: from `invariance`, of the same pictures and layers.
@@ -139,80 +141,98 @@ def invariance_figure(
             from the 10th to the 90th percentile).
         names: of the examples, for the legend.
 
-    Distances are normalised: 1 is the mean distance between different pictures. The dashed grey line is the
-    control, where nothing but resampling changed the pictures.
+    Distances are normalised: 1 is the mean distance between different pictures. They share one scale. The dashed grey
+    line is the control, where nothing but resampling changed the pictures.
     """
-    from matplotlib.lines import Line2D
-
     layers, rows = results[0].layers, len(results)
-    figure, axes = new_figure(rows, len(layers) + 1, size=(9, 2.3 * rows + 0.5), squeeze=False)
+    titles = [f"{layer}: distance, 1 = another picture" for layer in layers] + ["P(class)"]
+    chart = new_chart(rows, len(titles), titles=titles, height=210 * rows + 130)
     distances = [result.normalised(layer) for result in results for layer in layers]
     drawn = [d[list(examples)] for d in distances if len(examples)] + [d.quantile(0.9, 0) for d in distances]
     high = max(1.0, *(float(d.max()) for d in drawn))
-    for row, result in zip(axes, results, strict=True):
+    labels = dict(zip(examples, [*names, *(f"picture {i}" for i in examples[len(names) :])], strict=False))
+    mean = f"mean of {len(results[0].probability)}"
+    for row, result in enumerate(results, start=1):
         curves = [(result.normalised(layer), result.normalised(layer, control=True)) for layer in layers]
         curves.append((result.probability, result.control_probability))
-        for axis, (curve, control) in zip(row, curves, strict=True):
-            low, upper = (curve.quantile(q, 0) for q in (0.1, 0.9))
-            axis.fill_between(result.values, low, upper, color=BLACK, alpha=0.1, linewidth=0)
-            for i, colour in zip(examples, PALETTE, strict=False):
-                axis.plot(result.values, curve[i], color=colour, linewidth=1.2)
-            axis.plot(result.values, control.mean(0), color=GREY, linewidth=1.5, linestyle=(0, (4, 2)))
-            axis.plot(result.values, curve.mean(0), color=BLACK, linewidth=2)
-            axis.set(xlabel=MOTIONS[result.motion], ylim=(0, 1.03 if axis is row[-1] else 1.03 * high))
-            axis.margins(x=0)
+        for column, (curve, control) in enumerate(curves, start=1):
+            where, x = (row, column), result.values.numpy()
+            step = f"<br>{MOTIONS[result.motion]}: %{{x:.3g}}<br>{titles[column - 1]}: %{{y:.3f}}"
+            band(chart, where, x, curve.quantile(0.1, 0), curve.quantile(0.9, 0), BLACK, mean)
+            lines = [
+                (name, curve[i], colour, "solid")
+                for (i, name), colour in zip(labels.items(), PALETTE, strict=False)
+            ]
+            lines += [
+                ("resampling alone", control.mean(0), GREY, "dash"),
+                (mean, curve.mean(0), BLACK, "solid"),
+            ]
+            for name, y, colour, dash in lines:
+                line = {"color": colour, "dash": dash, "width": 2.5 if colour == BLACK else 1.5}
+                draw(chart, where, name, x=x, y=y.numpy(), mode="lines", line=line, told=name + step)
+            last = column == len(titles)
+            chart.update_yaxes(range=[0, 1.03 if last else 1.03 * high], row=row, col=column)
+            chart.update_xaxes(title_text=MOTIONS[result.motion], row=row, col=column)
             if result.motion == "rotation":
-                axis.set_xticks(range(0, 361, 90))
-    for axis, layer in zip(axes[0], layers, strict=False):
-        panel_title(axis, f"{layer}: distance /\nmean distance between pictures")
-    panel_title(axes[0][-1], "P(class)")
-    handles = [Line2D([], [], color=c, label=n) for n, c in zip(names, PALETTE, strict=False)]
-    mean = f"mean of {len(results[0].probability)}"
-    handles.append(Line2D([], [], color=BLACK, linewidth=2, label=mean))
-    handles.append(Line2D([], [], color=GREY, linestyle=(0, (4, 2)), label="resampling alone"))
-    legend_below(figure, handles=handles, ncols=min(4, len(handles)))
-    return figure
+                chart.update_xaxes(dtick=90, row=row, col=column)
+    return chart
 
 
-def correspondence_figure(correspondence: Correspondence, *, relative: bool = False) -> Figure:
-    """The paper's Table 1 as a figure: a panel for each layer, a line for each part and control.
+def correspondence_figure(correspondence: Correspondence, *, relative: bool = False) -> Chart:
+    """The paper's Table 1 as a chart: a panel for each layer, a line for each part and control.
 
     Dots with their jackknife error are the parts'; small grey dots are the draws of a control, the line their mean.
+    The axes do not begin at 0.
 
     Args:
         relative: the score over what signs in no order would give, without error bars (`Correspondence.relative`).
     """
     c = correspondence
-    lines = (*c.parts, "random", "same place")
-    size = (9, 0.34 * len(lines) + 1.1)
-    figure, axes = new_figure(1, len(c.layers), size=size, squeeze=False, sharey=True)
-    for axis, layer in zip(axes[0], c.layers, strict=True):
-        for y, part in enumerate(lines):
+    lines = (*c.parts, *c.control_boxes)
+    of = "score / score of signs in no order" if relative else "mean Hamming distance of sign(eps)"
+    titles = [f"{c.model} {layer}" for layer in c.layers]
+    size: Style = {"height": 34 * len(lines) + 130, "shared_yaxes": True}
+    chart = new_chart(1, len(c.layers), titles=titles, **size)
+    for column, layer in enumerate(c.layers, start=1):
+        where = (1, column)
+        for part in lines:
             score = c.relative(layer, part) if relative else c.score(layer, part)
             if part in c.parts:
-                error = None if relative else c.error(layer, part)
-                axis.errorbar(score, y, xerr=error, fmt="o", color=BLUE, capsize=3, markersize=6)
+                error = 0.0 if relative else c.error(layer, part)
+                told = f"{part}: {score:.4f}" + ("" if relative else f", jackknife error {error:.4f}")
+                draw(
+                    chart, where, x=[score], y=[part], mode="markers", marker={"color": BLUE, "size": 9},
+                    error_x={"array": [error], "visible": not relative}, told=told,
+                )  # fmt: skip
                 continue
             draws = c.controls[layer, part].flatten(1).nanmean(1)
             if relative:
                 draws = draws / c.expected[layer, part].flatten(1).nanmean(1)
-            axis.plot(draws, [y] * len(draws), "o", color=GREY, markersize=4, alpha=0.5, markeredgewidth=0)
-            axis.plot([score] * 2, [y - 0.3, y + 0.3], color=BLACK, linewidth=2)
-        panel_title(axis, f"{c.model} {layer}")
-        axis.set_xlabel(
-            "score / score of signs in no order" if relative else "mean Hamming distance of sign(eps)"
-        )
-        axis.set_yticks(range(len(lines)), lines)
-        axis.locator_params(axis="x", nbins=5)
-        axis.grid(axis="y", visible=False)
-    axes[0][0].invert_yaxis()
-    return figure
+            told = f"{part}: %{{x:.4f}}<br>boxes at %{{customdata}}"
+            draw(
+                chart, where, x=draws.numpy(), y=[part] * len(draws), customdata=_corners(c.control_boxes[part]),
+                mode="markers", marker={"color": GREY, "size": 6, "opacity": 0.5}, told=told,
+            )  # fmt: skip
+            tick: Style = {"symbol": "line-ns-open", "color": BLACK, "size": 20, "line": {"width": 2}}
+            told = f"{part}, mean: {score:.4f}"
+            draw(chart, where, x=[score], y=[part], mode="markers", marker=tick, told=told)
+    chart.update_yaxes(autorange="reversed", showgrid=False)
+    return chart.update_xaxes(title_text=of, nticks=6).update_layout(showlegend=False, margin_b=60)
+
+
+def _corners(boxes: Tensor) -> list[str]:
+    """Boxes (draws, N, 4) in words, a line for each draw: where they lie in the first four pictures, in px."""
+    return [
+        "; ".join(f"{left:.0f}, {top:.0f}" for left, top, _, _ in draw[:4].tolist())
+        + f" px from left, top ({draw[0, 2] - draw[0, 0]:.0f} x {draw[0, 3] - draw[0, 1]:.0f} px; first pictures)"
+        for draw in boxes
+    ]
 
 
 def parts_figure(
     pictures: Tensor, parts: Mapping[str, Tensor], objects: Tensor | None = None, *, columns: int = 10
 ) -> Figure:
-    """Pictures (N, 3, H, W) with each part's boxes (N, 4) drawn in its colour, the object's in white."""
+    """Pictures (N, 3, H, W) with each part's boxes (N, 4) drawn in its colour, the object's in white: a plate."""
     from matplotlib.patches import Patch, Rectangle
 
     N, _, H, W = pictures.shape
@@ -230,47 +250,66 @@ def parts_figure(
                 box.set(fill=False, edgecolor=colour, linewidth=width)
                 axis.add_patch(box)
     handles = [Patch(color=colour, label=name) for name, colour in zip(parts, PART_COLOURS, strict=False)]
-    legend_below(figure, handles=handles, fontsize=9)
+    legend_below(figure, handles)
     return figure
 
 
-def selectivity_figure(selectivity: Selectivity) -> Figure:
-    """Class-selectivity index and entropy of the top k's classes by layer, maps as a band, shuffled labels in grey."""
+def selectivity_figure(selectivity: Selectivity) -> Chart:
+    """Class-selectivity index and entropy of the top k's classes by layer, maps as a band, shuffled grey: a chart."""
     table = selectivity.table()
-    figure, panels = new_figure(1, 2, size=(9, 3.2))
-    x = range(len(table))
-    shuffled = f"{CLASS_NAMES[selectivity.kind]} shuffled"
-    for axes, name in zip(panels, ("index", "entropy"), strict=True):
-        low, high = table[f"{name}_q25"], table[f"{name}_q75"]
-        axes.fill_between(x, low, high, color=BLUE, alpha=0.25, label="middle half of maps")
-        axes.plot(x, table[name], "o-", color=BLUE, label="median map")
-        axes.plot(x, table[f"{name}_shuffled"], "s--", color=GREY, label=shuffled)
-        axes.set_xticks(list(x), list(table.index))
-    panels[0].set(title="class-selectivity index", ylim=(0, 1), ylabel="0: all alike, 1: one class only")
+    kind = CLASS_NAMES[selectivity.kind]
+    pictures = f"{selectivity.pictures:,} pictures of {selectivity.classes} "
+    pictures += "photographs" if selectivity.kind == "photograph" else "classes"
+    titles = (
+        "class-selectivity index, 0: all alike, 1: one class only",
+        f"classes of the top {selectivity.k}: entropy, bits",
+    )
+    chart = new_chart(1, 2, title=f"{selectivity.model} on {pictures}", titles=titles)
+    layers = [str(layer) for layer in table.index]
+    for column, name in enumerate(("index", "entropy"), start=1):
+        where = (1, column)
+        for line, y, colour, dash in (
+            ("median map; band: the middle half of maps", table[name], BLUE, "solid"),
+            (f"{kind} shuffled", table[f"{name}_shuffled"], GREY, "dash"),
+        ):
+            told = "%{x}: %{y:.3f}" + (
+                ", half of the maps from %{customdata[0]:.3f} to %{customdata[1]:.3f}"
+                if colour == BLUE
+                else ""
+            )
+            draw(
+                chart, where, line, x=layers, y=y, mode="lines+markers", line={"color": colour, "dash": dash},
+                customdata=table[[f"{name}_q25", f"{name}_q75"]], told=f"{line.partition(';')[0]}<br>{told}",
+            )  # fmt: skip
+        _spread(chart, where, layers, table[f"{name}_q25"], table[f"{name}_q75"], BLUE)
     most = float(table.entropy_most.max())
-    panels[1].set(title=f"classes of the top {selectivity.k}", ylabel="entropy, bits", ylim=(0, 1.06 * most))
-    panels[1].axhline(most, color=GREY, linewidth=1)
-    panels[0].legend(fontsize=8)
-    kind = "photographs" if selectivity.kind == "photograph" else "classes"
-    pictures = f"{selectivity.pictures:,} pictures of {selectivity.classes} {kind}"
-    figure.suptitle(f"{selectivity.model} on {pictures}", fontsize=11)
-    return figure
+    mark(chart, (1, 2), "as many bits as there can be", y=most)
+    chart.update_yaxes(range=[0, 1], row=1, col=1)
+    return chart.update_yaxes(range=[0, 1.1 * most], row=1, col=2)
 
 
-def pose_variation_figure(pose: PoseVariation) -> Figure:
-    """How different each layer's top k are, in pixels and in the layers up to its own; 1 is that of different maps."""
+def _spread(chart: Chart, where: Where, names: Sequence[str], low: Any, high: Any, colour: str) -> None:
+    """A pale band over names instead of numbers."""
+    draw(
+        chart, where, x=[*names, *names[::-1]], y=[*high, *list(low)[::-1]], fill="toself", mode="lines",
+        fillcolor=faded(colour, 0.2), line_width=0,
+    )  # fmt: skip
+
+
+def pose_variation_figure(pose: PoseVariation) -> Chart:
+    """How different each layer's top k are, in pixels and layers up to its own, 1 for different maps: a chart."""
     table = pose.table()
-    figure, axes = new_figure(size=(8, 3.6))
+    title = f"{pose.model}: how different are a map's strongest {pose.k}? (mean and sd over maps)"
+    chart = new_chart(title=title)
     steps = list(dict.fromkeys(table.index.get_level_values("seen_by")))
     layers = list(dict.fromkeys(table.index.get_level_values("layer")))
-    style = {"fmt": "o-", "capsize": 2, "markersize": 5, "elinewidth": 1}
-    for layer, colour in zip(layers, PALETTE * len(layers), strict=False):
+    for layer, colour in zip(layers, shades(len(layers)), strict=True):
         part = table.loc[layer]
-        x = [steps.index(s) for s in part.index]
-        axes.errorbar(x, part.ratio, part.sd, color=colour, label=f"top {pose.k} of {layer}", **style)
-    axes.axhline(1, color=GREY, linestyle="--", linewidth=1)
-    axes.set_xticks(range(len(steps)), steps)
-    axes.set(ylim=(0, None), xlabel="compared in", ylabel="distance / that of different maps")
-    axes.set_title(f"{pose.model}: how different are a map's strongest {pose.k}? (mean, sd over maps)")
-    axes.legend(fontsize=8, ncols=2)
-    return figure
+        draw(
+            chart, name=f"top {pose.k} of {layer}", x=list(part.index), y=part.ratio, line_color=colour,
+            mode="lines+markers", error_y={"array": part.sd, "thickness": 1, "width": 3},
+            told=f"top {pose.k} of {layer}, compared in %{{x}}: %{{y:.3f}}, sd %{{error_y.array:.3f}}",
+        )  # fmt: skip
+    mark(chart, (1, 1), "different maps", y=1)
+    chart.update_xaxes(title_text="compared in", categoryorder="array", categoryarray=steps)
+    return chart.update_yaxes(title_text="distance / that of different maps", rangemode="tozero")

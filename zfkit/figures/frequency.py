@@ -10,26 +10,28 @@ import torch
 from ..errors import LayerError, ZfkitError, unknown
 from ..frequency import HIGH, LOW, wave
 from ..images.colour import signed_to_rgb
+from .charts import Style, Where, band, draw, new_chart, note
 from .pictures import montage
 from .style import (
+    BLACK,
     BLUE,
     FOLDED,
     GREY,
+    KERNEL_COLOURS,
     PALE,
     PALETTE,
     RED,
-    SOFT,
     kept_and_folded,
     model_colours,
     new_figure,
     one_or_several,
     panel_grid,
     panel_title,
-    plain_log,
 )
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from plotly.graph_objects import Figure as Chart
     from torch import Tensor
 
     from ..frequency import Aliasing, FilterSpectra, GratingResponse, Lattice, RandomControl, ShiftConsistency
@@ -40,7 +42,7 @@ EIGHTHS = ([0, 1 / 8, 1 / 4, 3 / 8, 1 / 2], ["0", "1/8", "1/4", "3/8", "1/2"])  
 def filter_sheet(
     spectra: FilterSpectra | Sequence[FilterSpectra], *, order: str = "centroid", columns: int = 12
 ) -> Figure:
-    """First-layer filters of one or several networks side by side, sorted by a column of `FilterSpectra.table`.
+    """First-layer filters of one or several networks side by side, sorted by a column of its table: a plate.
 
     Each filter has its own symmetric scale around mid-grey, its largest weight at full contrast. Beside each row
     stands the value of its first filter. Raises LayerError for filters that do not look at a picture.
@@ -82,69 +84,99 @@ def filter_sheet(
     return figure
 
 
-def radial_spectra(controls: RandomControl | Sequence[RandomControl]) -> Figure:
-    """Pooled radial spectra of several layers, each over the band where random filters of its size lie.
+def radial_spectra(controls: RandomControl | Sequence[RandomControl]) -> Chart:
+    """Pooled radial spectra of several layers, each over the band where random filters of its size lie: a chart.
 
     Density is relative to white filters', which have 1 at every frequency. A triangle on the axis marks where a
     layer's stride begins to alias: 1/(2 stride).
     """
     several = one_or_several(controls)
-    figure, axes = new_figure(size=(9, 4.4))
-    lowest, highest = 1.0, 1.0
+    chart = _radial_chart(height=440)
     for control, colour in zip(several, model_colours([c.spectra.name for c in several]), strict=True):
         spectra = control.spectra
-        profile, (low, high) = spectra.profile(), control.profile_interval()
         summary = spectra.summary()
-        shares = ", ".join(f"{100 * summary[band]:.0f} % {band}" for band in ("low", "mid", "high"))
-        axes.fill_between(spectra.radii, low, high, color=colour, alpha=0.25, linewidth=0)
-        axes.plot(spectra.radii, profile, color=colour, linewidth=2.2, label=f"{spectra.title}: {shares}")
+        shares = ", ".join(f"{100 * summary[name]:.0f} % {name}" for name in ("low", "mid", "high"))
+        name = f"{spectra.title}: {shares}"
+        band(chart, (1, 1), spectra.radii, *control.profile_interval(), colour, name)
+        _draw_profile(chart, name, spectra.title, spectra.radii, spectra.profile(), colour)
         nyquist = 1 / (2 * max(spectra.stride))
         if nyquist < 0.5:
-            marker = {"marker": "^", "markersize": 9, "clip_on": False, "zorder": 5}
-            axes.plot(nyquist, 0, color=colour, transform=axes.get_xaxis_transform(), **marker)
-        lowest = min(lowest, float(profile.min()), float(low.min()))
-        highest = max(highest, float(profile.max()), float(high.max()))
-    axes.axhline(1, color=GREY, linewidth=1, linestyle="--", zorder=1)
+            words = f"{spectra.title}: its stride of {max(spectra.stride)} px keeps frequencies below {nyquist:.3g}"
+            place: Style = {
+                "yref": "y domain",
+                "xanchor": "center",
+                "yanchor": "bottom",
+                "xshift": 0,
+                "hovertext": words,
+            }
+            note(chart, (1, 1), nyquist, 0, "▲", colour, **place)
     random = f"random filters: mean 1, bands {several[0].level:.0%} of {len(several[0].profiles)} draws"
-    axes.annotate(random, (0.495, 1.06), ha="right", va="bottom", fontsize=9, color=SOFT)
-    words = {"ha": "center", "va": "bottom", "fontsize": 9, "color": SOFT}
-    for left, right, name in ((0, LOW, "low"), (LOW, HIGH, "middle"), (HIGH, 0.5, "high")):
-        axes.axvspan(left, right, color=PALE if name == "middle" else "white", zorder=0)
-        axes.annotate(name, ((left + right) / 2, 1.01), xycoords=("data", "axes fraction"), **words)
-    axes.set(
-        yscale="log", xlim=(0, 0.5), ylim=(lowest / 1.3, highest * 1.3), ylabel="power density, 1 = white"
+    note(chart, (1, 1), 0.5, 0, random, xanchor="right", xshift=0, yanchor="bottom")
+    return chart
+
+
+def _radial_chart(title: str = "", height: int = 400) -> Chart:
+    """An empty chart of density over frequency, with the bands and the line where random filters lie."""
+    chart = new_chart(title=title, height=height)
+    chart.add_vrect(
+        x0=LOW,
+        x1=HIGH,
+        fillcolor=PALE,
+        line_width=0,
+        layer="below",
+        row=1,
+        col=1,
+        exclude_empty_subplots=False,
     )
-    axes.set_xlabel("cycles per pixel (triangle: Nyquist frequency of the layer's output)")
-    axes.set_xticks([0, 1 / 12, 1 / 8, 1 / 4, 1 / 3, 1 / 2], ["0", "1/12", "1/8", "1/4", "1/3", "1/2"])
-    plain_log(axes.yaxis)
-    axes.legend(loc="lower left", fontsize=9)
-    return figure
+    for left, right, name in ((0, LOW, "low"), (LOW, HIGH, "middle"), (HIGH, 0.5, "high")):
+        above: Style = {"yref": "y domain", "xanchor": "center", "yanchor": "bottom", "xshift": 0}
+        note(chart, (1, 1), (left + right) / 2, 1, name, **above)
+    dashes = {"color": GREY, "dash": "dash", "width": 1}
+    draw(chart, x=[0, 0.5], y=[1, 1], mode="lines", line=dashes)
+    ticks = [0, 1 / 12, 1 / 8, 1 / 4, 1 / 3, 1 / 2]
+    chart.update_xaxes(range=[0, 0.5], tickvals=ticks, ticktext=["0", "1/12", "1/8", "1/4", "1/3", "1/2"])
+    chart.update_xaxes(title_text="cycles per pixel")
+    ticks = [digit * 10.0**power for power in range(-6, 7) for digit in (1, 2, 5)]
+    chart.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
+    chart.update_yaxes(title_text="power density, 1 = white")
+    return chart
 
 
-def profiles_figure(groups: Mapping[str, Sequence[FilterSpectra]], title: str = "") -> Figure:
-    """Pooled radial spectra of groups of first layers: the mean over a group, and its range as a band.
+def _draw_profile(chart: Chart, name: str, words: str, radii: Tensor, values: Tensor, colour: str) -> None:
+    told = f"{words}<br>%{{x:.3f}} cycles/px: density %{{y:.3g}}"
+    draw(
+        chart,
+        name=name,
+        x=radii.numpy(),
+        y=values.numpy(),
+        line_color=colour,
+        mode="lines",
+        told=told,
+    )
 
-    The middle band is shaded. 1 is the density of filters of random numbers; the first group in grey is a control
-    if its name begins with "untrained".
+
+def profiles_figure(groups: Mapping[str, Sequence[FilterSpectra]], title: str = "") -> Chart:
+    """Pooled radial spectra of groups of first layers, the mean over a group and its range as a band: a chart.
+
+    1 is the density of filters of random numbers. A group is grey if its name begins with "untrained", has its
+    kernel's colour if with "7x7" or "11x11", and is dashed if it says "stride 4". Frequency 0, the filters' mean, is
+    left out: it is 0 where a mean was taken off.
     """
-    figure, axes = new_figure(size=(8, 3.8))
-    colours = iter(PALETTE)
-    axes.axvspan(LOW, HIGH, color=PALE, zorder=0)
+    chart = _radial_chart(title)
+    left = iter([c for c in PALETTE if c not in KERNEL_COLOURS.values()])
+    kernels = {f"{k}x{k}": colour for k, colour in KERNEL_COLOURS.items()}
     for name, spectra in groups.items():
-        colour = GREY if name.startswith("untrained") else next(colours)
-        x, y = spectra[0].radii, torch.stack([s.profile() for s in spectra])
-        axes.fill_between(x, y.amin(0), y.amax(0), color=colour, alpha=0.2, linewidth=0)
-        axes.plot(x, y.mean(0), color=colour, label=name)
-    axes.axhline(1, color=GREY, linewidth=1, linestyle=":")
-    axes.set(yscale="log", xlim=(0, 0.5), xlabel="cycles per pixel", ylabel="power density, 1 = white")
-    plain_log(axes.yaxis)
-    axes.set_title(title, loc="left", fontsize=10)
-    axes.legend(fontsize=8)
-    return figure
+        known = GREY if name.startswith("untrained") else kernels.get(name.partition(",")[0])
+        colour = known or next(left)
+        x, y = spectra[0].radii[1:], torch.stack([s.profile() for s in spectra])[:, 1:]
+        band(chart, (1, 1), x, y.amin(0), y.amax(0), colour, name)
+        _draw_profile(chart, name, f"{name}, mean of {len(spectra)}", x, y.mean(0), colour)
+        chart.data[-1].line.dash = "dash" if "stride 4" in name else "solid"
+    return chart
 
 
 def spectrum_maps(spectra: FilterSpectra | Sequence[FilterSpectra]) -> Figure:
-    """Pooled two-dimensional spectra on one logarithmic scale, up to four in a row, more in rows of three.
+    """Pooled two-dimensional spectra on one logarithmic scale, up to four in a row, more in rows of three: a plate.
 
     Circles are the bounds of the bands; the dashed square holds what the layer's stride can keep apart.
     """
@@ -188,7 +220,7 @@ def _draw_plane(axes: Any, power: Tensor, low: float, high: float) -> Any:
 
 
 def lattice_figure(lattices: Lattice | Sequence[Lattice], controls: Sequence[Lattice] = ()) -> Figure:
-    """For each `lattice`: where the pictures have their energy, the spectrum of it, and a cut through both axes.
+    """For each `lattice`: where the pictures have their energy, its spectrum, and a cut through both axes: a plate.
 
     In the spectrum, circles are the frequencies looked for; in the cut, dotted lines. A lattice shows as peaks there
     in the spectrum, and as a grid in the map of energy. `controls`, one for each lattice, as of pictures that no
@@ -244,8 +276,8 @@ def _draw_cut(
         axes.plot(axis, power[: middle + 1].flip(0), mark, color=colour, linewidth=1.6, label=label)
 
 
-def aliasing_figure(results: Sequence[Aliasing]) -> Figure:
-    """How much of what each filter hands on lies at wrong frequencies: layer by layer, networks side by side.
+def aliasing_figure(results: Sequence[Aliasing]) -> Chart:
+    """How much of what each filter hands on lies at wrong frequencies, layer by layer, networks side by side: a chart.
 
     A dot is a filter, larger where it answers more strongly; a bar is the whole layer's share, with its 95 %
     interval over pictures.
@@ -257,106 +289,125 @@ def aliasing_figure(results: Sequence[Aliasing]) -> Figure:
         ([one.layer for one in results if one.model == m] for m in models), key=len, reverse=True
     )
     layers = list(dict.fromkeys(layer for own in of_model for layer in own))
-    figure, axes = new_figure(size=(9, 4.2))
+    chart = new_chart(height=430)
     width = 0.8 / len(models)
-    highest = 0.0
     for one in results:
         colour = colours[one.model]
         middle = layers.index(one.layer) + (models.index(one.model) - (len(models) - 1) / 2) * width
-        known = ~one.share.isnan()
-        share, energy, count = 100 * one.share[known], (one.kept + one.folded), int(known.sum())
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-        x = middle + width * torch.linspace(-0.32, 0.32, count)[order]  # dots beside each other
-        size = 4 + 60 * (energy[known] / energy.max())
-        axes.scatter(x.numpy(), share.numpy(), s=size.numpy(), color=colour, alpha=0.35, linewidth=0)
+        channels = (~one.share.isnan()).nonzero()[:, 0]
+        energy = (one.kept + one.folded)[channels]
+        order = torch.randperm(len(channels), generator=torch.Generator().manual_seed(0))
+        x = middle + width * torch.linspace(-0.32, 0.32, len(channels))[order]  # dots beside each other
+        size = 4 + 8 * (energy / energy.max()).sqrt()
+        told = f"{one.model} {one.layer}, map %{{customdata[0]}}<br>%{{y:.1f}} % of its energy at wrong frequencies"
+        draw(
+            chart, name=one.model, x=x.numpy(), y=(100 * one.share[channels]).numpy(), mode="markers",
+            marker={"color": colour, "size": size.numpy(), "opacity": 0.4, "line": {"width": 0}},
+            customdata=torch.stack([channels, energy / energy.sum() * 100], 1).numpy(),
+            told=told + "<br>%{customdata[1]:.1f} % of the layer's energy",
+        )  # fmt: skip
         (low, high), total = one.interval(), 100 * one.layer_share
-        axes.plot([middle - 0.42 * width, middle + 0.42 * width], [total, total], color=colour, linewidth=3)
-        axes.plot([middle, middle], [100 * low, 100 * high], color="black", linewidth=1)
-        beside = {"xytext": (1, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
-        axes.annotate(f"{total:.1f}", (middle + 0.43 * width, total), **beside)
-        highest = max(highest, float(torch.quantile(share, 0.99)), 100 * high)
-    axes.set_xticks(range(len(layers)), [_layer_and_stride(layer, results) for layer in layers], fontsize=9)
-    axes.grid(False, axis="x")
-    axes.set(ylim=(0, 1.1 * highest), xlim=(-0.5, len(layers) - 0.4), ylabel="energy at wrong frequencies, %")
-    for model, colour in colours.items():
-        axes.plot([], [], color=colour, linewidth=3, label=model)
-    axes.legend(loc="upper right", ncols=len(models), frameon=False)
-    return figure
+        told = f"{one.model} {one.layer}: {total:.1f} %, 95 % interval {100 * low:.1f} to {100 * high:.1f}"
+        ends = [middle - 0.42 * width, middle + 0.42 * width]
+        draw(
+            chart,
+            x=ends,
+            y=[total, total],
+            mode="lines",
+            line={"color": colour, "width": 4},
+            hoverinfo="skip",
+        )
+        draw(
+            chart, x=[middle], y=[total], mode="markers", marker={"color": colour, "size": 1},
+            error_y={"array": [100 * high - total], "arrayminus": [total - 100 * low], "color": BLACK, "width": 3},
+            told=told,
+        )  # fmt: skip
+        note(chart, (1, 1), ends[1], total, f"{total:.1f}", BLACK, xshift=1)
+    ticks = [_layer_and_stride(layer, results) for layer in layers]
+    chart.update_xaxes(range=[-0.5, len(layers) - 0.4], tickvals=list(range(len(layers))), ticktext=ticks)
+    chart.update_yaxes(title_text="energy at wrong frequencies, %", rangemode="tozero")
+    return chart
 
 
 def _layer_and_stride(layer: str, results: Sequence[Aliasing]) -> str:
     """The layer's name, and below it the stride that all networks have there, or that of each."""
     strides = {one.model: max(one.stride) for one in results if one.layer == layer}
     if len(set(strides.values())) == 1:
-        return f"{layer}\nstride {next(iter(strides.values()))}"
-    return "\n".join([layer, *(f"{model}: stride {stride}" for model, stride in strides.items())])
+        return f"{layer}<br>stride {next(iter(strides.values()))}"
+    return "<br>".join([layer, *(f"{model}: stride {stride}" for model, stride in strides.items())])
 
 
-def gratings_figure(responses: Sequence[GratingResponse], channel: int | None = None) -> Figure:
-    """Responses to drifting gratings, a network per row: with stride 1, after the stride, and where they arrive.
+def gratings_figure(responses: Sequence[GratingResponse], channel: int | None = None) -> Chart:
+    """Responses to drifting gratings, a network per row: with stride 1, after the stride, where they arrive: a chart.
 
     Grey is what stays in place, vermilion what arrives at a wrong frequency; the dashed line is the limit of the
     grid. `channel` picks one feature map; None takes the root mean square of all.
     """
     rows = len(responses)
-    figure, panels = new_figure(rows, 3, size=(9, 2.75 * rows + 0.2), squeeze=False)
-    for one, (plain, folding, arriving) in zip(responses, panels, strict=True):
+    titles = [text for one in responses for text in (
+        f"{one.model} {one.layer}" + ("" if channel is None else f", map {channel}") + ", at every pixel",
+        f"after stride {max(one.spacing)}", "where it arrives")]  # fmt: skip
+    chart = new_chart(rows, 3, titles=titles, height=270 * rows + 90, horizontal_spacing=0.08)
+    for row, one in enumerate(responses, start=1):
         picked = slice(None) if channel is None else (one.channels == channel).nonzero()[:, 0]
         parts = (one.before, one.in_place, one.folded)
         before, kept, folded = (part[picked].square().mean(0).sqrt() for part in parts)
         if not before.numel() or not before.max() > 0:
             raise ZfkitError(f"feature map {channel} of {one.layer!r} did not answer to these gratings")
-        top = float(before.max())
-        _draw_gratings(plain, one, kept_and_folded(before / top, 0 * before))
-        _draw_gratings(folding, one, kept_and_folded(kept / top, folded / top))
-        plain.set_ylabel("orientation, degrees")
-        name = f"{one.model} {one.layer}" + ("" if channel is None else f", map {channel}")
-        plain.set_title(f"{name}, at every pixel", fontsize=10)
-        folding.set_title(f"after stride {max(one.spacing)}", fontsize=10)
-        _draw_arrivals(arriving, one, picked)
-    plain.set_xlabel("frequency of the grating, cycles/px")  # below the last row alone
-    folding.set_xlabel("frequency of the grating, cycles/px")
-    arriving.set_xlabel("frequency it is seen at, cycles/px")
-    return figure
+        top = before.max()
+        _draw_gratings(chart, (row, 1), one, before / top, 0 * before)
+        _draw_gratings(chart, (row, 2), one, kept / top, folded / top)
+        chart.update_yaxes(title_text="orientation, degrees", row=row, col=1)
+        _draw_arrivals(chart, (row, 3), one, picked)
+    for column, of in enumerate(("of the grating", "of the grating", "it is seen at"), start=1):
+        chart.update_xaxes(title_text=f"frequency {of}, cycles/px", row=rows, col=column)
+    return chart.update_layout(barmode="stack")
 
 
-def _draw_gratings(axes: Any, one: GratingResponse, colours: Tensor) -> None:
-    """Colours (F, O, 3) over frequency and orientation, and the frequency that the grid holds."""
+def _draw_gratings(chart: Chart, where: Where, one: GratingResponse, kept: Tensor, folded: Tensor) -> None:
+    """Answers (F, O) over frequency and orientation in colours, and the frequency that the grid holds."""
     f, o = one.frequency, one.orientation
-    half, step = float(f[1] - f[0]) / 2, float(o[1] - o[0]) if len(o) > 1 else 15.0
-    # 180 degrees are 0 again
-    extent = (float(f[0]) - half, float(f[-1]) + half, -step / 2, 180 - step / 2)
-    axes.imshow(colours.transpose(0, 1).numpy(), extent=extent, origin="lower", aspect="auto")
-    axes.grid(False)
-    axes.set_yticks([0, 45, 90, 135])
-    axes.set_xticks(*EIGHTHS)
+    step = float(o[1] - o[0]) if len(o) > 1 else 15.0
+    draw(
+        chart, where, kind="image", z=(255 * kept_and_folded(kept, folded)).round().transpose(0, 1).tolist(),
+        x0=float(f[0]), dx=float(f[1] - f[0]), y0=float(o[0]), dy=step,
+        customdata=torch.stack([kept, folded], -1).transpose(0, 1).numpy(),
+        told="%{x:.3f} cycles/px at %{y:.0f} degrees<br>answer in place %{customdata[0]:.2f}, at a wrong "
+        "frequency %{customdata[1]:.2f} (1: the strongest)",
+    )  # fmt: skip
     angles = torch.arange(-8.0, 180)
     fx, fy = wave(1.0, angles)
     limit = 0.5 / torch.maximum(fx.abs() * one.spacing[1], fy.abs() * one.spacing[0])
-    axes.plot(limit, angles, color="black", linewidth=1, linestyle="--")
-    axes.set(xlim=extent[:2], ylim=extent[2:])
+    dashes = {"color": BLACK, "width": 1, "dash": "dash"}
+    draw(chart, where, x=limit.numpy(), y=angles.numpy(), mode="lines", line=dashes)
+    half, (row, column) = float(f[1] - f[0]) / 2, where
+    ends = [float(f[0]) - half, float(f[-1]) + half]
+    chart.update_xaxes(
+        range=ends, tickvals=EIGHTHS[0], ticktext=EIGHTHS[1], row=row, col=column, constrain=None
+    )
+    # 180 degrees are 0 again; an image's axes keep its pixels square unless they are let go
+    chart.update_yaxes(range=[-step / 2, 180 - step / 2], tickvals=[0, 45, 90, 135], row=row, col=column)
+    chart.update_yaxes(scaleanchor=False, row=row, col=column)
 
 
-def _draw_arrivals(axes: Any, one: GratingResponse, picked: Any) -> None:
+def _draw_arrivals(chart: Chart, where: Where, one: GratingResponse, picked: Any) -> None:
     """Energy by the frequency at which the map shows it, its own and wrong ones on top of each other."""
     edges, own, wrong = one.arrivals(picked)
     total = float(own.sum()) + float(wrong.sum())
-    middle, width = (edges[:-1] + edges[1:]) / 2, float(edges[1] - edges[0])
-    below = torch.zeros_like(own)
-    for part, colour, label in ((own, "#4D4D4D", "its own"), (wrong, FOLDED, "wrong")):
-        heights, bottoms = ((100 * v / total).numpy() for v in (part, below))
-        label = f"{label}: {100 * float(part.sum()) / total:.0f} %"
-        axes.bar(middle.numpy(), heights, 0.92 * width, bottoms, color=colour, label=label)
-        below = below + part
-    axes.set(
-        ylabel="energy, %", xlim=(0, float(edges[-1])), ylim=(0, 1.42 * 100 * float(below.max()) / total)
-    )
-    axes.set_title("where it arrives", fontsize=10)
-    axes.legend(fontsize=8, loc="upper left", handlelength=1, frameon=False)
+    middle, shares = (edges[:-1] + edges[1:]) / 2, []
+    for part, colour, name in ((own, "#4D4D4D", "its own frequency"), (wrong, FOLDED, "a wrong frequency")):
+        shares.append(f"{100 * float(part.sum()) / total:.0f} % at {name}")
+        told = f"{name}<br>seen at %{{x:.3f}} cycles/px: %{{y:.1f}} % of the energy"
+        options: Style = {"marker": {"color": colour, "line": {"width": 0}}, "told": told}
+        draw(chart, where, f"at {name}", "bar", x=middle.numpy(), y=(100 * part / total).numpy(), **options)
+    above: Style = {"yref": "y domain", "xref": "x domain", "xanchor": "right", "yanchor": "top", "xshift": 0}
+    note(chart, where, 1, 1, "<br>".join(shares), **above)
+    chart.update_yaxes(title_text="energy, %", row=where[0], col=where[1])
+    chart.update_xaxes(range=[0, float(edges[-1])], row=where[0], col=where[1])
 
 
-def shift_figure(results: Sequence[ShiftConsistency], layers: Sequence[str] | None = None) -> Figure:
-    """What a shift changes, networks in one colour each: class agreement where there is one, then layer by layer.
+def shift_figure(results: Sequence[ShiftConsistency], layers: Sequence[str] | None = None) -> Chart:
+    """What a shift changes, networks in one colour each: class agreement, then layer by layer: a chart.
 
     Bands are 95 % intervals over pictures. Triangles on the axis mark shifts by whole units of the layer's map;
     "in place": no unit is free of the border, so maps are compared without moving them.
@@ -370,50 +421,59 @@ def shift_figure(results: Sequence[ShiftConsistency], layers: Sequence[str] | No
     classes = any(not one.agreement.isnan().all() for one in results)
     count = len(names) + classes
     columns = min(count, 3)
-    figure, panels = panel_grid(count, columns, width=3 * columns if columns > 1 else 5, row=2.9)
+    titles = ["same class as before, % of pictures"] * classes
+    titles += [_shift_title(name, results) for name in names]
+    places = [(1 + i // columns, 1 + i % columns) for i in range(count)]
+    chart = new_chart(places[-1][0], columns, titles=titles, height=260 * places[-1][0] + 100)
     colours = model_colours([one.model for one in results])
     if classes:
-        _draw_agreement(panels[0], results, colours)
+        _draw_agreement(chart, results, colours)
     distances = [one.distance[one.layers.index(n)] for one in results for n in names if n in one.layers]
     top = max((float(d.mean(0).nan_to_num(0).max()) for d in distances), default=1.0)
-    for axes, name in zip(panels[classes:], names, strict=True):
-        _draw_distances(axes, results, colours, name)
-        axes.set(ylim=(0, 1.1 * top), xlim=(0, None))
-    for i, axes in enumerate(panels):
-        axes.set_xlabel("shift, px")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        # in the first panel of a row, or beside the classes'
-        if (i % columns == 0 and i >= classes) or (i == 1 and classes and columns > 1):
-            axes.set_ylabel("feature distance\n1 = another picture")
-    panels[0].legend(fontsize=8, loc="best", frameon=False)
-    return figure
+    for where, name in zip(places[classes:], names, strict=True):
+        _draw_distances(chart, where, results, colours, name)
+        chart.update_yaxes(range=[0, 1.1 * top], row=where[0], col=where[1])
+        if where == places[classes] or where[1] == 1:
+            chart.update_yaxes(title_text="feature distance, 1 = another picture", row=where[0], col=where[1])
+    for row, column in places:
+        chart.update_xaxes(title_text="shift, px", rangemode="tozero", row=row, col=column)
+    return chart
 
 
-def _draw_agreement(axes: Any, results: Sequence[ShiftConsistency], colours: Sequence[str]) -> None:
+def _shift_title(name: str, results: Sequence[ShiftConsistency]) -> str:
+    own = [one for one in results if name in one.layers]
+    in_place = [one.model for one in own if not one.inside[one.layers.index(name)]]
+    words = [", in place"] if len(in_place) == len(results) else [f", {m} in place" for m in in_place]
+    return "".join([name, *words])
+
+
+def _draw_agreement(chart: Chart, results: Sequence[ShiftConsistency], colours: Sequence[str]) -> None:
     for one, colour in zip(results, colours, strict=True):
         low, high = (100 * one.interval().T).numpy()
         shifts, kept = one.shifts.numpy(), (100 * one.consistency()).numpy()
-        axes.fill_between(shifts, low, high, color=colour, alpha=0.2, linewidth=0)
-        axes.plot(shifts, kept, color=colour, marker="o", markersize=4, label=one.model)
-    axes.set_title("same class as before", fontsize=10)
-    axes.set(ylabel="pictures, %", ylim=(0, 102), xlim=(0, None))
+        band(chart, (1, 1), shifts, low, high, colour, one.model)
+        told = f"{one.model}<br>moved by %{{x}} px, %{{y:.1f}} % keep their class"
+        draw(
+            chart, (1, 1), one.model, x=shifts, y=kept, mode="lines+markers", line_color=colour,
+            customdata=one.interval().mul(100).numpy(),
+            told=told + " (%{customdata[0]:.1f} to %{customdata[1]:.1f})",
+        )  # fmt: skip
+    chart.update_yaxes(range=[0, 102], row=1, col=1)
 
 
 def _draw_distances(
-    axes: Any, results: Sequence[ShiftConsistency], colours: Sequence[str], name: str
+    chart: Chart, where: Where, results: Sequence[ShiftConsistency], colours: Sequence[str], name: str
 ) -> None:
-    in_place = []
     for one, colour in zip(results, colours, strict=True):
         if name not in one.layers:
             continue
         i = one.layers.index(name)
-        distance = one.distance[i].mean(0).numpy()
-        axes.plot(one.shifts.numpy(), distance, color=colour, marker="o", markersize=4, label=one.model)
-        if not one.inside[i]:
-            in_place.append(one.model)
-            continue
-        whole = [shift for shift in range(int(one.shifts[-1]) + 1) if shift % one.spacing[i] == 0]
-        mark = {"color": colour, "markersize": 8, "alpha": 0.8, "clip_on": False}
-        axes.plot(whole, [0] * len(whole), "^", transform=axes.get_xaxis_transform(), **mark)
-    words = [", in place"] if len(in_place) == len(results) else [f", {m} in place" for m in in_place]
-    axes.set_title("".join([name, *words]), fontsize=10)
+        told = f"{one.model} {name}<br>moved by %{{x}} px: distance %{{y:.3f}}"
+        options: Style = {"mode": "lines+markers", "line_color": colour, "told": told}
+        draw(chart, where, one.model, x=one.shifts.numpy(), y=one.distance[i].mean(0).numpy(), **options)
+        if one.inside[i]:
+            whole = [shift for shift in range(int(one.shifts[-1]) + 1) if shift % one.spacing[i] == 0]
+            triangles = {"symbol": "triangle-up", "size": 9, "color": colour, "opacity": 0.8}
+            told = f"{one.model} {name}: %{{x}} px are whole units"
+            options = {"marker": triangles, "cliponaxis": False, "told": told}
+            draw(chart, where, x=whole, y=[0] * len(whole), mode="markers", **options)

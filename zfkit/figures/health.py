@@ -10,12 +10,14 @@ import numpy as np
 import torch
 
 from ..images.colour import full_scale, signed_to_rgb
+from .charts import draw, mark, new_chart
 from .pictures import montage
-from .style import BLUE, ORANGE, RED, SKY, SOFT, STYLE, new_figure, panel_title, show_picture
+from .style import BLUE, GREY, ORANGE, RED, SKY, SOFT, STYLE, new_figure, panel_title, show_picture
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+    from plotly.graph_objects import Figure as Chart
     from torch import Tensor
 
     from ..health import Finding, Report
@@ -128,8 +130,8 @@ def _draw_layers(panels: Sequence[Any], report: Report) -> None:
         axes.tick_params(axis="y", labelsize=7)
 
 
-def steps_figure(table: pd.DataFrame, limits: Mapping[str, float] | None = None) -> Figure:
-    """What was measured after each step: a row for each, a panel for each column, one scale for all rows.
+def steps_figure(table: pd.DataFrame, limits: Mapping[str, float] | None = None) -> Chart:
+    """What was measured after each step, a row for each, a panel for each column, one scale for all rows: a chart.
 
     Args:
         table: data frame by step, numbers in its columns. Its last row stands out.
@@ -137,24 +139,25 @@ def steps_figure(table: pd.DataFrame, limits: Mapping[str, float] | None = None)
     """
     limits = limits or {}
     rows, columns = table.shape
-    figure, panels = new_figure(1, columns, size=(9, 1.1 + 0.36 * rows), sharey=True, squeeze=False)
-    for axes, column in zip(panels[0], table.columns, strict=True):
+    titles = [textwrap.fill(str(column), 20).replace("\n", "<br>") for column in table.columns]
+    chart = new_chart(
+        1, columns, titles=titles, height=140 + 34 * rows, shared_yaxes=True, horizontal_spacing=0.02
+    )
+    names = [str(name) for name in table.index]
+    for i, column in enumerate(table.columns, start=1):
         values = table[column].astype(float)
-        high = max(float(values.max()), limits.get(column, 0.0), 1e-12)
-        axes.barh(range(rows), values, color=[SKY] * (rows - 1) + [BLUE], height=0.7)
-        for y, value in enumerate(values):
-            missing = value != value
-            text, x = ("not measured", 0) if missing else (f"{value:.3g}", value)
-            over = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # the dashed line may run there
-            axes.text(x + 0.03 * high, y, text, va="center", fontsize=8, bbox=over)
+        written = ["not measured" if value != value else f"{value:.3g}" for value in values]
+        draw(
+            chart, (1, i), str(column), "bar", orientation="h", x=values.fillna(0), y=names, text=written,
+            textposition="outside", cliponaxis=False, marker_color=[GREY] * (rows - 1) + [BLUE],
+            told=f"%{{y}}<br>{column}: %{{text}}",
+        )  # fmt: skip
         if column in limits:
-            axes.axvline(limits[column], color=RED, linestyle="--", linewidth=1.2)
-        axes.set_xlim(0, 1.3 * high)
-        axes.set_title(textwrap.fill(str(column), 20), fontsize=9)
-        axes.tick_params(axis="x", labelsize=8)
-    panels[0][0].set_yticks(range(rows), [str(name) for name in table.index], fontsize=9)
-    panels[0][0].invert_yaxis()
-    return figure
+            mark(chart, (1, i), colour=RED, x=limits[column])
+        high = max(float(values.max()), limits.get(column, 0.0), 1e-12)
+        chart.update_xaxes(range=[0, 1.35 * high], nticks=4, row=1, col=i)
+    chart.update_yaxes(autorange="reversed", showgrid=False)
+    return chart.update_layout(showlegend=False, margin={"t": 80, "b": 40})
 
 
 def strips_figure(rows: Mapping[str, Tensor], title: str = "", *, scale: float | None = None) -> Figure:

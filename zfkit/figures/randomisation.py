@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..checks import whole_number
 from ..errors import ZfkitError
 from ..images.colour import signed_to_rgb
+from .charts import Where, draw, faded, mark, new_chart
 from .pictures import to_picture
-from .style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, legend_below, new_figure, show_picture
+from .style import BLACK, GREY, RULE_COLOURS, new_figure, show_picture
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+    from plotly.graph_objects import Figure as Chart
 
+    from ..deconv.rules import Rule
     from ..experiments.randomisation import SanityChecks
 
-RULE_COLOURS = {"deconvnet": BLUE, "guided": ORANGE, "gradient": GREEN}
 SANITY_ROWS = {
     "other channel": "other channel",
     "other picture": "other picture",
@@ -28,8 +30,8 @@ SANITY_ROWS = {
 }
 
 
-def sanity_figure(checks: SanityChecks, layer: str) -> Figure:
-    """How much of a layer's projections survives each change: three measures, mean and sd over units, by rule.
+def sanity_figure(checks: SanityChecks, layer: str) -> Chart:
+    """How much of a layer's projections survives each change: three measures, mean and sd over units, by rule: a chart.
 
     The grey band is what unrelated units score: from the rule with the lowest mean to that with the highest.
     """
@@ -40,26 +42,26 @@ def sanity_figure(checks: SanityChecks, layer: str) -> Figure:
     keys = [key[2:] for key in table.index if key[1] == rules[0]]
     rows = {(c, ""): name for c, name in SANITY_ROWS.items() if (c, "") in keys}
     rows |= {key: _redrawn(layer, key[1], untrained) for key in keys if key[0] == "down to"}
-    figure, panels = new_figure(1, 3, size=(9, 1.4 + 0.34 * len(rows)), sharey=True)
-    for axes, (measure, title) in zip(panels, MEASURES.items(), strict=True):
+    units = f"{int(table.units.max())} units; grey: unrelated units"
+    title = f"{checks.model} {layer}: likeness to the trained network's projection ({units})"
+    size = {"height": 40 * len(rows) + 170, "shared_yaxes": True}
+    chart = new_chart(1, 3, title=title, titles=list(MEASURES.values()), **size)
+    for column, measure in enumerate(MEASURES, start=1):
         floor = [float(table.loc[(layer, r, "unrelated", ""), measure]) for r in rules]
-        axes.axvspan(min(floor), max(floor), color=GREY, alpha=0.3, linewidth=0)
-        axes.axvline(sum(floor) / len(floor), color=GREY, linewidth=1)
+        place = {"row": 1, "col": column, "line_width": 0, "layer": "below", "exclude_empty_subplots": False}
+        chart.add_vrect(x0=min(floor), x1=max(floor), fillcolor=GREY, opacity=0.3, **place)
+        mark(chart, (1, column), x=sum(floor) / len(floor), dash="solid")
         for i, rule in enumerate(rules):
             part = table.loc[[(layer, rule, *row) for row in rows]]
             y = [n + 0.22 * (i - (len(rules) - 1) / 2) for n in range(len(rows))]
-            style = {"fmt": "o", "markersize": 4, "elinewidth": 1.2, "color": RULE_COLOURS[rule]}
-            axes.errorbar(part[measure], y, xerr=part[f"{measure}_sd"], label=rule, **style)
-        axes.set_title(title, fontsize=10)
-        axes.set_xlim(min(-0.15, axes.get_xlim()[0]), 1.05)
-    panels[0].set_yticks(range(len(rows)), rows.values(), fontsize=9)
-    panels[0].invert_yaxis()
-    legend_below(figure, panels[0], fontsize=9)
-    units = f"{int(table.units.max())} units; grey: unrelated units"
-    figure.suptitle(
-        f"{checks.model} {layer}: likeness to the trained network's projection ({units})", fontsize=11
-    )
-    return figure
+            told = f"{rule}, %{{customdata}}<br>{MEASURES[measure]}: %{{x:.3f}}, sd %{{error_x.array:.3f}}"
+            draw(
+                chart, (1, column), rule, x=part[measure], y=y, mode="markers", told=told,
+                marker={"color": RULE_COLOURS[rule], "size": 7}, customdata=list(rows.values()),
+                error_x={"array": part[f"{measure}_sd"], "thickness": 1.2, "width": 0},
+            )  # fmt: skip
+    ticks = {"tickvals": list(range(len(rows))), "ticktext": list(rows.values())}
+    return chart.update_yaxes(autorange="reversed", **ticks).update_xaxes(range=[-0.3, 1.05])
 
 
 def _redrawn(layer: str, weights: str, untrained: str) -> str:
@@ -71,7 +73,7 @@ def _redrawn(layer: str, weights: str, untrained: str) -> str:
 def sanity_sheet(
     checks: SanityChecks, layer: str, unit: int = 0, conditions: Sequence[tuple[str, str]] | None = None
 ) -> Figure:
-    """One unit's projections: a row for each rule, a column for each change, the photo first.
+    """One unit's projections: a row for each rule, a column for each change, the photo first: a plate.
 
     Args:
         unit: one of those whose projections were kept.
@@ -108,61 +110,70 @@ def sanity_sheet(
     return figure
 
 
-def sanity_layers_figure(checks: SanityChecks) -> Figure:
-    """Across layers: signed rank correlation after each of four changes, a panel for each rule; unrelated in grey."""
+def sanity_layers_figure(checks: SanityChecks) -> Chart:
+    """Across layers: signed rank correlation after each of four changes, a panel for each rule: a chart.
+
+    In the rule's colour what changes the input or the unit; in grey the controls, whose weights or unit are others.
+    """
     changes = {
-        "other channel": ("other channel", ORANGE),
-        "other picture": ("other picture", PURPLE),
-        "down to": ("untrained weights", BLUE),
-        "unrelated": ("unrelated unit", GREY),
+        "other channel": ("other channel", "circle", "solid"),
+        "other picture": ("other picture", "diamond-open", "solid"),
+        "down to": ("untrained weights", "square", "solid"),
+        "unrelated": ("unrelated unit", "square-open", "dash"),
     }
-    figure, panels = new_figure(1, len(checks.rules), size=(9, 3.2), sharey=True, squeeze=False)
-    for axes, k, condition, x, part in _by_layer(checks, panels[0], changes):
-        label, colour = changes[condition]
-        style = {"fmt": "s--" if condition == "unrelated" else "o-", "capsize": 2, "markersize": 4}
-        at = [i + 0.06 * (k - 1.5) for i in x]
-        axes.errorbar(at, part.spearman, part.spearman_sd, color=colour, label=label, **style)
-    panels[0][0].set(ylabel="rank correlation\nwith the trained projection", ylim=(-0.4, 1.05))
-    legend_below(figure, panels[0][0], fontsize=9)
-    figure.suptitle(f"{checks.model}: what is left of a projection (mean and sd over units)", fontsize=11)
-    return figure
+    title = f"{checks.model}: what is left of a projection (mean and sd over units)"
+    chart = new_chart(1, len(checks.rules), title=title, titles=checks.rules, shared_yaxes=True)
+    for where, rule, k, condition, x, part in _by_layer(checks, changes):
+        name, symbol, dash = changes[condition]
+        colour = RULE_COLOURS[rule] if condition.startswith("other") else GREY
+        told = f"{rule}, {name}, %{{customdata}}<br>rank correlation %{{y:.3f}}, sd %{{error_y.array:.3f}}"
+        draw(
+            chart, where, name, x=[i + 0.06 * (k - 1.5) for i in x], y=part.spearman, mode="lines+markers",
+            line={"color": colour, "dash": dash}, marker={"symbol": symbol, "size": 8},
+            error_y={"array": part.spearman_sd, "thickness": 1, "width": 3},
+            customdata=[checks.layers[i] for i in x], told=told,
+        )  # fmt: skip
+    chart.update_yaxes(title_text="rank correlation with the trained projection", row=1, col=1)
+    chart.update_xaxes(tickvals=list(range(len(checks.layers))), ticktext=checks.layers)
+    return chart.update_yaxes(range=[-0.4, 1.05])
 
 
-def photo_likeness_figure(checks: SanityChecks) -> Figure:
-    """Is a projection the photo again? Rank correlation with the photo's detail, trained and untrained, by layer."""
+def photo_likeness_figure(checks: SanityChecks) -> Chart:
+    """Is a projection the photo again? Rank correlation with the photo's detail, by layer, a panel a rule: a chart.
+
+    In the rule's colour the trained network's projections, pale with another picture's switches; grey: untrained.
+    """
     changes = {
-        "trained": ("trained", BLUE),
-        "down to": ("untrained weights", ORANGE),
-        "other switches": ("trained, other picture's switches", GREY),
+        "trained": "trained",
+        "down to": "untrained weights",
+        "other switches": "trained, other picture's switches",
     }
-    figure, panels = new_figure(1, len(checks.rules), size=(9, 2.9), sharey=True, squeeze=False)
-    for axes, k, condition, x, part in _by_layer(checks, panels[0], changes):
-        label, colour = changes[condition]
-        at = [i + 0.24 * (k - 1) for i in x]
-        axes.bar(
-            at, part.photo, 0.22, yerr=part.photo_sd, color=colour, label=label, error_kw={"elinewidth": 1}
-        )
-    for axes in panels[0]:
-        axes.axhline(0, color=BLACK, linewidth=0.8)
-    panels[0][0].set(ylabel="rank correlation\nwith the photo's detail")
-    legend_below(figure, panels[0][0], fontsize=9)
     title = f"{checks.model}: how much of the photo is in a projection (mean and sd over units)"
-    figure.suptitle(title, fontsize=11)
-    return figure
+    chart = new_chart(1, len(checks.rules), title=title, titles=checks.rules, shared_yaxes=True)
+    for where, rule, k, condition, x, part in _by_layer(checks, changes):
+        name, own = changes[condition], RULE_COLOURS[rule]
+        colour = {"trained": own, "down to": GREY, "other switches": faded(own, 0.4)}[condition]
+        told = f"{rule}, {name}, %{{customdata}}<br>rank correlation %{{y:.3f}}, sd %{{error_y.array:.3f}}"
+        draw(
+            chart, where, name, "bar", x=[i + 0.24 * (k - 1) for i in x], y=part.photo, width=0.22,
+            marker_color=colour, error_y={"array": part.photo_sd, "thickness": 1, "width": 0},
+            customdata=[checks.layers[i] for i in x], told=told,
+        )  # fmt: skip
+    chart.update_yaxes(title_text="rank correlation with the photo's detail", row=1, col=1)
+    chart.update_xaxes(tickvals=list(range(len(checks.layers))), ticktext=checks.layers)
+    return chart.update_yaxes(zeroline=True, zerolinecolor=BLACK)
 
 
 def _by_layer(
-    checks: SanityChecks, panels: Sequence[Any], conditions: Iterable[str]
-) -> Iterator[tuple[Any, int, str, list[int], pd.DataFrame]]:
+    checks: SanityChecks, conditions: Iterable[str]
+) -> Iterator[tuple[Where, Rule, int, str, list[int], pd.DataFrame]]:
     """A panel for each rule, and in it for each condition the layers (by number) that have it, with their rows."""
     table = checks.table()
-    for axes, rule in zip(panels, checks.rules, strict=True):
+    for column, rule in enumerate(checks.rules, start=1):
         for k, condition in enumerate(conditions):
             keys = [
                 (layer, rule, condition, checks.untrained(layer) if condition == "down to" else "")
                 for layer in checks.layers
             ]
             x = [i for i, key in enumerate(keys) if key in table.index]
-            yield axes, k, condition, x, table.loc[[keys[i] for i in x]]
-        axes.set_xticks(range(len(checks.layers)), checks.layers)
-        axes.set_title(rule, fontsize=10)
+            yield (1, column), rule, k, condition, x, table.loc[[keys[i] for i in x]]

@@ -1,4 +1,17 @@
-"""Colours, fonts and axes that all figures share."""
+"""Colours that all figures share, and the axes of plates (matplotlib); charts have theirs in `charts`.
+
+A colour has one meaning in all figures and notebooks:
+
+- blue: a trained network and what was measured of it; of several networks `zfnet64`, of kernels 7x7
+- orange: what it is compared with: `alexnet64`, kernels of 11x11
+- grey: a control or a state before: random weights, shuffled labels, unrelated units, resampling alone
+- vermilion: what is wrong, and the limit at which it begins: folded frequencies, dead maps, guessing
+- black: a reference: this run, the mean of all, the paper's number
+- green, purple, sky: the rules deconvnet, guided and gradient
+- light to dark (`charts.shades`): layers, from the first to the last
+
+What has no meaning of its own (runs, pictures, classes) takes `PALETTE` in order, and is named where it stands.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +31,14 @@ T = TypeVar("T")
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK = PALETTE = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000",
 )  # fmt: skip
-GREY = "#8C8C8C"  # controls: random filters, shuffled labels, untrained networks
+GREY = "#8C8C8C"
+GRID = "#E6E6E6"
 PALE = "#F3F3F3"  # a band of the axis that is only marked
 SOFT = "#555555"  # words in a figure that are not its data
 FOLDED = RED  # what arrives at a wrong frequency, in every figure
 MODEL_COLOURS = {"zfnet64": BLUE, "alexnet64": ORANGE}  # the bundled pair keeps its colours in every figure
+RULE_COLOURS = {"deconvnet": GREEN, "guided": PURPLE, "gradient": SKY}
+KERNEL_COLOURS = {7: BLUE, 11: ORANGE}  # of first layers, as of the bundled pair
 
 # What matplotlib reads while it makes axes; titles and legends are set where they are drawn.
 STYLE: dict[str, Any] = {
@@ -31,7 +47,7 @@ STYLE: dict[str, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": "#E6E6E6",
+    "grid.color": GRID,
     "grid.linewidth": 0.8,
     "axes.axisbelow": True,
 }
@@ -87,32 +103,13 @@ def model_colours(names: Sequence[str]) -> list[str]:
     return [own[name] for name in names]
 
 
-def shades(count: int) -> list[Any]:
-    """Colours from the first layer to the last, light to dark, that colour-blind readers can put in order."""
-    import matplotlib as mpl
-
-    return [mpl.colormaps["viridis"](0.9 * (1 - i / max(count - 1, 1))) for i in range(count)]
-
-
 def kept_and_folded(kept: Tensor, folded: Tensor) -> Tensor:
     """(H, W, 3) from 0 to 1: white where nothing answers, towards dark grey for what is kept, vermilion for folded."""
     dark, red = (torch.tensor(ImageColor.getrgb(c)) / 255 for c in ("#1A1A1A", FOLDED))
     return (1 - kept[..., None] * (1 - dark) - folded[..., None] * (1 - red)).clamp(0, 1).float()
 
 
-def legend_below(figure: Figure, *panels: Any, handles: Sequence[Any] = (), **options: Any) -> None:
-    """One legend under the whole figure: these handles, or what the panels have, in one row."""
-    entries = [axes.get_legend_handles_labels() for axes in panels]
-    handles = [*handles, *(handle for own, _ in entries for handle in own)]
-    labels = [handle.get_label() for handle in handles]
-    options = {"fontsize": 8, "ncols": len(handles)} | options
-    figure.legend(handles, labels, loc="outside lower center", frameon=False, **options)
-
-
-def plain_log(axis: Any) -> None:
-    """Numbers on a logarithmic axis as they are written, 0.1 and 3."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
+def legend_below(figure: Figure, handles: Sequence[Any], **options: Any) -> None:
+    """One legend under the whole figure, in one row."""
+    words = {"loc": "outside lower center", "frameon": False, "fontsize": 9, "ncols": len(handles)}
+    figure.legend(handles=handles, **words | options)

@@ -1,43 +1,41 @@
-"""Figure of a training's course."""
+"""Chart of a training's course."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from .style import GREY, PALETTE, new_figure
+from .charts import draw, mark, new_chart
+from .style import PALETTE
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
+    from plotly.graph_objects import Figure as Chart
 
 
-def training_figure(histories: pd.DataFrame | Mapping[str, pd.DataFrame]) -> Figure:
-    """Loss, validation accuracy and dominance over epochs, of one run or of several by name (`Run.history`).
+def training_figure(histories: pd.DataFrame | Mapping[str, pd.DataFrame]) -> Chart:
+    """Loss, validation accuracy and dominance over epochs, of one run or of several by name (`Run.history`): a chart.
 
     Dotted lines mark where the learning rate fell.
     """
     several = histories if isinstance(histories, Mapping) else {"": histories}
-    figure, panels = new_figure(1, 3, size=(9, 2.8))
-    loss, accuracy, largest = panels
-    for (name, history), colour in zip(several.items(), PALETTE * len(several), strict=False):
-        label = f"{name}: " if name else ""
-        loss.plot(history.epoch, history.loss, color=colour, label=f"{label}training")
-        loss.plot(history.epoch, history.val_loss, "--", color=colour, label=f"{label}validation")
-        accuracy.plot(history.epoch, history.top1, color=colour, label=name or "top-1")
-        largest.plot(history.epoch, history.dominance, color=colour, label=name or None)
-        for axes in panels:
-            for epoch in history.epoch[history.lr.diff() < 0]:
-                axes.axvline(epoch - 0.5, color=GREY, linestyle=":", linewidth=1)
-    loss.set(title="cross-entropy", xlabel="epoch", ylabel="nats", ylim=(0, None))
-    accuracy.set(title="validation top-1", xlabel="epoch", ylabel="%", ylim=(0, 102))
-    high = max(float(history.dominance.max()) for history in several.values())
-    largest.set(
-        title="dominance in conv1", xlabel="epoch", ylabel="largest / median RMS", ylim=(0, 1.1 * high)
+    titles = ("cross-entropy, nats", "validation top-1, %", "dominance, conv1's largest / median RMS")
+    chart = new_chart(1, 3, titles=titles, height=320)
+    panels = (
+        ("loss", 1, "training"),
+        ("val_loss", 1, "validation"),
+        ("top1", 2, "validation"),
+        ("dominance", 3, "training"),
     )
-    for axes in panels:
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    loss.legend(fontsize=8)
-    if len(several) > 1:
-        accuracy.legend(fontsize=8)
-    return figure
+    for (name, history), colour in zip(several.items(), PALETTE * len(several), strict=False):
+        for column, panel, of in panels:
+            label = f"{name}, {of}" if name else of
+            told = f"{label}, epoch %{{x}}<br>{titles[panel - 1]}: %{{y:.3f}}<br>lr %{{customdata:g}}"
+            line = {"color": colour, "dash": "dash" if of == "validation" else "solid"}
+            data = {"x": history.epoch, "y": history[column], "customdata": history.lr, "told": told}
+            draw(chart, (1, panel), label, mode="lines", line=line, **data)
+        for panel in (1, 2, 3):
+            for epoch in history.epoch[history.lr.diff() < 0]:
+                mark(chart, (1, panel), x=float(epoch) - 0.5, dash="dot")
+    chart.update_xaxes(title_text="epoch").update_yaxes(rangemode="tozero")
+    return chart.update_yaxes(range=[0, 102], row=1, col=2)
