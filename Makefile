@@ -51,7 +51,7 @@ lab: .venv/notebooks
 PAGE     := zfkit/widgets/page
 APP_ARGS ?=
 app: .venv/notebooks
-	@$(BIN)/python -c 'import zfkit; from zfkit.widgets import mined; mined(zfkit.load_model(), zfkit.load_images())'
+	@$(BIN)/python -c 'import zfkit; from zfkit.topk import mined; mined(zfkit.load_model(), zfkit.load_images())'
 	JUPYTER_PATH=$(abspath $(PAGE)) $(BIN)/python -m voila --template=zfkit --token --Voila.ip=127.0.0.1 \
 	  --VoilaConfiguration.strip_sources=True $(APP_ARGS) $(PAGE)/app.ipynb
 

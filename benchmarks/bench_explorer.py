@@ -19,7 +19,8 @@ import numpy as np
 from common import machine, table
 
 import zfkit
-from zfkit.widgets import ExplorerView, State, mined
+from zfkit.topk import mined
+from zfkit.widgets import ExplorerView, State
 
 
 def timed(call: Callable[[], object]) -> float:

@@ -44,15 +44,21 @@ def alexnet64():
 
 
 @pytest.fixture(scope="session")
+def squeezenet():
+    """The bundled SqueezeNet 1.1."""
+    return zfkit.load_model("squeezenet1_1", device="cpu")
+
+
+@pytest.fixture(scope="session")
 def photos():
-    """The bundled photographs at 224 px."""
-    return zfkit.load_images("photos", progress=False)
+    """The bundled photographs at 224 px, each once."""
+    return zfkit.load_images("photos-small", progress=False)
 
 
 @pytest.fixture(scope="session")
 def photos64():
-    """The bundled photographs at 64 px, as the bundled networks classify them."""
-    return zfkit.load_images("photos", size=64, progress=False)
+    """The bundled photographs at 64 px, as zfnet64 and alexnet64 classify them, each once."""
+    return zfkit.load_images("photos-small", size=64, progress=False)
 
 
 @pytest.fixture(scope="session")

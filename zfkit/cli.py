@@ -151,7 +151,11 @@ def _input_options(parser: argparse.ArgumentParser) -> None:
         default="DEFAULT",
         help="name of the weights, 'none' for random ones, or a file (.pt ...)",
     )
-    add("--images", default="photos", help="photos, textures, folder:PATH, parquet:PATH or torchvision:NAME")
+    add(
+        "--images",
+        default="photos",
+        help="photos, photos-small, textures, folder:PATH, parquet:PATH or torchvision:NAME",
+    )
     add("--size", type=int, help="side of the pictures in px (default: 224, for textures 64)")
     add("--limit", type=int, help="only the first so many pictures")
     add("--layers", nargs="+", help="layer names (default: every convolutional layer)")

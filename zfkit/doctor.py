@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from .deconv.project import project
 from .deconv.rules import Rule
-from .images.album import PHOTOGRAPHS
+from .images.album import photographs
 from .images.decode import decode
 from .images.sources import load_images
 from .nets.model import VisionModel
@@ -275,19 +275,21 @@ def _bundled() -> Iterator[Line]:
         yield "weights", "none in the package: install zfkit again", "broken"
     for file in files:
         yield _weights(file)
-    problems = []
-    for photo in PHOTOGRAPHS:
+    problems, album = [], photographs()
+    for photo in album:
         try:
-            if photo.path is None:
+            path = photo.checked()
+            if path is None:
                 problems.append(f"{photo.name} is not in the installed packages")
-            else:
-                decode(photo.path, photo.name)
+            elif not photo.sha256:  # those that have one are as they were
+                decode(path, photo.name)
         except Exception as error:
             problems.append(f"{photo.name} is damaged ({_quoted(error)})")
-    good = f"{len(PHOTOGRAPHS) - len(problems)} of {len(PHOTOGRAPHS)}"
+    good = f"{len(album) - len(problems)} of {len(album)}"
     if problems:
-        remedy = "pip install --force-reinstall scikit-image scikit-learn"
-        status: Status = "broken" if len(problems) == len(PHOTOGRAPHS) else "note"
+        remedy = "pip install --force-reinstall scikit-image scikit-learn zfkit"
+        broken = len(problems) == len(album) or any("bundled" in problem for problem in problems)
+        status: Status = "broken" if broken else "note"
         yield "photographs", f"{good}: {', '.join(problems)}; {remedy}", status
     else:
         yield "photographs", good

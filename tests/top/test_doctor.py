@@ -22,6 +22,7 @@ from zfkit import doctor
 from zfkit.cli import main
 from zfkit.deconv.rules import RULES
 from zfkit.doctor import Check, DoctorReport, examine
+from zfkit.images.album import INSTALLED, Photograph
 
 SECTIONS = ["Versions", "Optional parts", "Devices", "Folders", "Bundled files", "Self-test", "Speed"]
 
@@ -199,15 +200,24 @@ def test_weights_with_a_flipped_bit(weights, monkeypatch):
 
 def test_photographs_that_are_missing_or_damaged(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "WEIGHTS", tmp_path)
-    gone = SimpleNamespace(name="gone", path=None)
-    torn = SimpleNamespace(name="torn", path=tmp_path / "torn.png")
-    torn.path.write_bytes(b"\x89PNG\r\n\x1a\nand no more")
-    monkeypatch.setattr(doctor, "PHOTOGRAPHS", (*doctor.PHOTOGRAPHS[:2], gone, torn))
-    check = found(doctor._bundled)["photographs"]
-    assert check.status == "note"
-    assert check.found.startswith("2 of 4: gone is not in the installed packages, torn is damaged (")
-    monkeypatch.setattr(doctor, "PHOTOGRAPHS", (gone,))
-    assert found(doctor._bundled)["photographs"].status == "broken"
+    (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\nand no more")
+    whole, torn = INSTALLED[1], SimpleNamespace(name="torn", sha256="", checked=lambda: tmp_path / "torn.png")
+    gone, lost = (
+        Photograph("gone", "skimage", "gone.png", ""),
+        Photograph("lost", "zfkit", "a", "", sha256="0" * 64),
+    )
+    for album, status, told in (
+        ((whole, gone, torn), "note", "1 of 3: gone is not in the installed packages, torn is damaged ("),
+        (
+            (whole, lost),
+            "broken",
+            "1 of 2: lost is damaged (`ImageError: the bundled photograph a is missing: inst",
+        ),
+        ((gone,), "broken", "0 of 1: gone"),
+    ):
+        monkeypatch.setattr(doctor, "photographs", lambda album=album: album)
+        check = found(doctor._bundled)["photographs"]
+        assert check.status == status and check.found.startswith(told)
 
 
 def test_folders_that_cannot_be_written_to_or_are_nearly_full(tmp_path, monkeypatch):

@@ -23,9 +23,10 @@ from ..deconv.rules import Options
 from ..errors import LayerError, WriteError, ZfkitError, printable
 from ..figures.pictures import GAP, TILE, Pair, number, pair_of_montages, square_columns
 from ..files import expect_replaceable, only_writer, private_prefix
-from ..images.album import PHOTOGRAPHS
+from ..images.album import Photograph, photographs
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel, expect_model
+from ..topk.bundled import LITTLE, reach, reached
 from ..topk.mine import mine
 from ..topk.patches import Patches, cut_top, project_many, sample_maps
 from ..topk.table import RANKED, LayerTop, TopK
@@ -113,7 +114,7 @@ def write_atlas(
                 name, field = patches.layer, receptive_field(model, patches.layer)
                 caption = _caption(model, images, top, patches, len(pairs), field)
                 draw_maps(pairs, chosen[name], top[name].max, caption).save(part / files[name], "PNG")
-                sections.append(_layer(images, top, patches, chosen[name], pairs, field))
+                sections.append(_layer(model, images, top, patches, chosen[name], pairs, field))
             page = _page(model, images, top, sections)
             (part / "index.html").write_text(page, encoding="utf-8")
             top.save(part / "topk.parquet")
@@ -261,12 +262,21 @@ def _page(model: VisionModel, images: ImageSet, top: TopK, layers: Sequence[dict
             k=layers[0]["k"],
             projected=any(layer["projected"] for layer in layers),
             layers=layers,
-            credits=PHOTOGRAPHS if images.source == "photos" else (),
+            credits=_credits(images, layers),
         )
     )
 
 
+def _credits(images: ImageSet, layers: Sequence[dict[str, Any]]) -> list[Photograph]:
+    """The bundled photographs that are shown."""
+    if images.windows is None or not images.source.startswith("photos"):
+        return []
+    shown = sorted({i for layer in layers for i in layer["images"]})
+    return [photographs()[i] for i in images.windows.photograph[shown].unique().tolist()]
+
+
 def _layer(
+    model: VisionModel,
     images: ImageSet,
     top: TopK,
     patches: Patches,
@@ -278,12 +288,16 @@ def _layer(
     k, layer = patches.value.shape[1], top[patches.layer]
     columns, projected = square_columns(k), bool(pairs) and pairs[0][0] is not None
     crisp = patches.photo.shape[-1] <= TILE // 2  # enlarged, so that its pixels have to stay sharp
+    shown, share = layer.image[list(channels), :k].flatten(), reach(model, top, patches.layer)
+    words = {c: "" if share is None else reached(float(share[c])) for c in channels}
     return {
         "name": patches.layer,
         "k": k,
         "projected": projected,
+        "images": shown[shown >= 0].tolist(),
         "count": len(layer.value),
         "dead": int((layer.max <= 0).sum()),
+        "cold": 0 if share is None else int(((share > 0) & (share < LITTLE)).sum()),
         "size": field.size,
         "stride": field.stride,
         "whole": field.size > images.size,
@@ -292,7 +306,10 @@ def _layer(
         "rows": -(-k // columns),
         "columns": columns,
         "pair": (2 if projected else 1) * columns * (TILE + GAP),
-        "cards": [_card(images, layer, c, k, pair, crisp) for c, pair in zip(channels, pairs, strict=True)],
+        "cards": [
+            _card(images, layer, c, k, pair, crisp) | {"reached": words[c]}
+            for c, pair in zip(channels, pairs, strict=True)
+        ],
     }
 
 

@@ -26,7 +26,7 @@ from ..deconv.rules import Options, Rule
 from ..errors import ImageError, WriteError, ZfkitError, printable
 from ..files import only_writer, write_whole
 from ..health.maps import map_warnings
-from ..images.album import PHOTOGRAPHS
+from ..images.album import photographs
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel, expect_model
 from ..nets.zoo import list_models
@@ -365,7 +365,7 @@ def _front(
         "images": images.source,
         "count": len(images),
         "size": images.size,
-        "credits": [f"{p.name}: {p.licence}" for p in PHOTOGRAPHS] if images.source == "photos" else [],
+        "credits": [f"{p.name}: {p.licence}" for p in photographs()] if images.source.startswith("photos") else [],
         "models": [
             {
                 "folder": name,

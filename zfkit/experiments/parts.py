@@ -15,7 +15,7 @@ from torch import Tensor
 from ..checks import one_of, whole_number
 from ..deconv.receptive_field import Box
 from ..errors import ImageError
-from ..images.album import PHOTOGRAPHS
+from ..images.album import INSTALLED
 from ..images.decode import decode, to_tensor
 
 Boxes = dict[str, Box | None]  # by part, and of the whole "object"; None where a part is not to be seen
@@ -98,7 +98,7 @@ def part_pictures(
 
 
 def _photograph(name: str) -> Image.Image:
-    path = next(p.path for p in PHOTOGRAPHS if p.name == name)
+    path = next(p.path for p in INSTALLED if p.name == name)
     if path is None:
         raise ImageError(
             f"the photograph {name!r} is not in the installed scikit-image: pip install -U scikit-image"

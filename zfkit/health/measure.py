@@ -23,6 +23,7 @@ from ..images.imageset import ImageSet
 from ..images.labels import align_labels
 from ..nets.activations import cannot_run
 from ..nets.model import VisionModel
+from ..topk.bundled import records
 from .layers import LARGEST, Layer, Moments, Statistics, cosines, units_of
 
 if TYPE_CHECKING:
@@ -284,13 +285,20 @@ def layer_table(m: Measurements) -> pd.DataFrame:
 
     maps; dead and rare: how many (rare: active on under 1% of pictures); weakest: ||w||_inf of the weakest filter
     over the strongest's; dominance: largest RMS over the median; cosine: largest of two filters; rms and signal of
-    the output (signal: spread over pictures); dependence: signal / rms; learning: change by one step of SGD; folded:
-    share of energy that the stride folds, NaN for stride 1.
+    the output (signal: spread over pictures); dependence: signal / rms; reach: median over maps of their largest
+    activation as a share of their record (`zfkit.topk.records`), NaN for networks without; learning: change by one
+    step of SGD; folded: share of energy that the stride folds, NaN for stride 1.
     """
     import pandas as pd
 
-    rows = []
+    rows, known = [], records(m.model)
     for layer in m.layers.values():
+        record = known.get(layer.name)
+        reach = (
+            math.nan
+            if record is None or not layer.finite
+            else float((layer.peak / record)[record > 0].median())
+        )
         largest, median = float(layer.filter_max.max()), float(layer.filter_rms.median())
         C = len(layer.weight)
         compared = 1 < C <= LARGEST and not layer.grouped and bool(torch.isfinite(layer.weight).all())
@@ -301,7 +309,7 @@ def layer_table(m: Measurements) -> pd.DataFrame:
                 "weakest": float(layer.filter_max.min()) / largest if largest else 0.0,
                 "dominance": float(layer.filter_rms.max()) / median if median else math.nan,
                 "cosine": float(cosines(layer.weight).max()) if compared else math.nan,
-                "rms": layer.rms, "signal": layer.signal, "dependence": layer.dependence,
+                "rms": layer.rms, "signal": layer.signal, "dependence": layer.dependence, "reach": reach,
                 "learning": m.learning.get(layer.name, math.nan), "folded": layer.folded_energy,
             }
         )  # fmt: skip

@@ -324,6 +324,11 @@ class Report:
 
     def __str__(self) -> str:
         lines = [self.title]
+        if self.layers["reach"].notna().any():  # the bundled networks
+            shares = ", ".join(f"{name} {r:.0%}" for name, r in self.layers["reach"].dropna().items())
+            lines.append(
+                _wrap(f"maps reach, of their records on their network's own kind of pictures: {shares}", "")
+            )
         for f in self.findings:
             alarm = f.severity != "note"
             lines += [""] * alarm + [_wrap(f"[{f.severity}] {f}", "")]

@@ -9,7 +9,7 @@ Read `values` (what a file's numbers stand for), `decode` (one picture from byte
 from __future__ import annotations
 
 from . import parquet, textures  # which register their sources
-from .album import PHOTOGRAPHS, Photograph
+from .album import Photograph, photographs
 from .colour import luma, signed_to_rgb
 from .decode import MAX_PIXELS, open_image, square, to_rgb, to_tensor
 from .imageset import UNLABELLED, Batch, ImageSet, Skipped, Windows
@@ -18,7 +18,6 @@ from .sources import image_source, load_images
 
 __all__ = [
     "MAX_PIXELS",
-    "PHOTOGRAPHS",
     "UNLABELLED",
     "Batch",
     "ImageSet",
@@ -30,6 +29,7 @@ __all__ = [
     "load_images",
     "luma",
     "open_image",
+    "photographs",
     "signed_to_rgb",
     "square",
     "to_rgb",

@@ -1,9 +1,13 @@
-"""The photographs that installed packages bring along, cut into windows."""
+"""The bundled photographs, and those that installed packages bring along, cut into windows."""
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +20,35 @@ from .decode import decode
 from .imageset import UNLABELLED, ImageSet, Skipped, Windows
 from .sources import image_source
 
+SUBJECTS = (
+    "animal",
+    "building",
+    "energy",
+    "fish",
+    "household",
+    "music",
+    "sea",
+    "tool",
+)  # labels of the album
+
 
 @dataclass(frozen=True)
 class Photograph:
-    """A photograph inside an installed package, with what its package says of its licence."""
+    """A photograph inside an installed package, with what is known of its licence.
+
+    Attributes:
+        subject: one of `SUBJECTS`, or "" where it shows none of them.
+        source: the page that it comes from; "" for those that other packages bring along.
+        sha256: of its file, for those that zfkit itself brings along; else "".
+    """
 
     name: str
     package: str
     file: str
     licence: str
+    subject: str = ""
+    source: str = ""
+    sha256: str = ""
 
     @property
     def path(self) -> Path | None:
@@ -33,81 +57,134 @@ class Photograph:
         folders = (spec.submodule_search_locations or ()) if spec else ()
         return next((p for p in (Path(f) / self.file for f in folders) if p.is_file()), None)
 
+    def checked(self) -> Path | None:
+        """Its file, as `path`. Raises ImageError where zfkit itself should bring it, and it is missing or changed."""
+        path = self.path
+        if self.sha256 and path is None:
+            raise ImageError(f"the bundled photograph {self.file} is missing: {AGAIN}")
+        if self.sha256 and path and hashlib.sha256(path.read_bytes()).hexdigest() != self.sha256:
+            raise ImageError(f"the bundled photograph {self.file} is not as zfkit brought it: {AGAIN}")
+        return path
 
+
+AGAIN = "install zfkit again (pip install --force-reinstall --no-deps zfkit, or git checkout of that file)"
+FOLDER = "images/photographs"  # in the package; the table in it names the files
 _SKIMAGE, _SKLEARN = ("skimage", "data/"), ("sklearn", "datasets/images/")
 
 # Natural colour photographs first, then scientific ones and textures. What their packages say: data/README.md.
-PHOTOGRAPHS = tuple(
-    Photograph(name, package, folder + file, licence)
-    for name, (package, folder), file, licence in (
-        ("astronaut", _SKIMAGE, "astronaut.png", "public domain (NASA)"),
-        ("chelsea", _SKIMAGE, "chelsea.png", "CC0 (Stefan van der Walt)"),
-        ("coffee", _SKIMAGE, "coffee.png", "CC0 (Rachel Michetti)"),
-        ("rocket", _SKIMAGE, "rocket.jpg", "public domain (SpaceX)"),
-        ("china", _SKLEARN, "china.jpg", "CC BY 2.0 (danielbuechele)"),
-        ("flower", _SKLEARN, "flower.jpg", "CC BY 2.0 (vultilion)"),
-        ("hubble", _SKIMAGE, "hubble_deep_field.jpg", "public domain (NASA)"),
-        ("retina", _SKIMAGE, "retina.jpg", "CC0"),
-        ("tissue", _SKIMAGE, "ihc.png", "no known copyright restrictions"),
-        ("camera", _SKIMAGE, "camera.png", "CC0 (Lav Varshney)"),
-        ("brick", _SKIMAGE, "brick.png", "CC0"),
-        ("gravel", _SKIMAGE, "gravel.png", "CC0"),
-        ("grass", _SKIMAGE, "grass.png", "CC0"),
-        ("cell", _SKIMAGE, "cell.png", "CC0"),
-        ("coins", _SKIMAGE, "coins.png", "no known copyright restrictions"),
-        ("clock", _SKIMAGE, "clock_motion.png", "public domain (Stefan van der Walt)"),
-        ("text", _SKIMAGE, "text.png", "public domain"),
+INSTALLED = tuple(
+    Photograph(name, package, folder + file, licence, subject)
+    for name, (package, folder), file, licence, subject in (
+        ("astronaut", _SKIMAGE, "astronaut.png", "public domain (NASA)", ""),
+        ("chelsea", _SKIMAGE, "chelsea.png", "CC0 (Stefan van der Walt)", "animal"),
+        ("coffee", _SKIMAGE, "coffee.png", "CC0 (Rachel Michetti)", "household"),
+        ("rocket", _SKIMAGE, "rocket.jpg", "public domain (SpaceX)", ""),
+        ("china", _SKLEARN, "china.jpg", "CC BY 2.0 (danielbuechele)", "building"),
+        ("flower", _SKLEARN, "flower.jpg", "CC BY 2.0 (vultilion)", ""),
+        ("hubble", _SKIMAGE, "hubble_deep_field.jpg", "public domain (NASA)", ""),
+        ("retina", _SKIMAGE, "retina.jpg", "CC0", ""),
+        ("tissue", _SKIMAGE, "ihc.png", "no known copyright restrictions", ""),
+        ("camera", _SKIMAGE, "camera.png", "CC0 (Lav Varshney)", ""),
+        ("brick", _SKIMAGE, "brick.png", "CC0", ""),
+        ("gravel", _SKIMAGE, "gravel.png", "CC0", ""),
+        ("grass", _SKIMAGE, "grass.png", "CC0", ""),
+        ("cell", _SKIMAGE, "cell.png", "CC0", ""),
+        ("coins", _SKIMAGE, "coins.png", "no known copyright restrictions", ""),
+        ("clock", _SKIMAGE, "clock_motion.png", "public domain (Stefan van der Walt)", "household"),
+        ("text", _SKIMAGE, "text.png", "public domain", ""),
     )
 )
 
-SCALES = (1.0, 1.4, 2.0, 2.8)  # smallest side of the photograph, in window sides
+SCALES = (1.0, 2.0)  # smallest side of the photograph, in window sides
+ENLARGED = 1.25  # at most; more would only show blur
+
+
+@cache
+def photographs() -> tuple[Photograph, ...]:
+    """All photographs of the album: those of installed packages, then those that zfkit brings along.
+
+    Raises ImageError where the table of the latter is missing.
+    """
+    table = Path(__file__).parents[1] / FOLDER / "sources.csv"
+    try:
+        rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+    except OSError as error:
+        raise ImageError(f"the bundled photographs are missing ({FOLDER}/sources.csv): {AGAIN}") from error
+    bundled = [
+        Photograph(
+            Path(row["file"]).stem, "zfkit", f"{FOLDER}/{row['file']}", f"{row['licence']} ({row['author']})",
+            row["subject"], row["source"], row["sha256"],
+        )
+        for row in rows
+    ]  # fmt: skip
+    return (*INSTALLED, *bundled)
 
 
 @image_source("photos")
 def photos(rest: str, size: int, **_: Any) -> ImageSet:
-    """Windows of size x size px over the bundled photographs at several scales, half a window apart."""
+    """Windows of size x size px over the photographs at two scales, at most a window apart; labels are subjects."""
+    return _windows(size, SCALES, _starts)
+
+
+@image_source("photos-small")
+def photos_small(rest: str, size: int, **_: Any) -> ImageSet:
+    """The centre square of each photograph: pictures that have nothing to do with each other."""
+    return _windows(size, SCALES[:1], lambda length, size: [round((length - size) / 2)])
+
+
+def _windows(size: int, scales: tuple[float, ...], starts: Callable[[int, int], list[int]]) -> ImageSet:
     cuts: list[tuple[Photograph, tuple[int, int], tuple[int, int]]] = []  # photograph, scaled size, corner
     names: list[str] = []
     photograph: list[int] = []
     boxes: list[tuple[float, float, float, float]] = []
     missing = []
-    for p, photo in enumerate(PHOTOGRAPHS):
-        if photo.path is None:
+    for p, photo in enumerate(photographs()):
+        path = photo.checked()
+        if path is None:
             missing.append(Skipped(photo.name, f"{photo.name}: not in the installed {photo.package}"))
             continue
-        with Image.open(photo.path) as opened:
+        with Image.open(path) as opened:
             width, height = opened.size
-        for scale in SCALES:
+        if size > ENLARGED * min(width, height):
+            missing.append(Skipped(photo.name, f"{photo.name}: {width} x {height} px is too small"))
+            continue
+        for scale in scales:
             factor = scale * size / min(width, height)
-            if factor > 1.15 and scale > 1:  # enlarging further would only show blur
+            if factor > ENLARGED:
                 break
             scaled = (max(size, round(width * factor)), max(size, round(height * factor)))
             wide, high = scaled[0] / width, scaled[1] / height  # the factor, but for rounding to whole pixels
-            for top in _starts(scaled[1], size):
-                for left in _starts(scaled[0], size):
+            for top in starts(scaled[1], size):
+                for left in starts(scaled[0], size):
                     cuts.append((photo, scaled, (left, top)))
                     photograph.append(p)
                     box = (left / wide, top / high, (left + size) / wide, (top + size) / high)
                     boxes.append(box)
                     names.append(f"{photo.name} (scale {factor:.2f}, left {box[0]:.0f}, top {box[1]:.0f})")
     if not cuts:
-        raise ImageError("no bundled photograph found: pip install scikit-image scikit-learn")
+        raise ImageError(f"no bundled photograph is large enough for windows of {size} px: take smaller ones")
+    labels = [SUBJECTS.index(photo.subject) if photo.subject else UNLABELLED for photo, _, _ in cuts]
+    original = CachedReads(
+        lambda photo: decode(photo.path or "", photo.name), 2
+    )  # at one scale after the other
 
     def scaled_whole(photo: Photograph, scaled: tuple[int, int]) -> Image.Image:
-        return decode(photo.path or "", photo.name).resize(scaled, Image.Resampling.BICUBIC)
+        return original(photo).resize(scaled, Image.Resampling.BICUBIC)
 
-    whole = CachedReads(scaled_whole, 2 * len(SCALES))
+    whole = CachedReads(scaled_whole, 2 * len(scales))
 
     def read(i: int) -> tuple[Image.Image, int]:
         photo, scaled, (left, top) = cuts[i]
         resized = whole(photo, scaled)  # once for all its windows
-        return resized.crop((left, top, left + size, top + size)), UNLABELLED
+        return resized.crop((left, top, left + size, top + size)), labels[i]
 
     windows = Windows(torch.tensor(photograph), torch.tensor(boxes, dtype=torch.float32))
-    return ImageSet(read, names, size=size, windows=windows, skipped=missing)
+    return ImageSet(
+        read, names, size=size, classes=SUBJECTS, windows=windows, skipped=missing, read_labels=lambda: labels
+    )
 
 
 def _starts(length: int, size: int) -> list[int]:
-    """Where windows of `size` begin along `length`: evenly, at most half a window apart, ends included."""
-    steps = -(-(length - size) // (size // 2 or 1))
+    """Where windows of `size` begin along `length`: evenly, at most a window apart, ends included."""
+    steps = -(-(length - size) // size)
     return [round(i * (length - size) / steps) for i in range(steps + 1)] if steps else [0]

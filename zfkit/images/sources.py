@@ -97,7 +97,8 @@ def load_images(
     """Pictures by name: smallest side resized to `size`, centre crop, upright uint8 RGB.
 
     Args:
-        source: ``"photos"`` (bundled: windows of 17 photographs at several scales), ``"textures"`` (drawn:
+        source: ``"photos"`` (bundled: 1,090 windows of 220 photographs at two scales, labelled by subject),
+            ``"photos-small"`` (each of these photographs once, its centre square), ``"textures"`` (drawn:
             16 labelled classes with their `truth`; ``"textures:no-middle"`` leaves out the band from 1/12 to
             1/3 cycles/pixel, ``"textures:seed=3"`` draws others, a comma joins the two),
             ``"folder:PATH"`` (sub-folders are classes), ``"parquet:PATH"`` (a file, folder or glob in the

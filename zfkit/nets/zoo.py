@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ..batching import out_of_memory
-from ..checks import as_path
+from ..checks import as_path, whole_number
 from ..errors import ModelError, unknown
 from .model import Channels, VisionModel, wrap_model
 from .onnx import OnnxNetwork, load_onnx
-from .paper import ARCHITECTURES, AlexNet, Architecture, ZFNet, build
+from .paper import ARCHITECTURES, Architecture, build
 from .weights import Provenance, load_state, load_weights, read_provenance
 
 if TYPE_CHECKING:
@@ -49,11 +49,13 @@ def list_models() -> pd.DataFrame:
     bundled = _bundled()
     rows = []
     for name in [*bundled, *(n for n in ARCHITECTURES if n not in bundled)]:
-        known: Provenance = read_provenance(bundled[name]) if name in bundled else {"data": "untrained"}
-        with torch.device("meta"):
-            net = _build(known) if name in bundled else build(ARCHITECTURES[name])
+        if name in bundled:
+            known = read_provenance(bundled[name])
+        else:
+            known = {"data": "untrained", "architecture": describe(ARCHITECTURES[name])}
+        net, _, size = _build(known)
         row = {
-            "name": name, "input": net.architecture.input_size, "classes": net.architecture.classes,
+            "name": name, "input": size, "classes": [*net.parameters()][-1].shape[0],  # of the last layer's bias
             "parameters": sum(p.numel() for p in net.parameters()), "data": known["data"],
             "top1": known.get("top1"), "top5": known.get("top5"),
             "file": round(bundled[name].stat().st_size / 1e6, 1) if name in bundled else None,
@@ -78,7 +80,8 @@ def load_model(
     """A network by name or from a file, in evaluation mode.
 
     Args:
-        name: ``"zfnet64"``, ``"alexnet64"`` (bundled, trained on Tiny ImageNet); ``"zfnet224"``,
+        name: ``"zfnet64"``, ``"alexnet64"`` (bundled, trained on Tiny ImageNet), ``"squeezenet1_1"`` (bundled,
+            trained on ImageNet: 1,000 classes, 227 px); ``"zfnet224"``,
             ``"alexnet224"`` (the paper's geometry, untrained); ``"torchvision:alexnet"`` or any other of its
             classifiers; ``"timm:resnet50"`` or any other of timm's; ``"my_module.py:make_net"``, a file of yours,
             *which is run*, and in it a function without arguments that returns an `nn.Module`; a path that ends in
@@ -234,13 +237,24 @@ def _expect_fit(file: Path, what: str, net: nn.Module, stored: Mapping[str, Tens
         )
 
 
-def _build(provenance: Provenance) -> ZFNet | AlexNet:
-    """The network that a file's provenance describes. Raises ModelError where it describes none."""
+def _build(provenance: Provenance) -> tuple[nn.Module, str, int]:
+    """The network that a file's provenance describes, without weights; what it is called, and its pictures' side.
+
+    Raises ModelError where it describes none.
+    """
     try:
-        # JSON knows lists, not tuples. Older files have no `blur` and `without`.
-        stored: dict[str, Any] = provenance["architecture"]
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
-        return build(Architecture(**fields))
+        stored: Any = provenance["architecture"]
+        with torch.device("meta"):
+            if isinstance(stored, str):  # "torchvision:NAME"
+                from torchvision import models
+
+                short = stored.removeprefix("torchvision:")
+                size = whole_number(provenance["input_size"], "input_size", 32, 1024)
+                return models.get_model(short, weights=None), short, size
+            # JSON knows lists, not tuples. Older files have no `blur` and `without`.
+            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+            net = build(Architecture(**fields))
+            return net, net.architecture.family, net.architecture.input_size
     except Exception as error:  # whatever the file holds in place of an architecture
         raise ModelError(f"its provenance names no architecture that zfkit can build ({error})") from None
 
@@ -248,22 +262,25 @@ def _build(provenance: Provenance) -> ZFNet | AlexNet:
 def _from_file(path: Path, name: str) -> tuple[nn.Module, Own]:
     tensors, known = load_weights(path)
     try:
-        with torch.device("meta"):
-            net = _build(known)
+        net, family, size = _build(known)
     except ModelError as error:
         raise ModelError(f"{path.name}: {error}; was it edited?") from None
-    _expect_fit(path, f"the {net.architecture.family} its provenance names", net, tensors)
+    _expect_fit(path, f"the {family} its provenance names", net, tensors)
     net.load_state_dict(tensors, assign=True)
     net.requires_grad_(False)
-    size = net.architecture.input_size
     if known.get("input_size", size) != size:  # before a network is tried with pictures of a billion pixels
         raise ModelError(
             f"{path.name}: its provenance says input_size {known['input_size']!r}, and its architecture {size!r}; was "
             "it edited?"
         )
+    classes = known.get("classes")
+    if isinstance(known["architecture"], str) and not classes:  # its outputs are in torchvision's order
+        from torchvision import models
+
+        classes = models.get_model_weights(family).DEFAULT.meta["categories"]
     return net, {
         "mean": known.get("mean", TINY_IMAGENET_MEAN), "scale": known.get("scale", 1.0), "input_size": size,
-        "classes": known.get("classes"), "name": name, "provenance": known,
+        "classes": classes, "name": name, "provenance": known,
     }  # fmt: skip
 
 

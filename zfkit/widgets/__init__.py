@@ -8,7 +8,7 @@ parts of its page, and `explorer` is what happens when a control is moved.
 from .controls import Picker, Picture, Place
 from .correspondence import PartsExplorer, explore_parts
 from .evolution import EvolutionExplorer, explore_evolution
-from .explorer import Explorer, explore, mined
+from .explorer import Explorer, explore
 from .gratings import GratingExplorer, explore_gratings
 from .invariance import InvarianceExplorer, explore_invariance
 from .monitor import Monitor
@@ -37,5 +37,4 @@ __all__ = [
     "explore_invariance",
     "explore_occlusion",
     "explore_parts",
-    "mined",
 ]

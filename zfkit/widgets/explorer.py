@@ -13,7 +13,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,14 +24,12 @@ from PIL import Image
 
 from ..batching import OnStep
 from ..checks import as_path
-from ..deconv.receptive_field import fits_inside
-from ..errors import ZfkitError
 from ..figures.pictures import to_picture
 from ..files import write_whole
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel
 from ..nets.zoo import load_model
-from ..topk.mine import mine
+from ..topk.bundled import mined
 from ..topk.table import TopK, expect_both
 from . import drawing
 from .controls import encode, row, styled
@@ -461,23 +458,3 @@ def explore(
 def bundled_others(model: VisionModel) -> Others:
     """The bundled networks other than this one, loaded when they are first asked for."""
     return {n: (lambda n=n: load_model(n)) for n in ("zfnet64", "alexnet64") if n != model.name}  # type: ignore[misc]
-
-
-def mined(model: VisionModel, photos: ImageSet, folder: str | Path = "~/.cache/zfkit/top") -> TopK:
-    """The table of `mine` for these, from `folder` if it was made before, else made now and kept there.
-
-    Units that look beyond a picture's border are left out where pictures are large enough for that.
-    """
-    inside = fits_inside(model, list(model.conv_layers), photos.size)
-    name = f"{model.fingerprint()}-{photos.fingerprint()}-{'inside' if inside else 'all'}.parquet"
-    file = as_path(folder) / name
-    if file.is_file():
-        with suppress(ZfkitError):  # of another version, or damaged: it is made again
-            kept = TopK.load(file)
-            kept.check(model, photos)
-            return kept
-    top = mine(model, photos, inside=inside)
-    with suppress(OSError):  # nowhere to keep it; it is mined again next time
-        file.parent.mkdir(parents=True, exist_ok=True)
-        top.save(file)
-    return top

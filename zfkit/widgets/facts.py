@@ -24,6 +24,7 @@ from ..health.maps import MapWarning, map_warnings
 from ..images.imageset import ImageSet
 from ..nets.activations import activations
 from ..nets.model import VisionModel
+from ..topk.bundled import reach, reached
 from ..topk.patches import project_top
 from ..topk.profile import Profile, label_of
 from ..topk.table import LayerTop, TopK
@@ -187,12 +188,15 @@ class Facts:
         sees = f"sees {field.size} × {field.size} px, the next unit {field.stride} px further on"
         labels = Counter(self.label(int(i)) for i in t.image[c, : self.shown] if i >= 0)
         name, often = labels.most_common(1)[0] if labels else ("", 0)
+        share = reach(self.model, self.top, layer)
+        record = "" if share is None else reached(float(share[c]))
         mostly = name and often > 1 and float(t.max[c]) > 0
         return (
             self._warnings(layer, c)
             + f"<p>A unit of {escape(layer)} {sees if field.stride else 'sees the whole picture'}.</p>"
             f"<p>Strongest activation <b>{number(t.max[c])}</b>; the mean over {self.top.count:,} pictures of the "
             f"strongest in each is {number(t.mean[c])}. Above 0 on <b>{float(t.active[c]):.0%}</b> of them."
+            + (f" {record[0].upper()}{record[1:]}." if record else "")
             + (f" {often} of the {self.shown} strongest show <b>{escape(name)}</b>." if mostly else "")
             + "</p>"
             + self._filter(layer, c)

@@ -1,0 +1,103 @@
+"""What ships with the bundled networks: tables of the strongest activations, and what each map can reach.
+
+`benchmarks/bundled.py` makes both.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..checks import as_path
+from ..deconv.receptive_field import fits_inside
+from ..errors import ZfkitError
+from ..images.imageset import ImageSet
+from ..nets.activations import activations
+from ..nets.model import VisionModel
+from .mine import mine
+from .table import TopK, expect_both
+
+DATA = Path(__file__).parent / "data"
+QUANTILE = 0.999  # of a map's maximum over pictures: its record
+LITTLE = 0.25  # of its record: with less, nothing in the pictures is what a map is for
+
+
+def mined(model: VisionModel, photos: ImageSet, folder: str | Path = "~/.cache/zfkit/top") -> TopK:
+    """The table of `mine` for these: the one that ships, one that `folder` kept, or else made now and kept there.
+
+    Units that look beyond a picture's border are left out where pictures are large enough for that. A table is used
+    only where its fingerprints are right, and a forward pass of one of its pictures gives the same numbers.
+    """
+    expect_both(model, photos)
+    inside = fits_inside(model, list(model.conv_layers), photos.size)
+    name = f"{model.fingerprint()}-{photos.fingerprint()}-{'inside' if inside else 'all'}.parquet"
+    shipped = {path.stem: path for path in DATA.glob("*.parquet")}
+    file = as_path(folder) / name
+    for path in (shipped.get(f"{model.name}-{photos.source}"), file):
+        if path is not None and path.is_file():
+            with suppress(ZfkitError):  # of another version, or damaged: it is made again
+                table = TopK.load(path)
+                table.check(model, photos)
+                if table.inside == inside and _agrees(table, model, photos):
+                    return table
+    top = mine(model, photos, inside=inside)
+    with suppress(OSError):  # nowhere to keep it; it is mined again next time
+        file.parent.mkdir(parents=True, exist_ok=True)
+        top.save(file)
+    return top
+
+
+def _agrees(table: TopK, model: VisionModel, photos: ImageSet) -> bool:
+    """Are the table's values those of a forward pass, for the picture that excites its first map most?"""
+    if tuple(table.layers) != model.conv_layers:
+        return False
+    i = int(next(iter(table.layers.values())).image[0, 0])
+    for layer, output in activations(model, photos.take([i]), list(table.layers)):
+        top = table[layer]
+        channel, rank = (top.image == i).nonzero(as_tuple=True)
+        found = output[0].cpu()[channel, top.row[channel, rank], top.col[channel, rank]]
+        if not torch.allclose(found, top.value[channel, rank], rtol=1e-2, atol=1e-3 * float(top.max.max())):
+            return False
+    return True
+
+
+def records(model: VisionModel) -> dict[str, Tensor]:
+    """What each map of a bundled network can reach: by layer, (C,), from pictures like those that it was trained on.
+
+    The 99.9 % quantile of the map's maximum over Tiny ImageNet's 10,000 validation pictures at 64 px, for
+    squeezenet1_1 over 1,000 ImageNet photographs at 227 px. Empty for any other network, or with other weights.
+    """
+    return _records().get(model.fingerprint(), {})
+
+
+def reach(model: VisionModel, top: TopK, layer: str) -> Tensor | None:
+    """(C,) largest activation in a table as a share of the map's record, or None for a network without records.
+
+    NaN for a map that nothing among the pictures of the records excites, either.
+    """
+    record = records(model).get(layer)
+    if record is None:
+        return None
+    return torch.where(record > 0, top[layer].max.clamp(min=0) / record, torch.nan)
+
+
+def reached(share: float) -> str:
+    """A map's share of its record in words; "" where that is not known."""
+    if share != share:
+        return ""
+    words = f"{share:.0%} of what it reaches on its network's own kind of pictures"
+    return words if share >= LITTLE else f"nothing here is what it is for: only {words}"
+
+
+@cache
+def _records() -> dict[str, dict[str, Tensor]]:
+    import pyarrow.parquet as pq
+
+    found: dict[str, dict[str, Tensor]] = {}
+    for row in pq.read_table(DATA / "records.parquet").to_pylist():  # one for each layer
+        found.setdefault(row["weights"], {})[row["layer"]] = torch.tensor(row["record"])
+    return found
