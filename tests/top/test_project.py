@@ -188,7 +188,9 @@ def test_the_wheel_holds_weights_and_no_stray_files(tmp_path):
     )
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"zfkit/weights/zfnet64.safetensors", "zfkit/weights/alexnet64.safetensors"} <= names
+    assert {f"zfkit/weights/{n}.safetensors" for n in ("zfnet64", "alexnet64", "squeezenet1_1")} <= names
+    assert {"zfkit/images/photographs/sources.csv", "zfkit/images/photographs/panda.webp"} <= names
+    assert {"zfkit/topk/data/records.parquet"} <= names and any(n.endswith("licenses/NOTICE") for n in names)
     assert {
         "zfkit/experiments/data/ablation-textures.csv",
         "zfkit/experiments/data/first_layer.parquet",
