@@ -47,13 +47,15 @@ lab: .venv/notebooks
 	$(BIN)/python -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) $(FIRST)
 
 # The explorer as a page without code, at this machine alone; the address that opens carries a token.
-# PAGE holds a template that asks no other machine for anything. APP_ARGS=--port=8899 and the like.
+# PAGE holds a template that asks no other machine for anything. APP_ARGS=--port=8899 and the like. A page that closes
+# ends its kernel; the kernel of one that vanished (a laptop that was shut) ends after two minutes.
 PAGE     := zfkit/widgets/page
+CULLING  := --MappingKernelManager.cull_idle_timeout=120 --MappingKernelManager.cull_interval=30
 APP_ARGS ?=
 app: .venv/notebooks
 	@$(BIN)/python -c 'import zfkit; from zfkit.topk import mined; mined(zfkit.load_model(), zfkit.load_images())'
 	JUPYTER_PATH=$(abspath $(PAGE)) $(BIN)/python -m voila --template=zfkit --token --Voila.ip=127.0.0.1 \
-	  --VoilaConfiguration.strip_sources=True $(APP_ARGS) $(PAGE)/app.ipynb
+	  --VoilaConfiguration.strip_sources=True $(CULLING) $(APP_ARGS) $(PAGE)/app.ipynb
 
 # One torch thread for each of the workers, which share the cores. Notebooks are executed so, too: sums over two
 # threads round otherwise than over one, and a training multiplies the difference.
