@@ -76,10 +76,10 @@ class LayerSheets:
     ) -> None:
         self.model, self.images, self.top, self.layer = model, images, top, layer
         self.rules, self.folder = rules, folder
-        none = empty_patches(model, images, top, layer, [0])
+        none = empty_patches(model, images, top, layer, [0], tile=TILE)
         self.notes = none.notes if rules else ()
         height, width = none.photo.shape[-2:]
-        self.tile, self.thumb = fitted(height, width, TILE), fitted(height, width, THUMB)
+        self.tile, self.thumb = (height, width), fitted(height, width, THUMB)
         self.walls: dict[str, list[Tensor]] = {kind: [] for kind in ("photo", *rules)}
         self._boxes: list[np.ndarray] = []
         self._frequency: list[Tensor] = []
@@ -95,7 +95,7 @@ class LayerSheets:
 
     def write(self, channels: Sequence[int], done: Callable[[int], Any]) -> None:
         """The sheets of these maps; all but those of a layer's last portion are full."""
-        empty = empty_patches(self.model, self.images, self.top, self.layer, channels)
+        empty = empty_patches(self.model, self.images, self.top, self.layer, channels, tile=TILE)
         C, k = empty.image.shape
         self._boxes.append(empty.box.numpy())
         blank = torch.full((C * k, 3, *self.tile), GREY, dtype=torch.uint8)
@@ -111,7 +111,7 @@ class LayerSheets:
                 done(len(part.slot))
             self._save(rule, tiles, k)
         if not self.rules:
-            patches = cut_top(self.model, self.images, self.top, self.layer, channels)
+            patches = cut_top(self.model, self.images, self.top, self.layer, channels, tile=TILE)
             photo = shrink(patches.photo.flatten(0, 1), self.tile)
         self._save("photo", photo, k)
         self._frequency.append(frequency.view(C, k)[:, :3].nanmean(1))
