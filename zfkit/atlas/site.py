@@ -30,6 +30,7 @@ from ..images.album import photographs
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel, expect_model
 from ..nets.zoo import list_models
+from ..topk.bundled import reach, records
 from ..topk.mine import mine
 from ..topk.patches import sample_maps
 from ..topk.profile import Profile, profile, sources
@@ -299,7 +300,8 @@ class NetworkPart:
             **ranked,
             "value": [_short(row) for row in values],
             "box": boxes.tolist(),
-            "reach": _short(table.max[channels].numpy() / max(float(table.max.max()), 1e-30)),
+            "reach": _short(self._reach(layer)[channels].numpy()),
+            "recorded": bool(records(self.model)),
             "frequency": _short(frequency),
             "measured": len(measured.image),
             "kind": measured.kind,
@@ -311,6 +313,12 @@ class NetworkPart:
             "inputs": self._inputs(layer, measured),
             "warnings": [[list(w) for w in warnings[c]] for c in channels],
         }
+
+    def _reach(self, layer: str) -> torch.Tensor:
+        """(C,) how strongly each map answers: of its record, or of the layer's strongest where there is no record."""
+        table = self.top[layer]
+        share = reach(self.model, self.top, layer)
+        return share if share is not None else table.max.clamp(min=0) / table.max.max().clamp(min=1e-30)
 
     def _nearest(self, measured: Profile, layer: str, channel: int) -> list[tuple[int, float]]:
         shown = set(self.channels[layer])
@@ -374,6 +382,7 @@ def _front(
                 "top1": str(model.provenance.get("top1", "")),
                 "input": [len(model.mean), images.size, images.size],
                 "classes": len(model.classes),
+                "recorded": bool(records(model)),
                 "load": f'zfkit.load_model("{model.name}")' if model.name in bundled or ":" in model.name else "",
                 "layers": part,
             }

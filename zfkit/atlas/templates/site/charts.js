@@ -69,9 +69,10 @@ zfkit.charts = (() => {
     if (!points.length) return null;
     const [width, height, pad] = [760, 360, 42];
     const labelled = model.layers.some((l) => l.selectivity.length);
-    const low = Math.min(...points.map((p) => p.x), 0.5);
+    const low = Math.max(0.005, Math.min(...points.map((p) => p.x), 0.5));
+    const most = Math.max(...points.map((p) => p.x), 1);
     const high = Math.max(...points.map((p) => p.y), 0.1);
-    const across = (v) => pad + ((width - pad - 10) * Math.log(v / low)) / Math.log(1 / low);
+    const across = (v) => pad + ((width - pad - 10) * Math.log(Math.max(v, low) / low)) / Math.log(most / low);
     const up = (v) => height - pad - ((height - pad - 10) * Math.max(0, v)) / high;
     const dots = points.map((p) => {
       const frequency = p.layer.frequency[p.place];
@@ -81,7 +82,7 @@ zfkit.charts = (() => {
         onmouseenter: () => hover(p.layer, p.place), onclick: () => open(p.layer, p.map),
       });
     });
-    const ticks = [0.01, 0.03, 0.1, 0.3, 1].filter((v) => v >= low).map((v) =>
+    const ticks = [0.01, 0.03, 0.1, 0.3, 1, 3].filter((v) => v >= low && v <= most).map((v) =>
       h("text", {x: across(v), y: height - pad + 16, "text-anchor": "middle"}, String(v)));
     const heights = [0, high / 2, high].map((v) =>
       h("text", {x: pad - 6, y: up(v) + 4, "text-anchor": "end"}, number(v)));
@@ -92,7 +93,7 @@ zfkit.charts = (() => {
     },
     h("line", {x1: pad, y1: height - pad, x2: width, y2: height - pad, class: "axis"}),
     h("line", {x1: pad, y1: 0, x2: pad, y2: height - pad, class: "axis"}), ticks, heights,
-    h("text", {x: width - 4, y: height - 6, "text-anchor": "end"}, "strongest activation, of its layer's strongest"),
+    h("text", {x: width - 4, y: height - 6, "text-anchor": "end"}, model.recorded ? "strongest activation, of what it reaches on its network's own kind of pictures" : "strongest activation, of its layer's strongest"),
     h("text", {x: 12, y: height - pad, transform: `rotate(-90 12 ${height - pad})`}, vertical), dots);
   }
 

@@ -177,7 +177,7 @@ zfkit.views = (() => {
     const most = labels && labels.first.length ? labels.first[0][1] : 1;
     const plural = {class: "classes", photograph: "photographs"}[data.kind];
     return h("section", {}, h("h2", {}, "In numbers"),
-      h("p", {}, `Strongest ${number(data.max[p])}, ${percent(data.reach[p])} of the layer's strongest; above 0 on ${percent(data.active[p])} of the pictures`
+      h("p", {}, `Strongest ${number(data.max[p])}, ${reach(data, p)}; above 0 on ${percent(data.active[p])} of the pictures`
         + (data.frequency[p] === null ? "." : `; projections of ${number(data.frequency[p])} cycles/px on average.`)),
       l.filters && h("p", {class: "filters"}, zfkit.wallTile(model, l, "filter", p, 84, "its filter", [1, 1]), " filter ",
         zfkit.wallTile(model, l, "spectrum", p, 84, "spectrum of its filter", [1, 1]), " spectrum, ±½ cycles/px"),
@@ -186,6 +186,9 @@ zfkit.views = (() => {
         zfkit.charts.bars(labels.first.map(([name, often]) => [name, often / most, String(often)])),
         h("p", {class: "soft"}, `${labels.kinds} ${plural}. Selectivity ${number(data.selectivity[p])} for `, h("bdi", {}, data.favourite[p]), " (0 none, 1 that alone).")] : null);
   }
+
+  const reach = (data, p) => (data.reach[p] === null ? "a map that nothing of its network's own kind of pictures excites"
+    : `${percent(data.reach[p])} of ${data.recorded ? "what it reaches on its network's own kind of pictures" : "the layer's strongest"}`);
 
   const kindOf = (l) => (l.rules.includes(settings.rule) ? settings.rule : "photo");
 
