@@ -53,8 +53,8 @@ class Facts:
         self.profiles: dict[str, Profile] = {}
         self.frequencies: dict[str, np.ndarray] = {}
         self._warned: dict[str, list[list[MapWarning]]] = {}
-        # What `measure` did before it was cancelled, by layer: pictures looked at, and (place, label, maxima) of each.
-        self._measured: dict[str, tuple[int, list[tuple[int, str, np.ndarray]]]] = {}
+        # What `measure` did before it was cancelled, by layer: pictures looked at, their maxima, places and labels.
+        self._measured: dict[str, tuple[int, np.ndarray, list[int], list[str]]] = {}
 
     # ------------------------------------------------------------------------------------ names of pictures
 
@@ -134,22 +134,24 @@ class Facts:
         if layer in self.profiles:
             return
         classes, n = self.photos.classes, min(len(self.photos), PROFILED)
-        seen, rows = self._measured.get(layer, (0, []))
+        C = len(self.top[layer].max)
+        # One array from the start: small ones, kept one by one between large ones that are freed, hold memory together.
+        seen, values, places, names = self._measured.get(layer, (0, np.empty((n, C), np.float32), [], []))
         inside = units_inside(self.model, layer, self.photos.size) if self.top.inside else None
         for count in range(seen, n):
             i = count * len(self.photos) // n
             with suppress(ImageError):  # one that cannot be read is left out
                 pixels, label = self.photos[i]
-                named = str(classes[label]) if 0 <= label < len(classes) else self.label(i)
-                rows.append((i, named, self._strongest(layer, pixels, inside)))
-            self._measured[layer] = count + 1, rows
+                values[len(places)] = self._strongest(layer, pixels, inside)
+                places.append(i)
+                names.append(str(classes[label]) if 0 <= label < len(classes) else self.label(i))
+            self._measured[layer] = count + 1, values, places, names
             if on_step:
                 on_step(count + 1, n)
-        if not rows:
+        if not places:
             raise ImageError(f"none of the pictures of {self.photos.source!r} can be read")
-        image, names, values = zip(*rows, strict=True)
         kind = "" if not any(names) else "class" if classes else "photograph"
-        self.profiles[layer] = Profile(np.stack(values), np.array(image), np.array(names), kind)
+        self.profiles[layer] = Profile(values[: len(places)], np.array(places), np.array(names), kind)
         del self._measured[layer]
 
     def _strongest(self, layer: str, pixels: Tensor, inside: tuple[slice, slice] | None) -> np.ndarray:

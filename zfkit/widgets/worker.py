@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import threading
 import time
 import weakref
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 
 from ..batching import Cancelled, OnStep
 
@@ -115,10 +117,18 @@ class Worker:
             except Exception as error:
                 self.failed(error, job.key)
             self.progress("", 1.0)
+            if time.perf_counter() - job.started > SHOW_PROGRESS_AFTER:
+                give_back()
             with self._changed:
                 if ended and self._jobs.get(job.key) is job:
                     del self._jobs[job.key]
                 self._changed.notify_all()
+
+
+def give_back() -> None:
+    """Hand freed memory back to the system, where the C library can (glibc), which keeps it for itself otherwise."""
+    with suppress(OSError, AttributeError, TypeError):  # TypeError: Windows has no library without a name
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 _WORKERS: weakref.WeakSet[Worker] = weakref.WeakSet()
