@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -24,7 +25,7 @@ from ..deconv.project import refusals
 from ..deconv.receptive_field import Field, field_in, fits_inside
 from ..deconv.rules import Options, Rule
 from ..errors import ImageError, WriteError, ZfkitError, printable
-from ..files import only_writer, write_whole
+from ..files import only_writer, private_prefix, sweep_away, write_whole
 from ..health.maps import map_warnings
 from ..images.album import photographs
 from ..images.imageset import ImageSet
@@ -193,8 +194,7 @@ class NetworkPart:
         self.channels = sample_maps(self.top, self.layers, maps, random_seed)
         missing = [name for name in self.layers if not (self._folder(name) / "front.json").is_file()]
         if missing:
-            for old in self.folder.glob(".*.part"):  # of a call that was killed
-                shutil.rmtree(old, ignore_errors=True)
+            sweep_away(self.folder)  # what a call that was killed left
             profiles = profile(
                 self.model, self.images, missing, index=self._readable(), inside=self.top.inside, progress=progress
             )  # fmt: skip
@@ -236,7 +236,8 @@ class NetworkPart:
 
     def _write_layer(self, layer: str, measured: Profile, done: Any) -> None:
         """One layer's folder, made beside its place and moved there when it is whole."""
-        part, folder = self.folder / f".{self.folders[layer]}.part", self._folder(layer)
+        # Not `tempfile.mkdtemp`, whose folders nobody else may read, a web server say.
+        part, folder = self.folder / f"{private_prefix()}{secrets.token_hex(4)}", self._folder(layer)
         channels = self.channels[layer]
         try:
             part.mkdir(parents=True)
