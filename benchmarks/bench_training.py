@@ -12,7 +12,6 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +23,10 @@ from zfkit.training import Trainer, TrainingPlan, make_fabric
 from zfkit.training.data import Resident
 
 
-def measure(name: str, batches: int, rounds: int, device: str | None, compile: bool) -> list[Any]:
-    """One row: network, images/s of the step and of the floor, their ratio."""
+def measure(
+    name: str, batches: int, rounds: int, device: str | None, compile: bool | str
+) -> list[tuple[float, float]]:
+    """images/s of the step and of the floor, round by round."""
     recipe = zfkit.Recipe(snapshots=())
     count = recipe.batch_size * batches
     train = zfkit.load_images("textures", split="train", limit=count, progress=False)
@@ -62,13 +63,13 @@ def measure(name: str, batches: int, rounds: int, device: str | None, compile: b
 
     ours()
     floor()
-    pairs = [(seconds(ours), seconds(floor)) for _ in range(rounds)]
-    return [
-        name,
-        spread([count / a for a, _ in pairs], 0),
-        spread([count / b for _, b in pairs], 0),
-        spread([a / b for a, b in pairs]),
-    ]
+    return [(count / seconds(ours), count / seconds(floor)) for _ in range(rounds)]
+
+
+def row(name: str, pairs: list[tuple[float, float]]) -> list[str]:
+    """Of the table: network, images/s of the step and of the floor, the ratio of their times."""
+    ours, floor = zip(*pairs, strict=True)
+    return [name, spread(ours, 0), spread(floor, 0), spread([f / o for o, f in pairs])]
 
 
 if __name__ == "__main__":
@@ -82,5 +83,5 @@ if __name__ == "__main__":
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     print(machine())
-    rows = [measure(n, args.batches, args.rounds, args.device, args.compile) for n in args.models]
+    rows = [row(n, measure(n, args.batches, args.rounds, args.device, args.compile)) for n in args.models]
     table(["network", "training, images/s", "floor, images/s", "time over the floor"], rows)

@@ -89,8 +89,11 @@ def outputs_of(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 def load(name: str, side: int, device: str) -> tuple[zfkit.VisionModel, Tensor]:
-    """The network with random weights, batch norms as if trained, and one photograph for it, in float64."""
-    model = zfkit.load_model(f"torchvision:{name}", weights=None, device=device)
+    """The network, torchvision's with random weights, batch norms as if trained, and one photograph, in float64."""
+    if name == "zfnet64":
+        model = zfkit.load_model(name, device=device)
+    else:
+        model = zfkit.load_model(f"torchvision:{name}", weights=None, device=device)
     model.net.double()
     photos = model.preprocess(zfkit.load_images("photos", size=side, progress=False).take([0, 40, 80, 120]))
     torch.manual_seed(0)

@@ -146,6 +146,7 @@ class Deconvnet:
         return self._forward(x, set(self.network.steps), True, on_step)
 
     @torch.no_grad()
+    @graph.full_float32()
     def _forward(self, x: Tensor, needed: set[str], outputs: bool, on_step: OnStep | None) -> Tape:
         """Steps that are not `needed` run on no image at all, for the shapes of what they give."""
         kept: dict[str, Any] = {}
@@ -184,6 +185,7 @@ class Deconvnet:
         return Tape(shapes, kept, layers, x.dtype)
 
     @torch.no_grad()
+    @graph.full_float32()
     def reverse(
         self,
         tape: Tape,
@@ -307,7 +309,8 @@ def project(
         lrn: contrast normalisation is left out on the way back ("skip", as in the paper), or differentiated
             ("gradient").
 
-    Returns (N, C, H, W): positive and negative values around 0; 0 wherever the unit does not look.
+    Returns (N, C, H, W): positive and negative values around 0; 0 wherever the unit does not look. On a GPU, too,
+    float32 is computed in float32: TF32 is off meanwhile.
 
     Raises LayerError for an unknown layer, a channel or position out of range, images too small to reach
     the layer, or an operation on the way for which there is no rule.

@@ -306,6 +306,13 @@ class ImageSet:
         loaded._labels = torch.cat([b.label for b in batches])
         return loaded
 
+    def to(self, device: str | torch.device) -> ImageSet:
+        """The same set in the memory of a device, as uint8, so that a GPU does not wait for its pictures."""
+        moved = copy.copy(self if self._pixels is not None else self.in_memory(progress=False))
+        assert moved._pixels is not None
+        moved._pixels = moved._pixels.to(device)
+        return moved
+
     def _subset(self, places: list[int]) -> ImageSet:
         """The pictures at these places, in this order."""
         read, read_labels, truth = self._read, self._read_labels, self._truth

@@ -16,7 +16,7 @@ from ..batching import OnStep, Portions, out_of_memory, steps
 from ..checks import one_of
 from ..errors import ImageError, LayerError, ZfkitError
 from ..images.imageset import ImageSet
-from .graph import Step
+from .graph import Step, full_float32
 from .model import VisionModel
 
 Precision = Literal["float32", "bf16"]
@@ -100,7 +100,7 @@ def features(
     portions = Portions(f"{what} of {model.name}", size)
     with steps(len(chosen), what, "img", progress, on_step) as done:
         for part in portions.of(len(chosen)):
-            with portions.attempt():
+            with portions.attempt(), full_float32():
                 here = chosen[part]
                 pixels = pictures_at(images, here)
                 found: dict[str, Tensor] = {}
@@ -128,8 +128,12 @@ def default_batch_size(
     height, width = (side, side) if isinstance(side, int) else side
     blank = torch.zeros(1, 3, height, width, dtype=torch.uint8)
     largest = max(y.numel() * y.element_size() for _, y in activations(model, blank, layers))
-    budget = GPU_BYTES if model.device.type == "cuda" else CPU_BYTES
-    return max(1, min(most, budget // largest))
+    return max(1, min(most, batch_bytes(model.device) // largest))
+
+
+def batch_bytes(device: torch.device) -> int:
+    """Memory that the largest maps of one pass may take: so little on a CPU that caches hold some of it."""
+    return GPU_BYTES if device.type == "cuda" else CPU_BYTES
 
 
 def cannot_run(model: VisionModel, layers: Sequence[str], batch: Tensor, error: RuntimeError) -> Exception:

@@ -8,6 +8,7 @@ once, and in-place or reused modules make no difference.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -221,7 +222,8 @@ class Network:
             ):
                 values[step.name] = inputs[0].relu_()
             else:
-                values[step.name] = evaluate(step, inputs)
+                with full_float32():
+                    values[step.name] = evaluate(step, inputs)
             yield step, inputs, values[step.name]
             for name in step.inputs:
                 if last_use[name] == i:
@@ -260,6 +262,50 @@ DROPOUTS = {
     F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout,
     torch.dropout_, torch.alpha_dropout, torch.feature_dropout,
 }  # fmt: skip
+
+
+_exact = threading.Lock()
+_threads_inside = 0
+_before: list[tuple[Any, str, Any]] = []  # settings as they were before the first thread came in
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Within it, float32 is float32: neither TF32, which cuDNN takes for convolutions by default, nor bfloat16.
+
+    TF32 keeps 10 of 23 bits: enough that here and there another value of a pool is the largest, and a whole branch of
+    a projection goes elsewhere. The settings are the process's, so they are put back when the last thread leaves.
+    """
+    global _threads_inside
+    with _exact:
+        if not _threads_inside:
+            switches = tf32_switches()
+            _before[:] = [(where, name, getattr(where, name)) for where, name, _ in switches]
+            for where, name, off in switches:
+                setattr(where, name, off)
+        _threads_inside += 1
+    try:
+        yield
+    finally:
+        with _exact:
+            _threads_inside -= 1
+            if not _threads_inside:
+                for setting in _before:
+                    setattr(*setting)
+
+
+def tf32_switches() -> list[tuple[Any, str, Any]]:
+    """Where torch keeps what allows less than float32, under which name, and the value that does not."""
+    torch_backends: Any = torch.backends
+    matmul, cudnn, mkldnn = torch_backends.cuda.matmul, torch_backends.cudnn, torch_backends.mkldnn
+    switches: list[tuple[Any, str, Any]] = [(matmul, "allow_tf32", False)]
+    if hasattr(matmul, "fp32_precision"):  # torch 2.9
+        switches = [(kind, "fp32_precision", "ieee") for kind in (matmul, mkldnn.matmul)]
+    try:
+        _ = cudnn.allow_tf32
+    except RuntimeError:  # somebody set it in torch's new way, which the old one does not want to know of
+        return [*switches, (cudnn.conv, "fp32_precision", "ieee")]
+    return [*switches, (cudnn, "allow_tf32", False)]
 
 
 def pair(value: int | Sequence[int]) -> tuple[int, int]:

@@ -51,7 +51,7 @@ def fit(
     *,
     device: str | None = None,
     precision: str | None = None,
-    compile: bool = False,
+    compile: bool | str = False,
     workers: int | None = None,
     save_every: int | None = None,
     data: str | None = None,
@@ -70,7 +70,8 @@ def fit(
         device: ``"cpu"``, ``"cuda"``, ``"mps"``; default: the best at hand. Under torchrun or ``fabric run``,
             one device for each process.
         precision: as Fabric names it, ``"32-true"``, ``"bf16-mixed"``; default: bf16 where a GPU has it.
-        compile: let `torch.compile` make the step faster; worth its minute of compiling on a GPU.
+        compile: let `torch.compile` make the step faster, in one of its modes if that is named ("reduce-overhead":
+            CUDA graphs); worth its minute of compiling on a GPU.
         workers: processes that read sets too large for memory; default: one for each core, less one.
         save_every: also keep the state every so many steps; default: after each epoch only.
         data: what the provenance calls the data; default: their source and number.

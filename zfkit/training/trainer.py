@@ -46,7 +46,7 @@ class Trainer:
         fabric: Lightning Fabric, which chose device, precision and processes (`make_fabric`).
     """
 
-    def __init__(self, plan: TrainingPlan, fabric: Any, compile: bool = False) -> None:
+    def __init__(self, plan: TrainingPlan, fabric: Any, compile: bool | str = False) -> None:
         self.plan, self.recipe, self.fabric = plan, plan.recipe, fabric
         self.net = untrained(plan.architecture, plan.recipe)
         self.model = plan.wrap(self.net)
@@ -63,7 +63,7 @@ class Trainer:
             self._sgd, "min", self.recipe.lr_factor, self.recipe.patience, self.recipe.progress, "abs"
         )
         if compile:
-            self.net.compile()
+            self.net.compile(mode=None if compile is True else compile)
         if fabric.device.type == "cuda":
             self.net.to(memory_format=torch.channels_last)
         self.wrapped, self.optimizer = fabric.setup(self.net, self._sgd)
