@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 import torch
 from tqdm.auto import tqdm
@@ -12,6 +15,7 @@ from tqdm.auto import tqdm
 from .errors import ZfkitError
 
 OnStep = Callable[[int, int], None]  # (done, total), after each portion of the work
+KNOWN_AFTER, LONG = 2, 120  # seconds, after which an estimate can be made, and from which on it is said
 
 
 class Cancelled(Exception):
@@ -20,9 +24,16 @@ class Cancelled(Exception):
 
 @contextlib.contextmanager
 def steps(
-    total: int, what: str, unit: str = "img", progress: bool = True, on_step: OnStep | None = None
+    total: int,
+    what: str,
+    unit: str = "img",
+    progress: bool = True,
+    on_step: OnStep | None = None,
+    shorter: str = "fewer pictures, as images[:100], take less",
 ) -> Iterator[Callable[[int], None]]:
     """Count the steps of long work: a bar that appears after half a second, and the caller's `on_step`.
+
+    What will take over two minutes says so in its first seconds, with what would make it `shorter`.
 
     >>> with steps(len(pictures), "shifting", progress=progress, on_step=on_step) as done:
     ...     for part in parts:
@@ -30,12 +41,19 @@ def steps(
     ...         done(len(part))
     """
     with tqdm(total=total, desc=what, unit=unit, disable=not progress, leave=False, delay=0.5) as bar:
-        count = 0
+        count, started, estimated = 0, time.monotonic(), not progress
 
         def done(n: int = 1) -> None:
-            nonlocal count
+            nonlocal count, estimated
             count += n
             bar.update(n)
+            elapsed = time.monotonic() - started
+            if not estimated and elapsed >= KNOWN_AFTER:
+                estimated = True
+                left = elapsed / count * (total - count)
+                if left > LONG:
+                    about = timedelta(seconds=round(left))
+                    bar.write(f"{what}: about {about} for {total:,} {unit}; {shorter}", file=sys.stderr)
             if on_step is not None:
                 on_step(count, total)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -39,7 +40,7 @@ from .version import __version__
 ATLAS_EXAMPLE = """examples:
   zfkit atlas                                                   the bundled network on the bundled photographs
   zfkit atlas --images folder:my/pictures --out mine --maps all
-  zfkit atlas --model torchvision:vgg11 --layers features.8 features.18 --maps 12
+  zfkit atlas --model torchvision:vgg11 --maps features.8:17,42 features.18:5
   zfkit atlas --model my_module.py:make_net --weights my.pt --mean 123.7 116.3 103.5 --scale 0.017 --input-size 64 \\
       --classes names.txt --images folder:my/pictures --size 64
 """
@@ -174,7 +175,10 @@ def _atlas_options(parser: argparse.ArgumentParser) -> None:
     _input_options(parser)
     add = parser.add_argument
     add("--out", default="atlas", type=_path, help="folder to write to")
-    add("--maps", default="24", type=_maps, help="feature maps of each layer, or 'all'")
+    maps = (
+        "how many feature maps of each layer, 'all', or which: 17,42 of every layer, conv5:17,42 of this one"
+    )
+    add("--maps", default=["24"], nargs="+", metavar="MAPS", help=f"{maps} (default: 24)")
     add("--rule", default="deconvnet", help="deconvnet, guided or gradient")
     add("--seed", default=0, type=int, help="draws the feature maps")
     add("--patches-only", action="store_true", help="leave out the projections, as for layers that have none")
@@ -237,7 +241,7 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("the machine").add_argument
     add("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     add("--precision", help="32-true, bf16-mixed ... (default: bf16 where a GPU has it)")
-    add("--compile", action="store_true", help="compile the network; pays on a GPU")
+    add("--compile", nargs="?", const=True, default=False, metavar="MODE", help="compile; pays on a GPU")
     add("--workers", type=int, metavar="N", help="stream, with so many reading processes")
     add("--save-every", type=int, metavar="STEPS", help="keep the state within epochs, too")
     add("--data-name", metavar="TEXT", help="what the provenance calls the data")
@@ -272,12 +276,17 @@ def _number(text: str) -> float | None:
     return None if text.lower() == "none" else float(text)
 
 
-def _maps(text: str) -> int | Literal["all"]:
-    if text == "all":
-        return "all"
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of feature maps nor 'all'")
-    return int(text)
+def _maps(texts: list[str]) -> Any:
+    """How many feature maps, or which, as `write_atlas` takes them; see the help of --maps."""
+    if len(texts) == 1 and (texts[0] == "all" or (texts[0].isdecimal() and int(texts[0]))):
+        return "all" if texts[0] == "all" else int(texts[0])
+    matches = [re.fullmatch(r"(?:(.+):)?(\d+(?:,\d+)*),?", text) for text in texts]
+    maps = {m[1]: [int(n) for n in m[2].split(",")] for m in matches if m}
+    if len(maps) == len(texts) and (None not in maps or (len(texts) == 1 and "," in texts[0])):
+        return maps.get(None) or maps
+    raise ZfkitError(
+        f"--maps {' '.join(texts)} is neither a number, 'all', maps as 17,42, nor conv3:5 conv5:17,42"
+    )
 
 
 def _inputs(args: argparse.Namespace, progress: bool = True) -> tuple[VisionModel, ImageSet]:
@@ -290,6 +299,7 @@ def _inputs(args: argparse.Namespace, progress: bool = True) -> tuple[VisionMode
 
 def _atlas(args: argparse.Namespace) -> None:
     """Top patches beside their projections, as a page and a PNG per layer."""
+    args.maps = _maps(args.maps)
     if args.notebook:
         _atlas_through_notebook(args)
         return
@@ -315,6 +325,8 @@ def _atlas_through_notebook(args: argparse.Namespace) -> None:
     fixed = {"layers": None, "k": 9, "rule": "deconvnet", "size": None, "limit": None, "device": None}
     fixed |= dict.fromkeys(OWN_NETWORK) | {"patches_only": False}
     changed = [name for name, value in fixed.items() if getattr(args, name) != value]
+    if not isinstance(args.maps, int | str):
+        changed.append("the numbers of maps")
     if changed:
         raise ZfkitError(f"the notebook does not take {', '.join(changed)}: leave out --notebook")
     unknown = ", ".join(sorted(set(parameters) - set(papermill.inspect_notebook(str(notebook)))))

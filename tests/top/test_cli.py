@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -85,11 +86,34 @@ def test_a_notebook_that_makes_no_atlas_is_refused_before_it_runs(tmp_path, caps
     assert not (tmp_path / "out").exists()
 
 
-def test_maps_must_be_a_number_or_all(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["atlas", "--maps", "many"])
-    assert stopped.value.code == 2
-    assert "'many' is neither a number of feature maps nor 'all'" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "maps, which", [(["3,5"], {"conv1": [3, 5], "conv3": [3, 5]}), (["conv3:7"], {"conv3": [7]})]
+)
+def test_maps_can_be_named(pictures, tmp_path, maps, which):
+    options = [
+        "--out",
+        str(tmp_path / "atlas"),
+        "--size",
+        "64",
+        "--limit",
+        "4",
+        "--patches-only",
+        "--maps",
+        *maps,
+    ]
+    layers = ["--layers", "conv1", "conv3"] if len(which) == 2 else []
+    assert main(["atlas", "--images", f"folder:{pictures}", *options, *layers]) == 0
+    page = (tmp_path / "atlas" / "index.html").read_text()
+    cards = [(layer, int(channel)) for layer, channel in re.findall(r' of (\w+) map (\d+)"', page)]
+    assert cards == [(layer, channel) for layer, channels in which.items() for channel in channels]
+
+
+@pytest.mark.parametrize(
+    "maps", [["many"], ["0"], ["3,x"], ["conv1:"], ["conv1:2", "3"], ["conv1:2", "conv1:3"], ["2", "all"]]
+)
+def test_maps_that_are_none(maps, capsys):
+    assert main(["atlas", "--maps", *maps]) == 2
+    assert f"--maps {' '.join(maps)} is neither a number, 'all'" in capsys.readouterr().err
 
 
 COMMANDS = ("atlas", "mine", "train", "sweep", "doctor", "models")

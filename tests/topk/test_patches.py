@@ -313,6 +313,11 @@ def test_maps_are_drawn_from_those_that_were_ever_active():
     for channels in drawn.values():
         assert len(set(channels)) == 4 and channels == sorted(channels) and not any(c % 2 for c in channels)
     assert sample_maps(top, maps=4, random_seed=1) == drawn != sample_maps(top, maps=4, random_seed=2)
+    # The other layers change nothing, and more maps are those of fewer and others.
+    for maps in (2, 4, 7):
+        alone = {name: sample_maps(top, [name], maps, random_seed=1)[name] for name in "ab"}
+        assert alone == sample_maps(top, ["b", "a"], maps, random_seed=1)
+        assert set(alone["a"]) <= set(sample_maps(top, maps=maps + 1, random_seed=1)["a"])
     assert len(sample_maps(top, ["a"], maps=99)["a"]) == 10
     assert sample_maps(top, ["a"], maps="all") == {"a": list(range(20))}
     with pytest.raises(zfkit.ZfkitError, match="must be a whole number from 1 on, not 0"):

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import io
 import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
 
+from ..batching import steps
 from ..checks import channel_list, layer_names, whole_number, writable_folder
 from ..deconv.project import refusals
 from ..deconv.receptive_field import Field, fits_inside, receptive_field, window_in
@@ -51,7 +53,7 @@ def write_atlas(
     out: str | Path,
     *,
     layers: Sequence[str] | None = None,
-    maps: int | Literal["all"] | Mapping[str, Sequence[int]] = 24,
+    maps: int | Literal["all"] | Sequence[int] | Mapping[str, Sequence[int]] = 24,
     k: int = 9,
     top: TopK | None = None,
     options: Options = Options(),
@@ -62,14 +64,14 @@ def write_atlas(
     """Write Fig. 2 for this network and these pictures: `out`/index.html, one PNG per layer, topk.parquet.
 
     Whether layers can be projected is tried before pictures are mined. Those that cannot get patches alone, with a
-    warning, and the page says why. What is mined is saved before anything is projected; should that fail, the error
-    says where the table is.
+    warning, and the page says why. What is mined is kept from time to time, and saved before anything is projected;
+    stopped, the same again goes on from there.
 
     Args:
         out: folder; made if need be. Files of the same name in it are replaced.
         layers: default: every convolutional layer.
         maps: how many feature maps of each layer, drawn at random from those that are ever active;
-            or "all"; or the channels themselves for each layer, as ``{"conv5": [17, 42]}``.
+            or "all"; or the channels themselves, ``[17, 42]`` of every layer or ``{"conv5": [17, 42]}``.
         k: pictures for each feature map.
         top: the table of `mine`, if it is at hand. Otherwise pictures are mined here, and units that look
             beyond a picture's border left out, where the pictures are large enough for that.
@@ -82,6 +84,8 @@ def write_atlas(
     expect_model(model)
     asked = list(maps) if isinstance(maps, Mapping) and layers is None else layers
     names = layer_names(asked, model.layers, model.conv_layers)
+    if isinstance(maps, Sequence) and not isinstance(maps, str):
+        maps = dict.fromkeys(names, maps)
     if isinstance(maps, Mapping):
         if without := [name for name in names if name not in maps]:
             raise LayerError(
@@ -103,14 +107,17 @@ def write_atlas(
         stack.enter_context(only_writer(folder, refusal))
         if top is None:
             inside = fits_inside(model, names, images.size)
-            top = mine(model, images, names, k, inside=inside, progress=progress)
+            state = _state_file(folder, model, images, (*names, str(k), str(inside)))
+            top = mine(model, images, names, k, inside=inside, checkpoint=state, progress=progress)
             stack.enter_context(_kept(top, folder / "topk.parquet"))
         channels = maps if isinstance(maps, Mapping) else sample_maps(top, names, maps, random_seed)
         k = min(k, top.k)
         with _replacing(folder) as part:
             sections = []
             chosen = {name: [int(c) for c in channels[name]] for name in names}
-            for patches, pairs in _layers(model, images, top, chosen, k, alone, options, progress):
+            count, shorter = sum(map(len, chosen.values())), "fewer maps or layers take less"
+            done = stack.enter_context(steps(count, "drawing", "map", progress, shorter=shorter))
+            for patches, pairs in _layers(model, images, top, chosen, k, alone, options, done):
                 name, field = patches.layer, receptive_field(model, patches.layer)
                 caption = _caption(model, images, top, patches, len(pairs), field)
                 draw_maps(pairs, chosen[name], top[name].max, caption).save(part / files[name], "PNG")
@@ -118,6 +125,8 @@ def write_atlas(
             page = _page(model, images, top, sections)
             (part / "index.html").write_text(page, encoding="utf-8")
             top.save(part / "topk.parquet")
+        for state in folder.glob(f"{STATE}*"):
+            state.unlink(missing_ok=True)
     pictures = {name: folder / file for name, file in files.items()}
     return Atlas(folder / "index.html", pictures, folder / "topk.parquet")
 
@@ -132,6 +141,19 @@ def _patches_alone(
         why = next(iter(reasons.values()))  # mostly the same for all
         warnings.warn(f"no projections of {', '.join(reasons)}, patches alone: {why}", stacklevel=3)
     return {layer: f"Patches alone, without projections: {why}." for layer, why in reasons.items()}
+
+
+STATE = ".zfkit-mining-"  # what files of a mining that was stopped begin with
+
+
+def _state_file(folder: Path, model: VisionModel, images: ImageSet, settings: Sequence[str]) -> Path:
+    """Where mining with these settings keeps its state; those of others are deleted."""
+    parts = (model.fingerprint(), images.fingerprint(), *settings)
+    file = folder / f"{STATE}{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
+    for other in folder.glob(f"{STATE}*"):
+        if other != file:
+            other.unlink(missing_ok=True)
+    return file
 
 
 @contextlib.contextmanager
@@ -172,7 +194,7 @@ def _layers(
     k: int,
     alone: Mapping[str, str],
     options: Options,
-    progress: bool,
+    done: Callable[[int], None],
 ) -> Iterator[tuple[Patches, list[Pair]]]:
     """Layer by layer patches, of the last of its feature maps at least, and the grids of all.
 
@@ -182,14 +204,13 @@ def _layers(
     pairs: dict[str, list[Pair]] = {name: [] for name in channels}
     for portion in _portions(model, images.size, channels, k):
         projected = {name: maps for name, maps in portion.items() if name not in alone}
-        patches = project_many(
-            model, images, top, projected, k=k, options=options, tile=TILE, progress=progress
-        )
+        patches = project_many(model, images, top, projected, k=k, options=options, tile=TILE, progress=False)
         for name, maps in portion.items():
             if name in alone:
-                cut = cut_top(model, images, top, name, maps, k=k, tile=TILE, progress=progress)
+                cut = cut_top(model, images, top, name, maps, k=k, tile=TILE, progress=False)
                 patches[name] = replace(cut, notes=(alone[name],))
             pairs[name] += [pair_of_montages(patches[name], i) for i in range(len(maps))]
+            done(len(maps))
             if len(pairs[name]) == len(channels[name]):
                 yield patches[name], pairs.pop(name)
 

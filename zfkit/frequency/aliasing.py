@@ -135,7 +135,7 @@ class Aliasing:
 
 @torch.no_grad()
 def measure_aliasing(
-    model: VisionModel, images: ImageSet | Tensor, layer: str, *, progress: bool = False
+    model: VisionModel, images: ImageSet | Tensor, layer: str, *, progress: bool = True
 ) -> Aliasing:
     """Energy that lands on wrong frequencies where `layer` subsamples, on these pictures, per filter.
 

@@ -107,7 +107,7 @@ def measure(
     for layer in layers:
         if layer.finite and layer.signal and subsampling.get(layer.name):
             with contextlib.suppress(ZfkitError):  # maps too small to tell one frequency from another
-                aliasing = measure_aliasing(model, pixels[: SAMPLE // 2], layer.name)
+                aliasing = measure_aliasing(model, pixels[: SAMPLE // 2], layer.name, progress=False)
                 layer.folded, layer.folded_energy = aliasing.share.nan_to_num(0), aliasing.layer_share
     if m.logits is not None and torch.isfinite(m.logits).all():
         m.labels = _fitting(m, labels)

@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import pickle
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -31,6 +32,7 @@ from ..errors import ImageError, ZfkitError
 from ..files import only_writer, write_whole
 from ..images.imageset import Batch, ImageSet, Skipped
 from ..nets.activations import Precision, activations, default_batch_size
+from ..nets.graph import full_float32
 from ..nets.model import VisionModel
 from .running import RunningTop
 from .table import LayerTop, TopK, expect_both
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 PARTS_PER_THREAD = 8  # of a cluster: several even out machines of different speed, and little is done twice
+STATE_SECONDS = 30  # from one state to the next, at most
 
 
 def mine(
@@ -70,8 +73,9 @@ def mine(
             GiB on a GPU). Results do not depend on it, but for the last bit of a convolution that a library
             computes another way for another number of pictures.
         precision: "float32", or "bf16" for autocast to bfloat16: faster on a GPU, and close, not equal.
-        checkpoint: file to keep the state in every `checkpoint_every` pictures. If it is there, mining goes on
-            where it stopped, to the identical table. Delete it once the table is saved.
+        checkpoint: file to keep the state in every `checkpoint_every` pictures and every 30 s, and when it is
+            interrupted. If it is there, mining goes on where it stopped, to the identical table. Delete it once the
+            table is saved.
         scheduler: of a Dask cluster, as "tcp://10.0.0.1:8786", or a `distributed.Client`: its workers look at
             the pictures, which they read under the same paths as this process. The part of a worker that dies is
             done again by another, so there is no checkpoint.
@@ -189,12 +193,17 @@ class MiningPlan:
     def add(self, tops: dict[str, RunningTop], batch: Batch, portions: Portions) -> dict[str, RunningTop]:
         """`tops` with one batch more. Added to copies, in case that memory runs out half-way."""
         for part in portions.of(len(batch.indices)):
-            with portions.attempt():
+            with portions.attempt(), full_float32():
                 trial = {name: top.copy() for name, top in tops.items()}
                 for name, output in activations(self.model, batch.pixels[part], self.layers, self.precision):
                     trial[name].add(output, batch.indices[part])
                 tops = trial
         return tops
+
+    def next_batch(self, part: range, batch: Batch) -> int:
+        """Where the batch after this one begins: unreadable pictures are left out of batches, also at their ends."""
+        batches = (int(batch.indices[-1]) - part.start) // self.batch_size + 1
+        return min(part.stop, part.start + self.batch_size * batches)
 
     def table(self, tops: dict[str, RunningTop]) -> TopK:
         """The table of a part; without layers where none of its pictures could be read."""
@@ -221,21 +230,29 @@ def mine_part(
         tops, start = plan.begin(), part.start
         if state:
             start = state.resume(tops)
-        saved, what = start, f"mining {plan.model.name}"
+        saved, saved_at, what = start, time.monotonic(), f"mining {plan.model.name}"
         portions = Portions(what, plan.batch_size)
         done = stack.enter_context(steps(part.stop - start, what, progress=progress))
-        for batch in plan.images.batches(plan.batch_size, start, part.stop):
-            tops = plan.add(tops, batch, portions)
-            done(len(batch.indices))
-            # Where the next batch begins: unreadable pictures are left out of batches, also at their ends.
-            batches = (int(batch.indices[-1]) - part.start) // plan.batch_size + 1
-            upto = min(part.stop, part.start + plan.batch_size * batches)
-            if state and upto - saved >= checkpoint_every:
-                state.save(tops, upto)
-                saved = upto
+        at = tops, start  # replaced at once, so that an interruption finds both alike
+        try:
+            for batch in plan.images.batches(plan.batch_size, start, part.stop):
+                at = plan.add(at[0], batch, portions), plan.next_batch(part, batch)
+                done(len(batch.indices))
+                due = at[1] - saved >= checkpoint_every or time.monotonic() - saved_at >= STATE_SECONDS
+                if state and due:
+                    state.save(*at)
+                    saved, saved_at = at[1], time.monotonic()
+        except KeyboardInterrupt:
+            if not state:
+                raise
+            state.save(*at)
+            raise KeyboardInterrupt(
+                f"stopped after {at[1] - part.start:,} of {len(part):,} pictures. All is kept in {state.path}: the "
+                "same again goes on from there"
+            ) from None
         if state and (saved < part.stop or not state.path.exists()):
-            state.save(tops, part.stop)
-        return plan.table(tops)
+            state.save(at[0], part.stop)
+        return plan.table(at[0])
 
 
 class _Checkpoint:

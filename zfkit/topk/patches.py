@@ -8,6 +8,7 @@ the whole picture, which units and layers then share. Both give what the whole p
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -23,6 +24,7 @@ from ..deconv.receptive_field import extents, filters, window_in
 from ..deconv.rules import Norm, Options, Rule, Seed
 from ..deconv.windows import paste
 from ..images.imageset import ImageSet
+from ..nets.activations import CPU_BYTES, batch_bytes
 from ..nets.model import VisionModel
 from .table import TopK
 
@@ -77,7 +79,7 @@ def project_top(
     seed: Seed = "one",
     lrn: Norm = "skip",
     tile: int | None = None,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Patches:
     """Projections and patches of feature maps' strongest activations, as in Fig. 2 of the paper.
 
@@ -106,21 +108,27 @@ def project_many(
     k: int | None = None,
     options: Options = Options(),
     tile: int | None = None,
+    device: str | torch.device = "cpu",
     progress: bool = False,
     on_step: OnStep | None = None,
 ) -> dict[str, Patches]:
-    """`project_top` for several layers at once, which then share the forward passes."""
+    """`project_top` for several layers at once, which then share the forward passes.
+
+    `device` is where projections and photographs are put; those that stay on the network's GPU are not copied.
+    """
     top.check(model, photos)
     patches = {
-        name: empty_patches(model, photos, top, name, channels, k, tile) for name, channels in wanted.items()
+        name: empty_patches(model, photos, top, name, channels, k, tile, device=device)
+        for name, channels in wanted.items()
     }
     units = {name: Units.of(empty) for name, empty in patches.items()}
-    with steps(sum(map(len, units.values())), "projecting", "unit", progress, on_step) as done:
+    count, shorter = sum(map(len, units.values())), "fewer maps or layers take less"
+    with steps(count, "projecting", "unit", progress, on_step, shorter) as done:
         for part in projected(model, photos, units, options):
             projection, photo = patches[part.layer].projection, patches[part.layer].photo
-            shown = part.projection.to(projection.dtype)
+            shown, seen = part.projection.to(projection), part.photo.to(photo.device)
             projection.flatten(0, 1)[part.slot] = _brought_to(shown, projection.shape)
-            photo.flatten(0, 1)[part.slot] = _brought_to(part.photo, photo.shape)
+            photo.flatten(0, 1)[part.slot] = _brought_to(seen, photo.shape)
             done(len(part.slot))
     return patches
 
@@ -134,7 +142,7 @@ def cut_top(
     *,
     k: int | None = None,
     tile: int | None = None,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Patches:
     """`project_top` without projections: what was in the pictures, of any network."""
     top.check(model, photos)
@@ -161,6 +169,7 @@ def empty_patches(
     k: int | None = None,
     tile: int | None = None,
     projected: bool = True,
+    device: str | torch.device = "cpu",
 ) -> Patches:
     """The patches of one layer before anything is projected or cut out."""
     channels = channel_list(channels, len(top[layer].value), layer)
@@ -174,8 +183,8 @@ def empty_patches(
     dtype = torch.promote_types(model.dtype, torch.float32)
     return Patches(
         layer, channels,
-        projection=torch.zeros(C, k if projected else 0, len(model.mean), *side, dtype=dtype),
-        photo=torch.full((C, k, 3, *side), GREY, dtype=torch.uint8),
+        projection=torch.zeros(C, k if projected else 0, len(model.mean), *side, dtype=dtype, device=device),
+        photo=torch.full((C, k, 3, *side), GREY, dtype=torch.uint8, device=device),
         box=torch.stack([left, top_edge, left + columns.size, top_edge + rows.size], -1),
         image=image, row=row, col=col, value=value, notes=_notes(model, layer) if projected else (),
     )  # fmt: skip
@@ -265,7 +274,7 @@ def _from_crops(
 ) -> Iterator[Projected]:
     deconvnet = Deconvnet(model.network, [layer], options)
     order = units.image.argsort(stable=True)
-    portions = Portions(f"projecting {model.name}", max(1, FORWARD_PIXELS // crop.size**2))
+    portions = Portions(f"projecting {model.name}", _pictures_at_once(model, crop.size))
     for part in portions.of(len(order)):
         with portions.attempt():
             here = units.pick(order[part])
@@ -277,12 +286,21 @@ def _from_crops(
             )
 
 
+def _pictures_at_once(model: VisionModel, side: int) -> int:
+    return max(1, _times(model) * FORWARD_PIXELS // side**2)
+
+
+def _times(model: VisionModel) -> int:
+    """How many times more a GPU does at once: it has the memory, and stands idle with less."""
+    return batch_bytes(model.device) // CPU_BYTES
+
+
 def _from_pictures(
     model: VisionModel, photos: ImageSet, units: Mapping[str, Units], options: Options
 ) -> Iterator[Projected]:
     deconvnet = Deconvnet(model.network, list(units), options)
     pictures = torch.cat([u.image for u in units.values()]).unique()  # sorted
-    portions = Portions(f"projecting {model.name}", max(1, FORWARD_PIXELS // photos.size**2))
+    portions = Portions(f"projecting {model.name}", _pictures_at_once(model, photos.size))
     for part in portions.of(len(pictures)):
         with portions.attempt():  # what was handed over before memory ran out is then handed over again
             batch = pictures[part]
@@ -316,7 +334,7 @@ def project_units(
     field = (rows.size, columns.size)
     origins = position * torch.tensor([rows.stride, columns.stride]) + torch.tensor([rows.low, columns.low])
     has_positions = len(tape.shapes[layer]) > 1
-    size = max(1, REVERSE_BYTES // deconvnet.unit_bytes(layer, tape))
+    size = max(1, _times(model) * REVERSE_BYTES // deconvnet.unit_bytes(layer, tape))
     portions = Portions(f"projecting {layer} of {model.name}", size, "units", inner=True)
     for part in portions.of(len(units)):
         with portions.attempt():
@@ -326,7 +344,7 @@ def project_units(
             if window.size != field or offset.any():  # it was the whole picture
                 R = paste(R, offset, field)
             photo = cut_windows(pixels, image[part], origins[part], field)
-            yield Projected(layer, units.slot[part], R.cpu(), photo)
+            yield Projected(layer, units.slot[part], R, photo)
 
 
 def cut_windows(pictures: Tensor, image: Tensor, origin: Tensor, size: tuple[int, int]) -> Tensor:
@@ -398,17 +416,19 @@ def sample_maps(
 ) -> dict[str, list[int]]:
     """Channels by layer, ascending: "all", or so many of each, drawn at random from those that were ever active.
 
+    A layer's draw does not depend on the other layers, and more maps are those of fewer and others.
+
     Raises LayerError for layers that were not mined.
     """
     if maps != "all":
         whole_number(maps, "maps, unless 'all',")
-    generator = torch.Generator().manual_seed(random_seed)
     channels = {}
     for layer in layer_names(layers, list(top.layers), list(top.layers)):
         if maps == "all":
             channels[layer] = list(range(len(top[layer].max)))
         else:
             live = torch.nonzero(top[layer].max > 0)[:, 0]
-            order = torch.randperm(len(live), generator=generator)
+            seed = random_seed + zlib.crc32(layer.encode())
+            order = torch.randperm(len(live), generator=torch.Generator().manual_seed(seed))
             channels[layer] = sorted(live[order[:maps]].tolist())
     return channels
