@@ -1,10 +1,14 @@
 """In how many networks of torchvision and timm can every convolutional layer be projected, and is it right?
 
     .venv/bin/python benchmarks/networks.py [--only NAME ...] [--family torchvision|timm] [--out FILE.csv]
+    .venv/bin/python benchmarks/networks.py --table FILE.csv
 
-Each network gets random weights in double precision. One unit of every convolutional layer is carried back under every
-rule, and held to autograd through the user's own module, in which activations like ReLU have the rule's backward pass.
-The oracle knows nothing of zfkit: it replaces the functions that torch calls.
+Each network gets random weights in double precision, and pictures of the smallest of `SIDES` that it takes. One unit of
+every convolutional layer is carried back under every rule, and held to autograd through the user's own module, in which
+activations like ReLU have the rule's backward pass. The oracle knows nothing of zfkit: it replaces the functions that
+torch calls.
+
+Rows are written as they come, and what stands in the file is not measured again. `--table` prints it for the README.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import random
+import signal
 import sys
 import time
 import warnings
@@ -47,6 +52,12 @@ resnest14d resnet10t resnet18 resnetv2_18 rexnetr_100 selecsls42 semnasnet_075 s
 starnet_s1 tf_efficientnet_b0 tinynet_e tresnet_m vgg11_bn vovnet39a xception41p
 """.split()
 RULES: tuple[Rule, ...] = ("deconvnet", "guided", "gradient")
+SIDES = (40, 64, 96, 128, 160, 224, 256, 299)  # px
+COLUMNS = ("family", "network", "rule", "px", "layers", "right", "largest error", "seconds", "why not")
+
+
+class OutOfTime(BaseException):
+    """A network took longer than it may. No `Exception`: those are what layers fail with."""
 
 
 def build(family: str, name: str) -> nn.Module:
@@ -75,7 +86,7 @@ def build(family: str, name: str) -> nn.Module:
 def check(family: str, name: str, units: int = 1) -> Iterator[dict[str, Any]]:
     """One row a rule: layers, layers that were projected and right, the largest error, seconds."""
     net = build(family, name)
-    side = next(s for s in (64, 96, 128, 160, 224, 256, 299) if runs(net, s))
+    side = next(s for s in SIDES if runs(net, s))
     model = zfkit.wrap_model(net, mean=127.5, scale=1 / 64, input_size=side, name=name)
     x = torch.randn(1, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     draw = random.Random(0)
@@ -104,12 +115,16 @@ def check(family: str, name: str, units: int = 1) -> Iterator[dict[str, Any]]:
             error = float((found - expected).abs().max()) / (scale or 1.0)
             worst = max(worst, error)
             right += error < 1e-10
-        yield {
-            "family": family, "network": name, "rule": rule, "px": side, "layers": len(model.conv_layers),
-            "right": right, "largest error": f"{worst:.0e}",
-            "seconds": f"{time.perf_counter() - start:.1f}",
-            "why not": "; ".join(sorted(reasons))[:300],
-        }  # fmt: skip
+        yield line(
+            family, name, rule, side, len(model.conv_layers), right, f"{worst:.0e}",
+            f"{time.perf_counter() - start:.1f}", "; ".join(sorted(reasons)),
+        )  # fmt: skip
+
+
+def line(*values: Any) -> dict[str, Any]:
+    """A line of the table; texts in one line."""
+    texts = (" ".join(v.split())[:300] if isinstance(v, str) else v for v in values)
+    return dict(zip(COLUMNS, texts, strict=True))
 
 
 @torch.no_grad()
@@ -122,6 +137,67 @@ def runs(net: nn.Module, side: int) -> bool:
     return True
 
 
+def measured(family: str, name: str, limit: int) -> list[dict[str, Any]]:
+    """The rows of one network; what is refused, or takes more than `limit` seconds, is a result, too."""
+
+    def stop(*_: Any) -> None:
+        raise OutOfTime(f"more than {limit} s")
+
+    rows: list[dict[str, Any]] = []
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(limit)
+    try:
+        for one in check(family, name):
+            rows.append(one)
+    except (Exception, OutOfTime) as error:
+        rows.append(line(family, name, "all", *[""] * 5, f"{type(error).__name__}: {error}"))
+    finally:
+        signal.alarm(0)
+    return rows
+
+
+def read(file: Path | None) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """The rows of a file, by family and network."""
+    by_network: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    if file is not None and file.exists():
+        with file.open(newline="") as opened:
+            for one in csv.DictReader(opened):
+                by_network.setdefault((one["family"], one["network"]), []).append(one)
+    return by_network
+
+
+def is_right(rows: list[dict[str, Any]]) -> bool:
+    """Every convolutional layer, under every rule?"""
+    everything = all(int(r["layers"] or 0) == int(r["right"] or 0) > 0 for r in rows)
+    return everything and {r["rule"] for r in rows} == set(RULES)
+
+
+def table(by_network: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
+    """What was measured, in Markdown: how many are right, and what the others fail on."""
+    lines = [
+        "| networks | right in every layer | partly | refused | largest error of those right |",
+        "|---|---|---|---|---|",
+    ]
+    others = []
+    for family in ("torchvision", "timm"):
+        mine = {name: rows for (f, name), rows in by_network.items() if f == family}
+        right = {name: rows for name, rows in mine.items() if is_right(rows)}
+        partly = [name for name, rows in mine.items() if name not in right and any(r["layers"] for r in rows)]
+        worst = max((float(r["largest error"]) for rows in right.values() for r in rows), default=0.0)
+        refused = len(mine) - len(right) - len(partly)
+        lines.append(f"| {len(mine)} of {family} | {len(right)} | {len(partly)} | {refused} | {worst:.0e} |")
+        for name in [n for n in mine if n not in right]:
+            counts = ", ".join(
+                f"{r['rule']} {r['right']} of {r['layers']}" for r in mine[name] if r["layers"]
+            )
+            why = next(
+                (r["why not"] for r in mine[name] if r["why not"]),
+                f"largest error {mine[name][0]['largest error']}",
+            )
+            others.append(f"- {family} {name}: {counts or 'refused'}. {why}")
+    return "\n".join([*lines, "", *others])
+
+
 def main() -> None:
     """Check, print, and write a table as it goes."""
     parser = argparse.ArgumentParser(
@@ -130,40 +206,30 @@ def main() -> None:
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--family", choices=["torchvision", "timm"])
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--limit", type=int, default=600, help="seconds for one network")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="print what stands in this file, and stop")
     options = parser.parse_args()
+    if options.table:
+        print(table(read(options.table)))
+        return
     warnings.simplefilter("ignore")
-    rows: list[dict[str, Any]] = []
+    done = read(options.out)
     for family, names in (("torchvision", TORCHVISION), ("timm", TIMM)):
         for name in names:
-            if (options.only and name not in options.only) or options.family not in (None, family):
+            wanted = name in (options.only or [name]) and options.family in (None, family)
+            if not wanted or (family, name) in done:
                 continue
-            try:
-                new = list(check(family, name))
-            except Exception as error:  # what is refused is a result, too
-                blank = dict.fromkeys(("px", "layers", "right", "largest error", "seconds"), "")
-                why = f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"
-                new = [{"family": family, "network": name, "rule": "all", **blank, "why not": why}]
-            rows += new
-            for row in new:
-                print(*row.values(), sep="\t", flush=True)
+            done[family, name] = new = measured(family, name, options.limit)
+            for one in new:
+                print(*one.values(), sep="\t", flush=True)
             if options.out:
-                with options.out.open("w", newline="") as file:
-                    writer = csv.DictWriter(file, rows[0].keys())
-                    writer.writeheader()
-                    writer.writerows(rows)
-    for family in ("torchvision", "timm"):
-        tried = {r["network"] for r in rows if r["family"] == family}
-        whole = [
-            n
-            for n in tried
-            if all(
-                r["layers"] == r["right"] and r["layers"]
-                for r in rows
-                if r["network"] == n and r["family"] == family
-            )
-        ]
-        if tried:
-            print(f"{family}: {len(whole)} of {len(tried)} in every convolutional layer, under every rule")
+                begun = options.out.exists()
+                with options.out.open("a", newline="") as file:
+                    writer = csv.DictWriter(file, COLUMNS)
+                    if not begun:
+                        writer.writeheader()
+                    writer.writerows(new)
+    print(table(done))
 
 
 if __name__ == "__main__":

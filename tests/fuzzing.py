@@ -31,7 +31,7 @@ import zfkit
 import zfkit.cli
 import zfkit.images.imageset
 from zfkit import ZfkitError, load_images
-from zfkit.images.decode import decode, square, to_tensor
+from zfkit.images.decode import decode, sized
 from zfkit.nets.paper import Architecture, build
 from zfkit.nets.zoo import describe
 from zfkit.sweeps import expand, read_grid, read_parameters
@@ -177,7 +177,7 @@ class Images(Target):
     def attempt(self, given: bytes) -> None:
         picture = decode(given, "holiday")
         assert picture.mode == "RGB" and picture.width * picture.height <= zfkit.images.decode.MAX_PIXELS
-        tensor = to_tensor(square(picture, 8))
+        tensor = sized(picture, 8)
         assert tensor.shape == (3, 8, 8) and tensor.dtype == torch.uint8
 
 

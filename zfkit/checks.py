@@ -18,6 +18,8 @@ from torch import Tensor
 
 from .errors import ImageError, LayerError, WriteError, ZfkitError, printable, unknown
 
+Size = int | tuple[int, int]  # of pictures, in pixels: the side of squares, or height and width
+
 
 def expect(value: object, kind: type, what: str, how: str) -> None:
     """Raise ZfkitError where a value is of another kind; `how` says what makes one of the right kind."""
@@ -37,6 +39,35 @@ def whole_number(
         limits = f"from {low} on" if high is None else f"from {low} to {high}"
         raise error(f"{what} must be a whole number {limits}, not {value!r:.80}")
     return value
+
+
+def picture_size(
+    value: Any, what: str, high: int | None = None, error: type[ZfkitError] = ZfkitError
+) -> Size:
+    """The value, if it is the side of square pictures in pixels, or two: their height and width."""
+    if isinstance(value, tuple | list) and len(value) == 2:
+        height, width = (
+            whole_number(v, f"{what}, height and width in pixels,", 1, high, error) for v in value
+        )
+        return height if height == width else (height, width)
+    return whole_number(value, f"{what}, in pixels,", 1, high, error)
+
+
+def square_side(size: Size, what: str) -> int:
+    """The side of square pictures. Raises ImageError for others, of which `what` says why they will not do."""
+    if isinstance(size, int):
+        return size
+    raise ImageError(f"{what}, and {in_px(size)} is no square: take another size, in pixels")
+
+
+def in_px(size: Size) -> str:
+    """A size as messages name it: "64 px", "66 x 200 px"."""
+    return " x ".join(map(str, [size] if isinstance(size, int) else size)) + " px"
+
+
+def pair(value: int | Sequence[int]) -> tuple[int, int]:
+    """One number, or rows and columns, as two."""
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
 def number(

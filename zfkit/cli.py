@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from .atlas.page import write_atlas
 from .batching import out_of_memory
-from .checks import as_path
+from .checks import Size, as_path
 from .deconv.rules import Options
 from .doctor import examine
 from .errors import ZfkitError
@@ -27,7 +27,8 @@ from .images.sources import load_images
 from .nets.model import VisionModel
 from .nets.paper import ARCHITECTURES
 from .nets.zoo import list_models, load_model
-from .sweeps import find_workers, plan_sweep, run_sweep
+from .sweeps import find_workers, plan_sweep, read_parameters, run_sweep
+from .sweeps.runs import read_notebook
 from .topk.estimate import estimate_mining
 from .topk.mine import mine, state_file
 from .topk.table import TopK
@@ -41,8 +42,8 @@ ATLAS_EXAMPLE = """examples:
   zfkit atlas                                                   the bundled network on the bundled photographs
   zfkit atlas --images folder:my/pictures --out mine --maps all
   zfkit atlas --model torchvision:vgg11 --maps features.8:17,42 features.18:5
-  zfkit atlas --model my_module.py:make_net --weights my.pt --mean 123.7 116.3 103.5 --scale 0.017 --input-size 64 \\
-      --classes names.txt --images folder:my/pictures --size 64
+  zfkit atlas --model my_module.py:make_net --weights my.pt --mean 123.7 116.3 103.5 --scale 0.017 \\
+      --input-size 66x200 --classes names.txt --images folder:my/pictures --size 66x200
 """
 MINE_EXAMPLE = """examples:
   zfkit mine --images "parquet:shards/*.parquet" --size 64 --out topk.parquet
@@ -80,7 +81,7 @@ Exit code 1: something is broken.
 """
 
 
-OWN_NETWORK = ("mean", "scale", "input_size", "classes", "channels", "output")  # options for `load_model`
+OWN_NETWORK = "mean scale input_size classes channels output show".split()  # options for `load_model`
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -143,21 +144,12 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 def _input_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
-        "--model",
-        default="zfnet64",
-        help="a name from `zfkit models`, torchvision:NAME, timm:NAME, a .safetensors file, or your module.py:function",
+        "--model", default="zfnet64", help="one that `zfkit models` names, a file, or your module.py:function"
     )
-    add(
-        "--weights",
-        default="DEFAULT",
-        help="name of the weights, 'none' for random ones, or a file (.pt ...)",
-    )
-    add(
-        "--images",
-        default="photos",
-        help="photos, photos-small, textures, folder:PATH, parquet:PATH or torchvision:NAME",
-    )
-    add("--size", type=int, help="side of the pictures in px (default: 224, for textures 64)")
+    add("--weights", default="DEFAULT", help="their name, 'none' for random ones, or a file (.pt ...)")
+    sources = "photos, photos-small, textures, folder:PATH, parquet:PATH or torchvision:NAME"
+    add("--images", default="photos", help=sources)
+    add("--size", type=_size, help="of the pictures in px, or HEIGHTxWIDTH (default: 224, for textures 64)")
     add("--limit", type=int, help="only the first so many pictures")
     add("--layers", nargs="+", help="layer names (default: every convolutional layer)")
     add("-k", default=9, type=int, help="pictures for each feature map")
@@ -165,10 +157,11 @@ def _input_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("your own network: input = (rgb_0_255 - mean) * scale").add_argument
     add("--mean", type=float, nargs="+", metavar="N", help="one number, or one for each channel")
     add("--scale", type=float, nargs="+", metavar="N", help="likewise")
-    add("--input-size", type=int, metavar="PX", help="side of the pictures that it was trained on")
+    add("--input-size", type=_size, metavar="PX", help="of the pictures it was trained on, or HEIGHTxWIDTH")
     add("--classes", metavar="FILE", help="names of its classes, one on each line")
     add("--channels", choices=("rgb", "bgr"), help="the order in which it takes them (default: rgb)")
     add("--output", metavar="KEY", type=_key, help="which to look at of several outputs")
+    add("--show", type=int, nargs=3, metavar="BAND", help="bands to show as red, green and blue, from 0")
 
 
 def _atlas_options(parser: argparse.ArgumentParser) -> None:
@@ -231,13 +224,8 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
         elif isinstance(default, str):
             kind = {}
         # Those that are not given stay away, so that the recipe's own value holds.
-        add(
-            flag,
-            **({"metavar": "N"} if kind else {}) | kind,
-            dest=setting.name,
-            default=argparse.SUPPRESS,
-            help=why,
-        )
+        kind = {"metavar": "N", **kind} if kind else {}
+        add(flag, **kind, dest=setting.name, default=argparse.SUPPRESS, help=why)
     add = parser.add_argument_group("the machine").add_argument
     add("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     add("--precision", help="32-true, bf16-mixed ... (default: bf16 where a GPU has it)")
@@ -272,6 +260,13 @@ def _key(text: str) -> str | int:
     return int(text) if text.isdecimal() else text
 
 
+def _size(text: str) -> Size:
+    sides = text.split("x")
+    if len(sides) > 2 or not all(n.isdecimal() for n in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a side in pixels nor HEIGHTxWIDTH")
+    return int(text) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
 def _number(text: str) -> float | None:
     return None if text.lower() == "none" else float(text)
 
@@ -290,11 +285,15 @@ def _maps(texts: list[str]) -> Any:
 
 
 def _inputs(args: argparse.Namespace, progress: bool = True) -> tuple[VisionModel, ImageSet]:
-    own: dict[str, Any] = {name: getattr(args, name) for name in OWN_NETWORK}
-    for name in ("mean", "scale"):  # one number stands for every channel
-        own[name] = own[name][0] if own[name] and len(own[name]) == 1 else own[name]
-    model = load_model(args.model, weights=args.weights, device=args.device, **own)
+    model = load_model(args.model, weights=args.weights, device=args.device, **_own_network(args))
     return model, load_images(args.images, size=args.size, limit=args.limit, progress=progress)
+
+
+def _own_network(args: argparse.Namespace) -> dict[str, Any]:
+    """What is said of one's own network, as `load_model` takes it."""
+    own = {name: getattr(args, name) for name in OWN_NETWORK}
+    one = {name: v[0] for name, v in own.items() if isinstance(v, list) and len(v) == 1}  # for all channels
+    return own | one
 
 
 def _atlas(args: argparse.Namespace) -> None:
@@ -318,18 +317,19 @@ def _atlas_through_notebook(args: argparse.Namespace) -> None:
     except ImportError:
         raise ZfkitError("--notebook needs papermill: pip install 'zfkit[notebooks]'") from None
     notebook, out = args.notebook, args.out.resolve()
-    if not notebook.is_file():
-        raise ZfkitError(f"there is no notebook {str(notebook)!r}; check the path")
+    known = read_parameters(read_notebook(notebook), notebook.name)
     names = ("model", "weights", "images", "maps", "seed")
     parameters = {name: getattr(args, name) for name in names} | {"out": str(out)}
-    fixed = {"layers": None, "k": 9, "rule": "deconvnet", "size": None, "limit": None, "device": None}
-    fixed |= dict.fromkeys(OWN_NETWORK) | {"patches_only": False}
+    own = {name: value for name, value in _own_network(args).items() if value is not None}
+    parameters |= {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}
+    fixed = {"k": 9, "rule": "deconvnet", "patches_only": False}
+    fixed |= dict.fromkeys(("layers", "size", "limit", "device"))
     changed = [name for name, value in fixed.items() if getattr(args, name) != value]
-    if not isinstance(args.maps, int | str):
-        changed.append("the numbers of maps")
+    changed += ["the numbers of maps"] * (not isinstance(args.maps, int | str))
+    changed += [name for name in own if name not in known]
     if changed:
         raise ZfkitError(f"the notebook does not take {', '.join(changed)}: leave out --notebook")
-    unknown = ", ".join(sorted(set(parameters) - set(papermill.inspect_notebook(str(notebook)))))
+    unknown = ", ".join(sorted(set(parameters) - set(known)))
     if unknown:
         raise ZfkitError(f"{notebook.name} has no parameter {unknown}: it does not make the atlas")
     out.mkdir(parents=True, exist_ok=True)

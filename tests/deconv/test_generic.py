@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import operator
+import re
+
 import oracle
 import pytest
 import torch
@@ -37,6 +40,19 @@ class Around(nn.Module):
 
 def operation(function, channels=4):
     return function, channels
+
+
+class Product(nn.Module):
+    def forward(self, a, b):
+        return a * b
+
+
+def heads_beside_the_pictures(n, y):
+    """Attention as it is often written: (N heads, channels, places)."""
+    B, C, H, W = y.shape
+    q, k, v = (t.reshape(B * 2, C // 2, H * W) for t in (n.other(y), n.gate(y), y))
+    weights = torch.softmax(q.transpose(1, 2) @ k, -1)
+    return (v @ weights.transpose(1, 2)).reshape(B, C, H, W)
 
 
 # Linear: padding, upsampling, shuffles, slices, sums with signs, normalisations with fixed statistics.
@@ -81,6 +97,16 @@ LINEAR = {
         lambda n, y: F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=True)
     ),
     "mean over channels": operation(lambda n, y: y.mean(1, keepdim=True), 1),
+    "convolution with stride and dilation": operation(nn.Conv2d(4, 4, 3, 2, 2, dilation=2)),
+    "depthwise convolution": operation(nn.Conv2d(4, 4, 3, padding=1, groups=4)),
+    "convolution with circular padding": operation(nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")),
+    "average pooling": operation(nn.AvgPool2d(3, 2, 1)),
+    "adaptive average pooling": operation(nn.AdaptiveAvgPool2d(5)),
+    "batch norm": operation(nn.BatchNorm2d(4)),
+    "columns repeated": operation(lambda n, y: y.repeat_interleave(2, 3)),
+    "rows left out": operation(lambda n, y: y.narrow(2, 1, 7)),
+    "unfolded and folded": operation(lambda n, y: F.fold(F.unfold(y, 3, padding=1), (12, 12), 3, padding=1)),
+    "dropout": operation(nn.Dropout(0.5)),
     "permuted and linear": operation(
         lambda n, y: F.linear(y.permute(0, 2, 3, 1), n.other.weight[:, :, 0, 0]).permute(0, 3, 1, 2)
     ),
@@ -112,6 +138,29 @@ GRADIENT = {
     "positive part by a mask of numbers": operation(lambda n, y: n.other(y) * (n.other(y) > 0).double()),
     "a mask that has no gradient": operation(lambda n, y: n.other(y) * (y > 0.1)),
     "clamp in place": operation(lambda n, y: n.other(y).clamp_(-0.2, 0.3)),
+    "gated linear unit": operation(lambda n, y: F.glu(torch.cat([n.other(y), n.gate(y)], 1), 1)),
+    "vectors of length 1": operation(lambda n, y: F.normalize(n.other(y), dim=1)),
+    "one of two by a mask": operation(lambda n, y: torch.where(y > 0.2, n.other(y), n.gate(y))),
+    "a mean by weights that are computed": operation(
+        lambda n, y: torch.lerp(n.other(y), n.gate(y), torch.sigmoid(y))
+    ),
+    "running sum of channels": operation(lambda n, y: y.cumsum(1)),
+    "matrices of channels": operation(
+        lambda n, y: torch.einsum("nchw,ndhw->ncd", y, n.other(y))[..., None, None].mean(2) * y
+    ),
+    "moved by a field that is computed": operation(
+        lambda n, y: F.grid_sample(y, torch.tanh(n.other(y)[:, :2]).permute(0, 2, 3, 1), align_corners=False)
+    ),
+    # Between the two ends of these the first axis is not the pictures'.
+    "stacked and summed": operation(lambda n, y: torch.stack([n.other(y), n.gate(y)]).prod(0)),
+    "heads beside the pictures": operation(heads_beside_the_pictures),
+    "pictures after places": operation(
+        lambda n, y: torch.softmax(y.flatten(2).permute(2, 0, 1), 0).permute(1, 2, 0).unflatten(2, (12, 12))
+    ),
+}
+POOLS = {
+    "max-pooling": operation(nn.MaxPool2d(3, 2, 1)),
+    "adaptive max-pooling": operation(nn.AdaptiveMaxPool2d(5)),
 }
 
 
@@ -169,6 +218,82 @@ def test_any_other_operation_is_passed_by_its_gradient_and_that_is_said(name):
     assert zfkit.deconv.by_gradient(model, "last")
 
 
+@pytest.mark.parametrize("batch_first, need_weights", [(True, True), (True, False), (False, True)])
+def test_multihead_attention_goes_back_on_query_key_and_value(batch_first, need_weights):
+    class Attention(Around):
+        def __init__(self):
+            super().__init__(None)
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=batch_first)
+
+        def forward(self, x):
+            y = F.relu(self.first(x))
+            tokens = [t.flatten(2) for t in (y, self.other(y), self.gate(y))]
+            tokens = [t.transpose(1, 2) if batch_first else t.permute(2, 0, 1) for t in tokens]
+            mixed = self.attention(*tokens, need_weights=need_weights)[0]
+            mixed = mixed.transpose(1, 2) if batch_first else mixed.permute(1, 2, 0)
+            return self.last(mixed.unflatten(2, (12, 12)))
+
+    model = assert_exact(Attention())
+    assert "MultiheadAttention" in zfkit.deconv.by_gradient(model, "last")
+    assert zfkit.receptive_field(model, "last").stride == 0  # it looks everywhere
+
+
+def test_a_module_with_control_flow_is_one_operation():
+    class Padded(nn.Conv2d):
+        """As TensorFlow pads: by what the size of the picture asks for."""
+
+        def forward(self, x):
+            if x.shape[-1] % 2 == 0:
+                x = F.pad(x, (0, 1, 0, 1))
+            return F.conv2d(x, self.weight, self.bias, 2, 0)
+
+    net = Around(nn.ReLU())
+    net.operation = nn.Sequential(nn.ReLU(), Padded(4, 4, 3, 2), nn.ReLU())
+    model = assert_exact(net)
+    assert "operation.1" in model.conv_layers
+    assert zfkit.way_back(model, "last").set_index("step").treatment["operation.1"] == "gradient"
+    assert zfkit.receptive_field(model, "last").measured  # its padding is not what its attributes say
+
+
+def test_a_rule_gets_maps_in_the_order_of_arguments_however_they_are_named(own_rules):
+    @zfkit.register_rule(torch.sub, inputs=2)
+    def difference(R, module, context):
+        return [R, -2 * R]  # recognisable
+
+    class Scaled(nn.Module):
+        def forward(self, plain, twice):
+            return plain + twice
+
+    zfkit.register_rule(Scaled, inputs=2)(lambda R, module, context: [R, 2 * R])
+    x = torch.randn(1, 3, 12, 12, dtype=F64)
+    ways = [
+        lambda n, y: torch.sub(n.other(y), n.gate(y)), lambda n, y: torch.sub(other=n.gate(y), input=n.other(y)),
+        lambda n, y: n.scaled(n.other(y), n.gate(y)), lambda n, y: n.scaled(twice=n.gate(y), plain=n.other(y)),
+    ]  # fmt: skip
+    found = []
+    for way in ways:
+        net = Around(way)
+        net.scaled = Scaled()
+        found.append(zfkit.project(wrapped(net), x, "last", 1, (5, 6)))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    torch.testing.assert_close(found[2], found[3], rtol=0, atol=0)
+    assert found[0].any() and not torch.equal(found[0], found[2])
+
+
+def test_more_units_than_pictures_go_back_through_numbers_of_pictures():
+    """Several units of one picture: what was computed from the number of pictures is not that of units."""
+    model = wrapped(Around(*GRADIENT["heads beside the pictures"]))
+    x = torch.randn(2, 3, 12, 12, dtype=F64, generator=torch.Generator().manual_seed(1))
+    deconvnet = zfkit.deconv.Deconvnet(model.network, ["last"])
+    image, channel = torch.tensor([1, 0, 1]), torch.tensor([0, 2, 1])
+    position = torch.tensor([[3, 4], [0, 0], [11, 2]])
+    pixels, _ = deconvnet.reverse(deconvnet.forward(x.clone()), "last", image, channel, position)
+    for i, n in enumerate(image.tolist()):
+        unit = (int(channel[i]), *position[i].tolist())
+        expected = oracle.projection(model.net, x[n : n + 1], "last", unit, "deconvnet")[0]
+        torch.testing.assert_close(pixels[i], expected, rtol=0, atol=1e-10 * float(expected.abs().max()))
+
+
 def test_attention_between_places():
     class Attention(Around):
         def forward(self, x):
@@ -210,8 +335,26 @@ def test_the_decoder_of_a_u_net():
     assert (field.stride, field.size) == (1, 9)  # 8 px through the pooled branch, either of two phases: 9
 
 
-OPERATIONS = {**LINEAR, **LIKE_RELU, **GRADIENT}
-KEEPS_FOUR_MAPS = sorted(name for name, (_, channels) in OPERATIONS.items() if channels == 4)
+OPERATIONS = {**LINEAR, **LIKE_RELU, **GRADIENT, **POOLS}
+# What networks are drawn from: operations that keep four maps, each of another kind. 60 of them.
+DRAWN = """
+transposed convolution to a size, upsample nearest, upsample bilinear, interpolate to a size, zero padding,
+reflection padding, pad, channel shuffle, channel shuffle by views, synchronised batch norm, frozen batch norm,
+batch norm by a function, channels swapped, flip, difference, negative, chunks, split along rows, a smaller map added,
+convolution by a function, rolled along rows, rolled along channels, convolution with stride and dilation,
+depthwise convolution, convolution with circular padding, average pooling, adaptive average pooling, batch norm,
+columns repeated, rows left out, dropout, permuted and linear, LeakyReLU, PReLU, ELU, SELU, GELU, SiLU, Mish,
+Hardswish, Softplus, sigmoid, product of two branches, squeeze and excitation, product with itself, quotient,
+group norm, instance norm, layer norm, softmax, maximum of two, maximum along channels, gated linear unit,
+vectors of length 1, one of two by a mask, running sum of channels, matrices of channels,
+moved by a field that is computed, heads beside the pictures, max-pooling
+"""
+DRAWN = [name.strip() for name in DRAWN.split(",")]
+
+
+def test_networks_are_drawn_from_sixty_operations():
+    assert len(set(DRAWN)) == len(DRAWN) == 60
+    assert all(OPERATIONS[name][1] == 4 for name in DRAWN)
 
 
 class Several(nn.Module):
@@ -230,7 +373,7 @@ class Several(nn.Module):
         return x
 
 
-@given(st.lists(st.sampled_from(KEEPS_FOUR_MAPS), min_size=2, max_size=3))
+@given(st.lists(st.sampled_from(DRAWN), min_size=2, max_size=3))
 def test_networks_of_random_operations_equal_autograd(names):
     net = Several(names)
     assert_exact(net, f"between.{len(names) - 1}", ("deconvnet", "gradient"))
@@ -259,6 +402,19 @@ def test_a_registered_rule_that_leaves_out_an_input_is_refused(own_rules):
     model = wrapped(Around(lambda n, y: torch.mul(n.other(y), n.gate(y))))
     with pytest.raises(LayerError, match=r"1 of the 2 maps.*other, gate.*inputs=2"):
         zfkit.project(model, torch.zeros(1, 3, 12, 12, dtype=F64), "last", 0)
+
+
+@pytest.mark.parametrize("call", [torch.mul, operator.mul, lambda a, b: a.mul(b), Product()])
+def test_what_the_message_says_to_type_can_be_typed(call, own_rules):
+    net = Around(lambda n, y: n.call(n.other(y), n.gate(y)))
+    net.call = call
+    target = Product if isinstance(call, nn.Module) else "mul" if call.__name__ == "<lambda>" else call
+    zfkit.register_rule(target)(lambda R, module, context: R)
+    with pytest.raises(LayerError, match="inputs=2") as error:
+        zfkit.deconv.Deconvnet(wrapped(net).network, ["last"])
+    typed = re.search(r"zfkit\.register_rule\((.*), inputs=2\)", str(error.value))[1]
+    own = typed.removeprefix(f"{__name__}.")  # somebody's class, by the module that it stands in
+    assert eval(own, {"torch": torch, "operator": operator, "Product": Product}) == target
 
 
 def test_what_has_no_gradient_is_refused_by_name():

@@ -75,7 +75,7 @@ def test_other_pixels_are_another_set():
 
 @pytest.mark.filterwarnings("ignore:skipped")
 @pytest.mark.parametrize("pictures, word", [
-    (PIXELS.float(), "uint8 RGB pictures"), (PIXELS[0], "uint8 RGB pictures"), ([], "must be a tensor"),
+    (PIXELS.float(), "expected uint8 pictures"), (PIXELS[0], "expected uint8 pictures"), ([], "must be a tensor"),
     ("photos", "must be a tensor"), (3, "picture was expected, not int"),
     (Items(lambda x, label: ((x / 255 - 0.5) / 0.2, label)), "floats from.*take Normalize"),
     (Items(lambda x, label: {"pixels": x}), "picture was expected, not NoneType"),

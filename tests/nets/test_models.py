@@ -436,7 +436,10 @@ def test_mean_and_scale_for_pictures_from_0_to_1_are_warned_about(scale):
 @pytest.mark.parametrize("changes, message", [
     ({"net": "resnet18"}, r"expected a torch\.nn\.Module, got str"),
     ({"net": nn.Sequential(nn.Flatten(), nn.Linear(768, 5))}, "has no Conv2d layer, so it has no feature maps"),
-    ({"net": small(channels=4)}, "takes 4 channels; zfkit shows networks that take 1 or 3"),
+    ({"net": small(channels=65)}, "takes 65 channels; zfkit shows networks that take 1 to 64"),
+    ({"net": small(channels=4), "channels": "bgr"}, "networks of three, and this one takes 4"),
+    ({"net": small(channels=4), "show": (1, 2, 4)}, r"three bands, each from 0 to 3, not \(1, 2, 4\)"),
+    ({"input_size": (16, 0)}, "input_size, height and width in pixels, must be a whole number from 1 on, not 0"),
     ({"mean": [1, 2]}, r"mean must be one finite number or 3, one per channel, not \[1, 2\]"),
     ({"mean": np.zeros(4)}, "mean must be one finite number or 3"),
     ({"mean": "imagenet"}, "mean must be one finite number or 3, one per channel, not 'imagenet'"),

@@ -103,13 +103,13 @@ def test_a_crop_holds_what_the_unit_sees_and_keeps_the_grid(data):
     field = zfkit.receptive_field(model, "3")
     left, top, right, bottom = field.box(row, col)
     assert crop.stride == field.stride
-    for start, low, high in zip(corner, (top, left), (bottom, right), strict=True):
+    for start, length, low, high in zip(corner, crop.size, (top, left), (bottom, right), strict=True):
         assert start % crop.stride == 0
-        assert start >= 0 and start + crop.size <= size
-        assert start <= max(low, 0) and min(high, size) <= start + crop.size
+        assert start >= 0 and start + length <= size
+        assert start <= max(low, 0) and min(high, size) <= start + length
         # What sticks out of the picture has to stick out of the crop, too: padding is not pixels.
         assert start == 0 or low >= 0
-        assert start + crop.size == size or high <= size
+        assert start + length == size or high <= size
 
 
 # ----------------------------------------------------------------------------------------- a small network

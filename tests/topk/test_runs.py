@@ -114,14 +114,14 @@ def test_pictures_are_let_go_as_soon_as_they_were_seen(tmp_path, monkeypatch):
     def let_go(what):
         held[what] -= 1
 
-    real, gather = zfkit.images.imageset.to_tensor, ImageSet._gather
+    real, gather = zfkit.images.imageset.sized, ImageSet._gather
 
     def gathered(*args):
         batch = gather(*args)
         watch("batches", batch.pixels)
         return batch
 
-    monkeypatch.setattr(zfkit.images.imageset, "to_tensor", lambda picture: watch("pictures", real(picture)))
+    monkeypatch.setattr(zfkit.images.imageset, "sized", lambda *args: watch("pictures", real(*args)))
     monkeypatch.setattr(ImageSet, "_gather", gathered)
     sizes = []
     for count in (200, 1000):

@@ -119,7 +119,7 @@ def test_accuracy_is_the_literal_one(crops):
 
 @pytest.mark.parametrize("pixels, label, options, message", [
     (36, 0, {"crops": 5}, "crops must be 1 or 10, not 5"),
-    (20, 0, {}, "takes 32 px and the pictures are 20.*size=32"),
+    (20, 0, {}, "takes 32 px and the pictures of .made. are 20 px.*size=32"),
     (36, -1, {}, "labels from -1 to -1 .*network has 5 classes"),
     (36, 5, {}, "labels from 5 to 5 .*network has 5 classes"),
 ])  # fmt: skip

@@ -27,6 +27,16 @@ def view(world):
     return ExplorerView(*world)
 
 
+def test_what_was_passed_by_its_gradient_is_said_beside_the_projections():
+    net = small_net()
+    net.relu1 = nn.Sigmoid()
+    photos = pictures()
+    for model, said in ((wrapped(net), True), (wrapped(), False)):
+        view = ExplorerView(model, photos, zfkit.mine(model, photos, ["conv1", "conv2"], progress=False))
+        assert ("Sigmoid is passed by the gradient" in view.scale_line(State("conv2"))) is said
+        assert "gradient" not in view.scale_line(State("conv1"))
+
+
 @pytest.fixture(scope="module")
 def measured(world):
     """A view that has measured everything; read only."""

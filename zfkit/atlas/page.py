@@ -18,7 +18,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from ..batching import steps
-from ..checks import channel_list, layer_names, whole_number, writable_folder
+from ..checks import Size, channel_list, layer_names, whole_number, writable_folder
 from ..deconv.project import refusals
 from ..deconv.receptive_field import Field, fits_inside, receptive_field, window_in
 from ..deconv.rules import Options
@@ -132,12 +132,12 @@ def write_atlas(
 
 
 def _patches_alone(
-    model: VisionModel, layers: Sequence[str], side: int, options: Options, all_of_them: bool
+    model: VisionModel, layers: Sequence[str], size: Size, options: Options, all_of_them: bool
 ) -> dict[str, str]:
     """Layers to be shown without projections, and a sentence for each that says why."""
     if all_of_them:
         return dict.fromkeys(layers, "Patches alone, without projections, as was asked.")
-    if reasons := refusals(model, layers, side, options):
+    if reasons := refusals(model, layers, size, options):
         why = next(iter(reasons.values()))  # mostly the same for all
         warnings.warn(f"no projections of {', '.join(reasons)}, patches alone: {why}", stacklevel=3)
     return {layer: f"Patches alone, without projections: {why}." for layer, why in reasons.items()}
@@ -208,7 +208,7 @@ def _layers(
         for name, maps in portion.items():
             if name in alone:
                 cut = cut_top(model, images, top, name, maps, k=k, tile=TILE, progress=False)
-                patches[name] = replace(cut, notes=(alone[name],))
+                patches[name] = replace(cut, notes=(alone[name], *cut.notes))
             pairs[name] += [pair_of_montages(patches[name], i) for i in range(len(maps))]
             done(len(maps))
             if len(pairs[name]) == len(channels[name]):
@@ -216,13 +216,13 @@ def _layers(
 
 
 def _portions(
-    model: VisionModel, side: int, channels: Mapping[str, list[int]], k: int
+    model: VisionModel, size: Size, channels: Mapping[str, list[int]], k: int
 ) -> Iterator[dict[str, list[int]]]:
     """The feature maps in portions whose patches, float and uint8, take some PATCH_BYTES."""
     portion: dict[str, list[int]] = {}
     held = 0
     for name, maps in channels.items():
-        window = min(TILE, max(i.size for i in window_in(model, side, name)))
+        window = min(TILE, max(i.size for i in window_in(model, size, name)))
         portion[name] = []  # also where no map is shown
         for channel in maps:
             if held > PATCH_BYTES:
@@ -257,7 +257,7 @@ def _caption(
 ) -> tuple[str, str]:
     """Title of a layer's picture, and the line below it."""
     sees = f"receptive field {field.size} px, stride {field.stride} px"
-    sees += ", more than the picture, which is shown whole" * (field.size > images.size)
+    sees += ", more than the picture, which is shown whole" * field.exceeds(images.size)
     what = (
         "left what the deconvnet reconstructs, each on its own symmetric scale around grey = 0; right the picture"
         if patches.projection.shape[1]
@@ -321,7 +321,7 @@ def _layer(
         "cold": 0 if share is None else int(((share > 0) & (share < LITTLE)).sum()),
         "size": field.size,
         "stride": field.stride,
-        "whole": field.size > images.size,
+        "whole": field.exceeds(images.size),
         "notes": patches.notes,
         "crisp": crisp,
         "rows": -(-k // columns),

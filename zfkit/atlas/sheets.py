@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..batching import steps
+from ..checks import pair
 from ..deconv.rules import Options, Rule
 from ..errors import ImageError, printable
 from ..figures.pictures import to_picture
@@ -210,7 +211,7 @@ class Thumbnails:
     def data(self) -> dict[str, Any]:
         """Names and labels of the pictures, and how they lie on the sheets."""
         labels = [label_of(self.images, i) for i in self.places]
-        face = fitted(self.images.size, self.images.size, FACE)
+        face = fitted(*pair(self.images.size), FACE)
         return {
             "places": self.places,
             "names": [printable(self.images.name(i)) for i in self.places],

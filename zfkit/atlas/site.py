@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ..batching import steps
-from ..checks import layer_names, whole_number, writable_folder
+from ..checks import in_px, layer_names, pair, whole_number, writable_folder
 from ..deconv.project import refusals
 from ..deconv.receptive_field import Field, field_in, fits_inside
 from ..deconv.rules import Options, Rule
@@ -28,7 +28,7 @@ from ..errors import ImageError, WriteError, ZfkitError, printable
 from ..files import only_writer, private_prefix, sweep_away, write_whole
 from ..health.maps import map_warnings
 from ..images.album import photographs
-from ..images.imageset import ImageSet
+from ..images.imageset import ImageSet, expect_rgb
 from ..nets.model import VisionModel, expect_model
 from ..nets.zoo import list_models
 from ..topk.bundled import reach, records
@@ -84,6 +84,7 @@ def write_site(
     networks = [models] if isinstance(models, VisionModel) else list(models)
     for model in networks:
         expect_model(model)
+    expect_rgb(images, "a site shows")
     _check(networks, layers, top, maps, k, pictures)
     k = k if top is None else min(k, top.k)
     folder = writable_folder(out)
@@ -373,7 +374,7 @@ def _front(
         "all": key["maps"] == "all",
         "images": images.source,
         "count": len(images),
-        "size": images.size,
+        "size": in_px(images.size),
         "credits": [f"{p.name}: {p.licence}" for p in photographs()] if images.source.startswith("photos") else [],
         "models": [
             {
@@ -381,7 +382,7 @@ def _front(
                 "name": model.name,
                 "data": str(model.provenance.get("data", "")),
                 "top1": str(model.provenance.get("top1", "")),
-                "input": [len(model.mean), images.size, images.size],
+                "input": [len(model.mean), *pair(images.size)],
                 "classes": len(model.classes),
                 "recorded": bool(records(model)),
                 "load": f'zfkit.load_model("{model.name}")' if model.name in bundled or ":" in model.name else "",

@@ -7,8 +7,8 @@ Three kinds are told apart, and `way_back` says of every operation which it was:
 * *activations like ReLU* (LeakyReLU, GELU, SiLU ...): what comes back is rectified under "deconvnet"; under "guided"
   it is also multiplied with the derivative; under "gradient" it is multiplied with the derivative alone. With ReLU in
   their place all three are the rules of the literature;
-* *everything else* (products, gates, normalisations over the picture, attention): the gradient at what went forward,
-  on every input. The literature says nothing of these under "deconvnet".
+* *everything else* (products, gates, normalisations over the picture, attention, modules with control flow): the
+  gradient at what went forward, on every input. The literature says nothing of these under "deconvnet".
 
 Autograd gives all of them: the gradient of a linear operation is its transpose, wherever it is taken.
 """
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LayerError
-from ..nets.graph import Step
+from ..nets.graph import Step, Together
 from .rules import Context, Inputs, OperationRule
 
 # Names of classes, functions and tensor methods: one name serves nn.PixelShuffle, F.pixel_shuffle and x.sum() alike.
@@ -67,6 +67,8 @@ def generic_rule(step: Step) -> OperationRule:
 
 def kind_of(step: Step) -> str:
     """How the operation is treated: "transpose", "rectified" or "gradient"."""
+    if isinstance(step.module, Together):
+        return "gradient"
     name = step.operation.removesuffix("_") if isinstance(step.target, str) else step.operation
     if name in LIKE_RELU:
         return "rectified"
@@ -106,8 +108,11 @@ def gradient(R: Tensor, module: nn.Module | None, context: Context) -> list[Tens
                 values.append(
                     maps[name] * 1 if maps[name].requires_grad else maps[name]
                 )  # it may work in place
-            else:  # how many images there are: here one for each unit
-                values.append(B if name in step.counts else inputs.others[name])
+            elif name in step.counts:  # how many images there are: here one for each unit
+                values.append(B)
+            else:
+                value = inputs.others[name]
+                values.append(torch.Size((B, *value[1:])) if name in step.sizes else value)
         try:
             y = step.run(*values)
         except RuntimeError as error:
@@ -122,9 +127,14 @@ def gradient(R: Tensor, module: nn.Module | None, context: Context) -> list[Tens
     return [next(parts) if maps[name].requires_grad else None for name in step.maps]
 
 
+def _register(step: Step) -> str:
+    """How to give an operation a rule; what several operations are together has no name to give it by."""
+    return "zfkit.register_rule" + ("" if isinstance(step.module, Together) else f"({step.typed})")
+
+
 def no_way_back(step: Step, why: str) -> LayerError:
     """What to raise for an operation that cannot be undone."""
     return LayerError(
         f"there is no way back through {step.operation!r} (at {step.name!r}): {why}. "
-        f"Give it one with zfkit.register_rule"
+        f"Give it one with {_register(step)}"
     )

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..batching import OnStep, out_of_memory
-from ..checks import whole_numbers
+from ..checks import Size, pair, whole_numbers
 from ..errors import LayerError
 from ..nets import graph
 from ..nets.activations import cannot_run
@@ -113,7 +113,7 @@ class Deconvnet:
             raise LayerError(
                 f"the rule for {operation!r} sends something back to {rule.inputs} of the {reads} maps that it reads "
                 f"at {step.name!r} ({', '.join(step.maps)}), on the way from {layer!r} to the image. Register one that "
-                f"returns a tensor for each: zfkit.register_rule({operation}, inputs={reads})"
+                f"returns a tensor for each: zfkit.register_rule({step.typed}, inputs={reads})"
             )
         return rule if rule is not None and covers else generic_rule(step)
 
@@ -369,12 +369,12 @@ def by_gradient(model: VisionModel, layer: str) -> list[str]:
 
 
 def refusals(
-    model: VisionModel, layers: Sequence[str], side: int, options: Options = Options()
+    model: VisionModel, layers: Sequence[str], size: Size, options: Options = Options()
 ) -> dict[str, str]:
-    """Which of these layers cannot be projected, and why: one unit of each is tried, on a blank picture of `side` px.
+    """Which of these layers cannot be projected, and why: one unit of each is tried, on a blank picture of this size.
 
     That an operation has no gradient shows only when something comes back to it. Raises LayerError where the network
-    cannot run on pictures of this side.
+    cannot run on pictures of this size.
     """
     reasons: dict[str, str] = {}
     for layer in layers:
@@ -386,7 +386,7 @@ def refusals(
     if not rest:
         return reasons
     deconvnet = Deconvnet(model.network, rest, options)
-    blank = torch.zeros(1, len(model.mean), side, side, dtype=model.dtype, device=model.device)
+    blank = torch.zeros(1, len(model.mean), *pair(size), dtype=model.dtype, device=model.device)
     tape = forward(model, deconvnet, blank, outputs=options.seed == "activation")
     first = torch.zeros(1, dtype=torch.long, device=model.device)
     for layer in rest:

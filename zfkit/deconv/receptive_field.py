@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from ..checks import Size, in_px, pair
 from ..errors import LayerError
 from ..nets.graph import (
     ELEMENTWISE,
@@ -32,7 +33,6 @@ from ..nets.graph import (
     Scale,
     SlidingFunction,
     Step,
-    pair,
 )
 from ..nets.model import VisionModel, expect_model
 from ..nets.paper import BlurPool
@@ -99,6 +99,11 @@ class Field:
         """Where the field of unit 0 begins; negative where padding comes in."""
         return math.ceil(self.rows.low)
 
+    def exceeds(self, size: Size) -> bool:
+        """Is it larger than pictures of this size, along one axis at least?"""
+        height, width = pair(size)
+        return self.rows.size > height or self.columns.size > width
+
     def box(self, row: int, col: int) -> Box:
         """Rectangle of the image, in pixels, that unit (row, col) sees; it may stick out of the image."""
         (sr, top, bottom), (sc, left, right) = self.rows, self.columns
@@ -125,8 +130,7 @@ def receptive_field(model: VisionModel, layer: str) -> Field:
         return Field(*extent)
     if len(model.network.shapes.get(layer, ())) == 3 and (found := _measured(model, layer)) is not None:
         return Field(*found, measured=True)
-    whole = Interval(0, 0, model.input_size - 1)
-    return Field(whole, whole)
+    return Field(*_whole(model.input_size))
 
 
 def extents(network: Network, layer: str) -> dict[str, Extent | None]:
@@ -166,13 +170,12 @@ def _measured(model: VisionModel, layer: str, draws: int = 4) -> Extent | None:
 
     What a ReLU or a maximum hides in one noise shows in another, or in another map.
     """
-    side = (
-        2 * model.input_size
-    )  # so that border effects stay away from the middle, if the network takes that size
+    # So large that border effects stay away from the middle, if the network takes that size.
+    sides = [2 * n for n in pair(model.input_size)]
     generator = torch.Generator().manual_seed(0)
     seen: list[Tensor] = []
     for _ in range(draws):
-        x = torch.randn(1, len(model.mean), side, side, generator=generator)
+        x = torch.randn(1, len(model.mean), *sides, generator=generator)
         x = x.to(model.device, model.dtype).requires_grad_()
         try:
             *_, (_, _, y) = model.network.walk(x * 1, [layer])
@@ -182,14 +185,14 @@ def _measured(model: VisionModel, layer: str, draws: int = 4) -> Extent | None:
             weights = torch.randn(y.shape[1], generator=generator).to(y)
             units = [(weights * y[0, :, middle[0] + i, middle[1] + i]).sum() for i in (0, 1)]
             gradients = [torch.autograd.grad(u, x, retain_graph=True)[0][0] for u in units]
-        except RuntimeError:  # it takes no pictures of this side, or an operation on the way has no gradient
+        except RuntimeError:  # it takes no pictures of this size, or an operation on the way has no gradient
             return None
         seen.append(torch.stack([g.abs().sum(0) > 0 for g in gradients]))
-    support = torch.stack(seen).any(0)  # (2, side, side)
+    support = torch.stack(seen).any(0)  # (2, rows, columns)
     intervals = []
     for axis, first in enumerate(middle):
         lines = [mask.any(1 - axis).nonzero().flatten().tolist() for mask in support]
-        if not all(lines) or any(line[0] == 0 or line[-1] == side - 1 for line in lines):
+        if not all(lines) or any(line[0] == 0 or line[-1] == sides[axis] - 1 for line in lines):
             return None
         (low, high), (low_next, high_next) = ((line[0], line[-1]) for line in lines)
         stride = low_next - low
@@ -309,8 +312,8 @@ def extent_before(step: Step, after: Extent | None) -> Extent | None:
     return intervals[0], intervals[1]
 
 
-def units_inside(model: VisionModel, layer: str, side: int) -> tuple[slice, slice]:
-    """Rows and columns of the units whose receptive field lies within pictures of this side.
+def units_inside(model: VisionModel, layer: str, size: Size) -> tuple[slice, slice]:
+    """Rows and columns of the units whose receptive field lies within pictures of this size.
 
     Raises LayerError where there is none.
     """
@@ -322,12 +325,12 @@ def units_inside(model: VisionModel, layer: str, side: int) -> tuple[slice, slic
                 f"units of {layer!r} see the whole picture, through {culprit.operation!r} at {culprit.name!r} (or its "
                 "extent is not known), so none looks at the picture's inside alone: leave out inside"
             )
-    for i in field_in(model, side, layer):
+    for i, side in zip(field_in(model, size, layer), pair(size), strict=True):
         first = -(i.low // i.stride) if i.stride else 0  # the first n with n * stride + low >= 0
         last = (side - 1 - i.high) // i.stride if i.stride else 0
         if last < first:
             raise LayerError(
-                f"units of {layer!r} see {i.size} px, so in pictures of {side} px none looks at the picture alone: "
+                f"units of {layer!r} see {i.size} px, so in pictures of {in_px(size)} none looks at the picture alone: "
                 "take larger pictures, or leave out inside"
             )
         spans.append(slice(first, last + 1))
@@ -346,25 +349,30 @@ def _sees_everything(network: Network, layer: str) -> Step | None:
     )
 
 
-def field_in(model: VisionModel, side: int, layer: str) -> Extent:
-    """Receptive field of a layer's units in pictures of this side; those of fully connected layers see all."""
+def field_in(model: VisionModel, size: Size, layer: str) -> Extent:
+    """Receptive field of a layer's units in pictures of this size; those of fully connected layers see all."""
     extent = extents(model.network, layer).get(model.network.input)
-    whole = Interval(0, 0, side - 1)
-    return (whole, whole) if extent is None or any(i.stride != int(i.stride) for i in extent) else extent
+    return _whole(size) if extent is None or any(i.stride != int(i.stride) for i in extent) else extent
 
 
-def window_in(model: VisionModel, side: int, layer: str) -> Extent:
-    """What is shown of a picture of this side for each unit: its receptive field, or all where that is larger."""
-    whole = Interval(0, 0, side - 1)
-    rows, columns = (whole if i.size > side else i for i in field_in(model, side, layer))
+def _whole(size: Size) -> Extent:
+    """Every unit sees the whole picture."""
+    height, width = pair(size)
+    return Interval(0, 0, height - 1), Interval(0, 0, width - 1)
+
+
+def window_in(model: VisionModel, size: Size, layer: str) -> Extent:
+    """What is shown of a picture of this size for each unit: its receptive field, or all where that is larger."""
+    field = zip(field_in(model, size, layer), _whole(size), strict=True)
+    rows, columns = (whole if i.size > whole.size else i for i, whole in field)
     return rows, columns
 
 
-def fits_inside(model: VisionModel, layers: Sequence[str], side: int) -> bool:
-    """Has each of these layers units that see nothing but the picture, in pictures of this side?"""
+def fits_inside(model: VisionModel, layers: Sequence[str], size: Size) -> bool:
+    """Has each of these layers units that see nothing but the picture, in pictures of this size?"""
     try:
         for layer in layers:
-            units_inside(model, layer, side)
+            units_inside(model, layer, size)
     except LayerError:
         return False
     return True

@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checks import one_of
+from ..checks import one_of, pair
 from ..errors import LayerError
 from ..nets import graph
-from ..nets.graph import Step, pair
+from ..nets.graph import Step
 from ..nets.paper import BlurPool
 from .windows import Window
 
@@ -121,7 +121,7 @@ def register_rule(
 
     The function gets R, (B, C, h, w), what came back to the operation's output; the module, or None for a
     function; and the `Context`. It returns what goes back to the first input, in that input's shape, or a list, one
-    tensor for each of its `inputs`, in the order in which the call names them. ``context.cut(tensor)`` cuts recorded
+    tensor for each of its `inputs`, in the order of its arguments. ``context.cut(tensor)`` cuts recorded
     maps to R's windows. R may be overwritten; of `input` and `output`, `record` has to clone what it keeps as it is,
     since later steps may overwrite them.
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batching import OnStep, steps
-from ..checks import channel_list, layer_names, one_of, whole_number
+from ..checks import Size, channel_list, layer_names, one_of, pair, whole_number
 from ..deconv.receptive_field import fits_inside
 from ..deconv.rules import Options
 from ..deconv.windows import paste
@@ -467,17 +467,15 @@ def _look(
     return looks
 
 
-def framed(patches: Patches, side: int) -> tuple[Tensor, Tensor]:
+def framed(patches: Patches, picture: Size) -> tuple[Tensor, Tensor]:
     """Projections (M, 1, C, S, S) and photographs; of units that see more than the picture, the whole picture.
 
     Cut to the picture along each axis on its own, so that a window is never larger than what there is to see.
     """
-    height, width = patches.projection.shape[-2:]
+    (height, width), (H, W) = patches.projection.shape[-2:], pair(picture)
     left, top = patches.box[:, 0, 0], patches.box[:, 0, 1]
-    origin = torch.stack(
-        [top * (height > side), left * (width > side)], 1
-    )  # (M, 2) of the window in the picture
-    size = (min(height, side), min(width, side))
+    origin = torch.stack([top * (height > H), left * (width > W)], 1)  # (M, 2) of the window in the picture
+    size = (min(height, H), min(width, W))
     projection = paste(patches.projection[:, 0], origin, size)
     photo = paste(patches.photo[:, 0].int() - GREY, origin, size) + GREY  # grey where a unit does not see
     return projection[:, None], photo[:, None].to(torch.uint8)

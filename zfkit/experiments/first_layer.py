@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import as_path, between, one_of
+from ..checks import as_path, between, one_of, pair
 from ..errors import ModelError, ZfkitError
 from ..files import write_whole
 from ..frequency.aliasing import measure_aliasing
@@ -33,7 +33,6 @@ from ..frequency.shifts import shift_consistency
 from ..frequency.spectra import FilterSpectra, filter_spectra
 from ..images.imageset import ImageSet
 from ..nets.activations import features
-from ..nets.graph import pair
 from ..nets.model import VisionModel
 from ..nets.paper import ARCHITECTURES, Architecture, BlurPool
 from ..nets.weights import load_weights, save_weights

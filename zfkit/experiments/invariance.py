@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..batching import OnStep, steps
-from ..checks import layer_names, one_of, uint8_rgb, whole_number
+from ..checks import layer_names, one_of, square_side, uint8_rgb, whole_number
 from ..errors import ImageError, LayerError, ZfkitError
 from ..images.imageset import ImageSet
 from ..nets.activations import features, pictures_at
@@ -241,7 +241,8 @@ def invariance(
     expect_model(model)
     one_of(motion, "motion", get_args(Motion))
     one_of(interpolation, "interpolation", get_args(Interpolation))
-    window = whole_number(model.input_size if window is None else window, "window, in pixels,")
+    window = square_side(model.input_size, "the window is a square") if window is None else window
+    whole_number(window, "window, in pixels,")
     whole_number(batch_size, "batch_size")
     whole_number(oversample, "oversample")
     values = _check_values(motion, default_values(motion, window) if values is None else values)

@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import pair
 from ..deconv.receptive_field import POINTWISE, filters
 from ..errors import LayerError
 from ..nets.activations import cannot_run
-from ..nets.graph import Reshape, Step, evaluation_mode, pair
+from ..nets.graph import Reshape, Step, evaluation_mode
 from ..nets.model import VisionModel
 
 # Patches that cover more of a map than this are pasted: cutting them out of it would cost what it saves.

@@ -344,7 +344,7 @@ class _Units:
 
     def field(self, model: VisionModel) -> tuple[Tensor, tuple[int, int]]:
         """First row and column of their receptive fields in the crops, (U, 2), and the fields' size."""
-        rows, columns = field_in(model, self.pixels.shape[-1], self.layer)
+        rows, columns = field_in(model, (self.pixels.shape[-2], self.pixels.shape[-1]), self.layer)
         low, stride = torch.tensor([rows.low, columns.low]), torch.tensor([rows.stride, columns.stride])
         return self.position * stride + low, (rows.size, columns.size)
 
@@ -365,7 +365,7 @@ class _Units:
         has_positions = self.layer in model.conv_layers
         origin, size = self.field(model)
         projections: list[Tensor] = []
-        at_once = max(1, FORWARD_PIXELS // self.pixels.shape[-1] ** 2)
+        at_once = max(1, FORWARD_PIXELS // self.pixels[0, 0].numel())
         portions = Portions(f"projecting {self.layer} of {model.name}", at_once, "units")
         for part in portions.of(len(self.pixels)):
             with portions.attempt():

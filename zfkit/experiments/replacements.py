@@ -21,11 +21,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..checks import layer_names, one_of, whole_number
+from ..checks import layer_names, one_of, pair, whole_number
 from ..deconv.project import Tape
 from ..deconv.rules import RULES, Options
 from ..errors import LayerError
-from ..nets.graph import pair
 from ..nets.model import VisionModel
 from ..training.data import generator
 

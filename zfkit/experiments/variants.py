@@ -27,14 +27,14 @@ import torch
 from torch import Tensor, nn
 
 from ..batching import steps
-from ..checks import as_path, one_of, whole_number
+from ..checks import as_path, one_of, pair, whole_number
 from ..errors import ImageError, ModelError, ZfkitError
 from ..files import write_whole
 from ..images.imageset import ImageSet
 from ..images.labels import align_labels
 from ..nets.model import VisionModel
 from ..nets.paper import ARCHITECTURES, Architecture, build
-from ..training.data import centre_crop, crops_of, ten_crops
+from ..training.data import expect_room, views
 from ..training.evaluate import evaluate
 from ..training.fit import fit
 from ..training.recipe import RECIPES, Recipe
@@ -440,10 +440,9 @@ def ensemble(
 
 def answers(model: VisionModel, pixels: Tensor, crops: int = 1) -> Tensor:
     """Probabilities (n, classes) of uint8 pictures (n, 3, S, S): of the centre crop, or the mean over the ten crops."""
-    geometry = crops_of(model.input_size, pixels.shape[-1])
-    views = [centre_crop(pixels, geometry)] if crops == 1 else ten_crops(pixels, geometry)
+    shown = views(pixels, model.input_size, crops)
     return torch.stack(
-        [probabilities(model, model.logits(model.preprocess(view))).double().cpu() for view in views]
+        [probabilities(model, model.logits(model.preprocess(view))).double().cpu() for view in shown]
     ).mean(0)
 
 
@@ -467,16 +466,11 @@ def _expect_same_classes(models: Sequence[VisionModel], names: Sequence[str], im
 
     Raises ImageError where pictures are too small, ModelError where the networks' classes differ.
     """
-    side = max(model.input_size for model in models)
-    blank = torch.zeros(1, 3, images.size, images.size, dtype=torch.uint8)
+    largest = max((model.input_size for model in models), key=pair)
     counts = []
     for model, name in zip(models, names, strict=True):
-        if images.size < model.input_size:
-            raise ImageError(
-                f"{name} takes {model.input_size} px and the pictures of {images.source!r} are {images.size}: load "
-                f"them with size={side}"
-            )
-        counts.append(len(model.classes) or answers(model, blank).shape[1])
+        expect_room(name, model.input_size, images, ImageError, largest)
+        counts.append(len(model.classes) or answers(model, model.blank(images.size)).shape[1])
         if counts[-1] != counts[0]:
             raise ModelError(
                 f"{names[0]} tells {counts[0]} classes apart and {name} {counts[-1]}: only networks with the same "

@@ -26,11 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from ..batching import Portions, steps
+from ..checks import pair
 from ..deconv.receptive_field import POINTWISE, filters
 from ..errors import LayerError, ZfkitError
 from ..images.imageset import ImageSet
 from ..nets.activations import pictures_at
-from ..nets.graph import Step, pair
+from ..nets.graph import Step
 from ..nets.model import VisionModel, expect_model
 from ..nets.paper import BlurPool
 from .intervals import bootstrap_sums, interval

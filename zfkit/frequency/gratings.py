@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from ..batching import Portions
-from ..checks import channel_list, number, whole_number
+from ..checks import channel_list, number, pair, whole_number
 from ..deconv.receptive_field import Interval, receptive_field
 from ..errors import LayerError, ZfkitError
-from ..nets.graph import pair
 from ..nets.model import VisionModel
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batching import steps
-from ..checks import layer_names, whole_number
+from ..checks import layer_names, square_side, whole_number
 from ..deconv.receptive_field import Interval, receptive_field
 from ..errors import ZfkitError
 from ..images.imageset import ImageSet
@@ -112,7 +112,8 @@ def shift_consistency(
     whole_number(shifts, "shifts, in pixels,")
     if len(images) < 2:
         raise ZfkitError("distances are measured against those between pictures: at least two are needed")
-    side = model.input_size if window is None else whole_number(window, "window, in pixels,")
+    side = square_side(model.input_size, "windows are squares") if window is None else window
+    whole_number(side, "window, in pixels,")
     names, classes = _layers_to_compare(model, layers, side)
     compare = [_Comparison.of(model, name, side) for name in names]
     height, width = pictures_at(images, [0]).shape[2:]

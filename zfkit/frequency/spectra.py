@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..checks import layer_names, one_of, whole_number
+from ..checks import layer_names, one_of, pair, whole_number
 from ..deconv.receptive_field import extents
 from ..errors import LayerError, ZfkitError
-from ..nets.graph import pair
 from ..nets.model import VisionModel, expect_model
 from ..nets.zoo import load_model
 from .plane import HIGH, LOW, SIZE, Plane, autocorrelation, frequency_bins, plane, power_of_autocorrelation

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..batching import out_of_memory, steps
+from ..checks import Size, in_px
 from ..errors import ImageError, ZfkitError
 from ..frequency.aliasing import measure_aliasing, subsampling_layers
 from ..images.imageset import ImageSet
@@ -72,12 +73,11 @@ def measure(
     units, runs = units_of(model.network), _what_runs(model, images.size)
     left_out = [u.layer for u in units if u.layer not in runs]
     if len(left_out) == len(units):
-        shape = torch.empty(1, 3, images.size, images.size)
-        raise cannot_run(model, left_out[:1], shape, RuntimeError("no layer runs on them"))
+        raise cannot_run(model, left_out[:1], model.blank(images.size), RuntimeError("no layer runs on them"))
     if left_out:
         remarks.append(
-            f"{', '.join(left_out)} cannot run on pictures of {images.size} px and were not looked at, nor what "
-            f"the network says: take pictures of {model.input_size} px"
+            f"{', '.join(left_out)} cannot run on pictures of {in_px(images.size)} and were not looked at, nor what "
+            f"the network says: take pictures of {in_px(model.input_size)}"
         )
     watched = {u.layer: Statistics(u) for u in units if u.layer in runs}
     entering, outputs = Moments(), []
@@ -143,9 +143,9 @@ def _pictures(
 
 
 @torch.inference_mode()
-def _what_runs(model: VisionModel, side: int) -> set[str]:
-    """Names of the steps that run on pictures of this side."""
-    x = model.preprocess(torch.zeros(1, 3, side, side, dtype=torch.uint8))
+def _what_runs(model: VisionModel, size: Size) -> set[str]:
+    """Names of the steps that run on pictures of this size."""
+    x = model.preprocess(model.blank(size))
     reached = set()
     try:
         for step, _, _ in model.network.walk(x, list(model.network.steps)):
@@ -204,8 +204,8 @@ def _run(m: Measurements, x: Tensor) -> Tensor:
 
 def _blank(m: Measurements) -> dict[str, float]:
     """Largest probability of a class on pictures of one colour; NaN where the network gives no numbers."""
-    blank = torch.ones(1, 3, m.images.size, m.images.size, dtype=torch.uint8)
-    x = {name: m.model.preprocess(v * blank) for name, v in (("black", 0), ("grey", 128), ("white", 255))}
+    blank = m.model.blank(m.images.size)
+    x = {name: m.model.preprocess(blank + v) for name, v in (("black", 0), ("grey", 128), ("white", 255))}
     x["the mean colour"] = torch.zeros_like(x["grey"])
     return {name: float(_run(m, one).softmax(1).amax()) for name, one in x.items()}
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from ..checks import Size, in_px
 from ..errors import ZfkitError
 
 if TYPE_CHECKING:
@@ -262,7 +263,7 @@ class Report:
 
     Attributes:
         model, images: their names.
-        count: pictures looked at. side: their side in pixels.
+        count: pictures looked at. side: their side in pixels, or height and width.
         findings: worst first, then in the order of layers.
         layers: data frame by layer, of all that was measured, healthy or not; see `layer_table`.
         remarks: what could not be looked at, or not be decided, and why.
@@ -272,7 +273,7 @@ class Report:
     model: str
     images: str
     count: int
-    side: int
+    side: Size
     findings: tuple[Finding, ...]
     layers: pd.DataFrame = field(repr=False)
     remarks: tuple[str, ...] = ()
@@ -320,7 +321,7 @@ class Report:
         alarms, notes = len(self.alarms), len(self.findings) - len(self.alarms)
         told = f"{alarms} alarm{'s' * (alarms != 1)}" if alarms else "no alarm"
         told += f", {notes} note{'s' * (notes != 1)}" if notes else ""
-        return f"{self.model} on {self.count} pictures of {self.images!r} ({self.side} px): {told}"
+        return f"{self.model} on {self.count} pictures of {self.images!r} ({in_px(self.side)}): {told}"
 
     def __str__(self) -> str:
         lines = [self.title]

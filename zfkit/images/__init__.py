@@ -11,7 +11,7 @@ from __future__ import annotations
 from . import parquet, textures  # which register their sources
 from .album import Photograph, photographs
 from .colour import luma, signed_to_rgb
-from .decode import MAX_PIXELS, open_image, square, to_rgb, to_tensor
+from .decode import MAX_PIXELS, centre, open_image, to_rgb, to_tensor
 from .imageset import UNLABELLED, Batch, ImageSet, Skipped, Windows
 from .labels import align_labels
 from .sources import image_source, load_images

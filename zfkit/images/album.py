@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ..checks import Size, pair
 from ..errors import ImageError
 from .caching import CachedReads
 from .decode import decode
@@ -121,18 +122,19 @@ def photographs() -> tuple[Photograph, ...]:
 
 
 @image_source("photos")
-def photos(rest: str, size: int, **_: Any) -> ImageSet:
-    """Windows of size x size px over the photographs at two scales, at most a window apart; labels are subjects."""
+def photos(rest: str, size: Size, **_: Any) -> ImageSet:
+    """Windows of this size over the photographs at two scales, at most a window apart; labels are subjects."""
     return _windows(size, SCALES, _starts)
 
 
 @image_source("photos-small")
-def photos_small(rest: str, size: int, **_: Any) -> ImageSet:
-    """The centre square of each photograph: pictures that have nothing to do with each other."""
+def photos_small(rest: str, size: Size, **_: Any) -> ImageSet:
+    """The middle of each photograph: pictures that have nothing to do with each other."""
     return _windows(size, SCALES[:1], lambda length, size: [round((length - size) / 2)])
 
 
-def _windows(size: int, scales: tuple[float, ...], starts: Callable[[int, int], list[int]]) -> ImageSet:
+def _windows(size: Size, scales: tuple[float, ...], starts: Callable[[int, int], list[int]]) -> ImageSet:
+    H, W = pair(size)
     cuts: list[tuple[Photograph, tuple[int, int], tuple[int, int]]] = []  # photograph, scaled size, corner
     names: list[str] = []
     photograph: list[int] = []
@@ -145,20 +147,20 @@ def _windows(size: int, scales: tuple[float, ...], starts: Callable[[int, int], 
             continue
         with Image.open(path) as opened:
             width, height = opened.size
-        if size > ENLARGED * min(width, height):
+        if max(H / height, W / width) > ENLARGED:
             missing.append(Skipped(photo.name, f"{photo.name}: {width} x {height} px is too small"))
             continue
         for scale in scales:
-            factor = scale * size / min(width, height)
+            factor = max(scale * H / height, scale * W / width)
             if factor > ENLARGED:
                 break
-            scaled = (max(size, round(width * factor)), max(size, round(height * factor)))
+            scaled = (max(W, round(width * factor)), max(H, round(height * factor)))
             wide, high = scaled[0] / width, scaled[1] / height  # the factor, but for rounding to whole pixels
-            for top in starts(scaled[1], size):
-                for left in starts(scaled[0], size):
+            for top in starts(scaled[1], H):
+                for left in starts(scaled[0], W):
                     cuts.append((photo, scaled, (left, top)))
                     photograph.append(p)
-                    box = (left / wide, top / high, (left + size) / wide, (top + size) / high)
+                    box = (left / wide, top / high, (left + W) / wide, (top + H) / high)
                     boxes.append(box)
                     names.append(f"{photo.name} (scale {factor:.2f}, left {box[0]:.0f}, top {box[1]:.0f})")
     if not cuts:
@@ -176,7 +178,7 @@ def _windows(size: int, scales: tuple[float, ...], starts: Callable[[int, int], 
     def read(i: int) -> tuple[Image.Image, int]:
         photo, scaled, (left, top) = cuts[i]
         resized = whole(photo, scaled)  # once for all its windows
-        return resized.crop((left, top, left + size, top + size)), labels[i]
+        return resized.crop((left, top, left + W, top + H)), labels[i]
 
     windows = Windows(torch.tensor(photograph), torch.tensor(boxes, dtype=torch.float32))
     return ImageSet(

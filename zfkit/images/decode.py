@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ..checks import kind_of_file
+from ..checks import Size, kind_of_file, pair
 from ..errors import ImageError, printable
 from .values import Range, Remarks, check_range, eight_bits, stated_range
 
@@ -102,15 +102,19 @@ def to_rgb(
     return picture.convert("RGB")
 
 
-def square(picture: Image.Image, size: int) -> Image.Image:
-    """Centre square of the picture, resized to size x size px (bilinear, antialiased)."""
-    if picture.size == (size, size):
+def centre(picture: Image.Image, size: Size) -> Image.Image:
+    """The largest part in the middle that has this shape, resized to it (bilinear, antialiased)."""
+    height, width = pair(size)
+    if picture.size == (width, height):
         return picture
-    side = min(picture.size)
-    left, top = (picture.width - side) / 2, (picture.height - side) / 2
-    return picture.resize(
-        (size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side), reducing_gap=3
-    )
+    high, wide = float(picture.height), float(picture.width)
+    if picture.width * height <= picture.height * width:
+        high = picture.width * height / width
+    else:
+        wide = picture.height * width / height
+    left, top = (picture.width - wide) / 2, (picture.height - high) / 2
+    box = (left, top, left + wide, top + high)
+    return picture.resize((width, height), Image.Resampling.BILINEAR, box=box, reducing_gap=3)
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
@@ -118,8 +122,18 @@ def to_tensor(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture, dtype=np.uint8)).permute(2, 0, 1).contiguous()
 
 
-def open_image(path: str | Path, size: int = 224, value_range: Range | None = None) -> Tensor:
+def sized(picture: Image.Image | Tensor, size: Size) -> Tensor:
+    """The `centre` of an RGB picture, or of each of the bands (C, H, W) of another: uint8 (C, height, width)."""
+    if isinstance(picture, Image.Image):
+        return to_tensor(centre(picture, size))
+    bands = (centre(Image.fromarray(band.numpy()), size) for band in picture)
+    return torch.stack([torch.from_numpy(np.array(band)) for band in bands])
+
+
+def open_image(path: str | Path, size: Size = 224, value_range: Range | None = None) -> Tensor:
     """One picture of your own as uint8 (3, size, size): smallest side resized, centre crop.
+
+    `size` may be height and width, too.
 
     `value_range`, as (0, 4095), says which values of a grey picture of more than 8 bits become black and white.
 
@@ -128,7 +142,7 @@ def open_image(path: str | Path, size: int = 224, value_range: Range | None = No
     if not os.path.lexists(path):
         raise ImageError(f"there is no file {str(path)!r}; check the path")
     value_range = None if value_range is None else check_range(value_range)
-    return to_tensor(square(decode(path, value_range=value_range), size))
+    return sized(decode(path, value_range=value_range), size)
 
 
 def one_line(error: Exception) -> str:

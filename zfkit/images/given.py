@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..checks import uint8_rgb
+from ..checks import Size
 from ..errors import ImageError
 from .caching import CachedReads
 from .decode import decode, one_line, to_rgb
@@ -21,26 +21,28 @@ from .values import UNLABELLED, Range, Remarks
 # What columns of Parquet files and items of data sets are called.
 IMAGE_NAMES = ("image", "img", "picture")
 LABEL_NAMES = ("label", "labels", "fine_label")
+MOST_BANDS = 64
 
 
 class Given(NamedTuple):
     """How to read pictures, and what is known of them before."""
 
-    read: Callable[[int], tuple[Image.Image, int]]
+    read: Callable[[int], tuple[Image.Image | Tensor, int]]
     names: list[str]
     remarks: Remarks
-    side: int | None = None  # in pixels, where they are all alike
+    size: Size | None = None  # in pixels, where they are all alike
+    bands: int = 3
     classes: Sequence[str] = ()
     read_labels: Callable[[], np.ndarray] | None = None
     stamp: Callable[[], str] | None = None
 
 
 def given(pictures: Any, name: str, value_range: Range | None) -> Given:
-    """Tensors (N, 3, H, W), arrays (N, H, W, 3), lists of paths, and data sets. Raises ImageError for anything else."""
+    """Tensors (N, C, H, W), arrays (N, H, W, C), lists of paths, and data sets. Raises ImageError for anything else."""
     if isinstance(pictures, np.ndarray) and pictures.ndim == 4 and pictures.dtype == np.uint8:
         pictures = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)
     if isinstance(pictures, Tensor):
-        return _tensor(uint8_rgb(pictures.detach().cpu()), name)
+        return _tensor(pictures.detach().cpu(), name)
     if not hasattr(pictures, "__len__") or not hasattr(pictures, "__getitem__"):
         pictures = list(pictures) if hasattr(pictures, "__iter__") else [pictures]
     if isinstance(pictures, str) or not len(pictures):
@@ -53,16 +55,25 @@ def given(pictures: Any, name: str, value_range: Range | None) -> Given:
 
 
 def _tensor(pixels: Tensor, name: str) -> Given:
-    """Pictures (N, 3, H, W) uint8."""
+    """Pictures (N, C, H, W) uint8; of one band, grey ones."""
+    if pixels.dtype != torch.uint8 or pixels.dim() != 4 or not 1 <= pixels.shape[1] <= MOST_BANDS:
+        raise ImageError(
+            f"expected uint8 pictures (N, 3, H, W), or with up to {MOST_BANDS} bands, with values 0-255, got "
+            f"{str(pixels.dtype).removeprefix('torch.')} {tuple(pixels.shape)}"
+        )
+    pixels = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
+    _, bands, height, width = pixels.shape
 
-    def read(i: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(pixels[i].permute(1, 2, 0).contiguous().numpy()), UNLABELLED
+    def read(i: int) -> tuple[Image.Image | Tensor, int]:
+        rgb = pixels[i].permute(1, 2, 0).contiguous().numpy()
+        return Image.fromarray(rgb) if bands == 3 else pixels[i], UNLABELLED
 
     def stamp() -> str:
         return hashlib.sha256(pixels.contiguous().numpy().data).hexdigest()
 
     names = [f"{name} {i}" for i in range(len(pixels))]
-    return Given(read, names, Remarks(), min(pixels.shape[2:]), stamp=stamp)
+    size = height if height == width else (height, width)
+    return Given(read, names, Remarks(), size, bands, stamp=stamp)
 
 
 def _paths(paths: Sequence[str | Path], value_range: Range | None) -> Given:

@@ -1,4 +1,4 @@
-"""`ImageSet`: pictures from anywhere as upright uint8 RGB of one size, (3, S, S), with labels and names.
+"""`ImageSet`: pictures from anywhere as upright uint8 RGB of one size, (3, H, W), with labels and names.
 
 Small sets are decoded once and kept in memory, larger ones are streamed.
 """
@@ -21,9 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..batching import steps
-from ..checks import whole_number, whole_numbers
+from ..checks import Size, in_px, pair, picture_size, whole_numbers
 from ..errors import ImageError
-from .decode import MAX_PIXELS, square, to_tensor
+from .decode import MAX_PIXELS, sized
 from .given import given
 from .values import UNLABELLED as UNLABELLED
 from .values import Range, Remarks, check_range
@@ -38,7 +38,7 @@ class Batch(NamedTuple):
     """Consecutive pictures of a set; unreadable ones are left out."""
 
     indices: Tensor  # (n,) int64, places in the set
-    pixels: Tensor  # (n, 3, S, S) uint8
+    pixels: Tensor  # (n, 3, H, W) uint8
     label: Tensor  # (n,) int64, -1 where there is none
 
 
@@ -85,20 +85,28 @@ class Names(Sequence[str]):
         return self._bytes[start : int(self._ends[i])].decode("utf-8", "surrogateescape")
 
 
-def check_size(size: Any) -> int:
-    """A side in pixels. Raises ImageError for what is none."""
-    return whole_number(size, "size, in pixels,", 1, math.isqrt(MAX_PIXELS), ImageError)
+def check_size(size: Any) -> Size:
+    """A side in pixels, or height and width. Raises ImageError for what is none."""
+    return picture_size(size, "size", math.isqrt(MAX_PIXELS), ImageError)
 
 
-Reader = Callable[[int], tuple[Image.Image, int]]  # place in the set -> (picture, label)
+def expect_rgb(images: ImageSet, what: str) -> None:
+    """Raise ImageError for pictures of other bands, of which `what` says who cannot use them."""
+    if images.bands != 3:
+        raise ImageError(f"{what} RGB pictures, and those of {images.source!r} have {images.bands} bands")
+
+
+# Place in the set -> (picture, label); pictures of other than 3 bands as uint8 (C, H, W).
+Reader = Callable[[int], tuple[Image.Image | Tensor, int]]
 
 
 class ImageSet:
-    """Ordered pictures of one size: uint8 RGB (3, S, S), with labels and names.
+    """Ordered pictures of one size: uint8 RGB (3, H, W), or of other bands (C, H, W), with labels and names.
 
     Attributes:
         source: the text `load_images` was called with.
-        size: S, the side in pixels.
+        size: the side in pixels, or (height, width) of pictures that are no squares.
+        bands: C, 3 but for tensors and arrays of others.
         classes: class names; a label is a place in them.
         windows: for sets cut out of larger photographs, where each picture comes from; else None.
         blocks: (B,) first places of the runs of pictures that are stored, and read, together (row groups of
@@ -121,7 +129,8 @@ class ImageSet:
         read: Reader,
         names: Sequence[str],
         *,
-        size: int,
+        size: Size,
+        bands: int = 3,
         source: str = "custom",
         classes: Sequence[str] = (),
         windows: Windows | None = None,
@@ -132,13 +141,13 @@ class ImageSet:
         stamp: Callable[[], str] | None = None,
         remarks: Remarks | None = None,
     ) -> None:
-        self.source, self.size, self.classes = source, size, tuple(classes)
+        self.source, self.size, self.bands, self.classes = source, size, bands, tuple(classes)
         self.windows, self.blocks = windows, blocks
         self.skipped = list(skipped)
         self._read, self._names = read, names
         self._read_labels, self._truth, self._stamp = read_labels, truth, stamp
         self._remarks = remarks or Remarks()
-        self._pixels: Tensor | None = None  # (N, 3, S, S) uint8 once in memory
+        self._pixels: Tensor | None = None  # (N, C, H, W) uint8 once in memory
         self._labels: Tensor | None = None  # (N,) int64 once known
         self._fingerprint: str | None = None
         self._reported: set[int] = set()  # places of unreadable pictures that are in `skipped`
@@ -149,13 +158,16 @@ class ImageSet:
     def __repr__(self) -> str:
         kept = "in memory" if self._pixels is not None else "streamed"
         classes = f", {len(self.classes)} classes" if self.classes else ""
-        return f"ImageSet({self.source!r}: {len(self)} pictures of {self.size} px, {kept}{classes})"
+        bands = "" if self.bands == 3 else f" and {self.bands} bands"
+        return (
+            f"ImageSet({self.source!r}: {len(self)} pictures of {in_px(self.size)}{bands}, {kept}{classes})"
+        )
 
     @staticmethod
     def of(
         pictures: Any,
         *,
-        size: int | None = None,
+        size: Size | None = None,
         labels: Sequence[int] | Tensor | np.ndarray | None = None,
         classes: Sequence[str] = (),
         name: str = "mine",
@@ -165,11 +177,12 @@ class ImageSet:
         """Pictures that you have at hand, as a set; like `load_images`, small sets are kept in memory.
 
         Args:
-            pictures: uint8 RGB, a tensor (N, 3, H, W) or an array (N, H, W, 3); a list of paths; or a data set of
-                torch or Hugging Face, whose items are a picture, (picture, label, ...), or a dictionary with "image"
-                and "label". A picture there is of PIL, uint8, or floats as torchvision's `ToTensor` makes them. An
-                ImageSet is returned as it is.
-            size: side in pixels of the centre squares; default the smaller side of tensors and arrays, else 224.
+            pictures: uint8, a tensor (N, 3, H, W) or an array (N, H, W, 3), of RGB or up to 64 other bands (one is
+                grey); a list of paths; or a data set of torch or Hugging Face, whose items are a picture, (picture,
+                label, ...), or a dictionary with "image" and "label". A picture there is of PIL, uint8, or floats as
+                torchvision's `ToTensor` makes them. An ImageSet is returned as it is.
+            size: side in pixels of the centre squares, or height and width; default as tensors and arrays are,
+                else 224.
             labels: one for each picture, places in `classes`, -1 for none; default those of the data set.
             classes: names; default those of the data set.
             name: what to call the set in captions and files.
@@ -183,8 +196,7 @@ class ImageSet:
         """
         if isinstance(pictures, ImageSet):
             return pictures
-        if size is not None:
-            check_size(size)
+        size = None if size is None else check_size(size)
         source = given(pictures, name, value_range and check_range(value_range))
         read, read_labels = source.read, source.read_labels
         if labels is not None:
@@ -193,15 +205,20 @@ class ImageSet:
                 raise ImageError(f"labels must be {len(source.names)} whole numbers, one for each picture")
             read, read_labels = (lambda i: (source.read(i)[0], int(own[i]))), own.numpy
         images = ImageSet(
-            read, Names(source.names), size=size or source.side or 224, source=name, classes=classes or source.classes,
-            read_labels=read_labels, stamp=source.stamp, remarks=source.remarks,
+            read, Names(source.names), size=size or source.size or 224, bands=source.bands, source=name,
+            classes=classes or source.classes, read_labels=read_labels, stamp=source.stamp, remarks=source.remarks,
         )  # fmt: skip
         return images.in_memory(progress) if images.fits_memory else images
 
     @property
     def fits_memory(self) -> bool:
         """Is it small enough to be decoded once and kept?"""
-        return len(self) * 3 * self.size**2 <= IN_MEMORY_BYTES
+        return self.bytes <= IN_MEMORY_BYTES
+
+    @property
+    def bytes(self) -> int:
+        """Of all its pictures, decoded."""
+        return len(self) * self.bands * math.prod(pair(self.size))
 
     @overload
     def __getitem__(self, i: int) -> tuple[Tensor, int]: ...
@@ -210,7 +227,7 @@ class ImageSet:
     def __getitem__(self, i: slice) -> ImageSet: ...
 
     def __getitem__(self, i: int | slice) -> tuple[Tensor, int] | ImageSet:
-        """Picture i as uint8 (3, S, S) and its label, -1 where there is none; of a slice, the set of these pictures.
+        """Picture i as uint8 (3, H, W) and its label, -1 where there is none; of a slice, the set of these pictures.
 
         Raises IndexError outside the set and ImageError where the file cannot be decoded.
         """
@@ -255,7 +272,7 @@ class ImageSet:
         return pd.DataFrame([self._truth(i) for i in range(len(self))])
 
     def take(self, index: Sequence[int] | Tensor) -> Tensor:
-        """Pictures at these places, uint8 (n, 3, S, S). Raises as indexing does."""
+        """Pictures at these places, uint8 (n, 3, H, W). Raises as indexing does."""
         places = [self._place(int(i)) for i in index]
         if self._pixels is not None:
             return self._pixels[places]
@@ -320,6 +337,7 @@ class ImageSet:
             lambda i: read(places[i]),
             [self._names[i] for i in places],
             size=self.size,
+            bands=self.bands,
             source=self.source,
             classes=self.classes,
             windows=Windows(*(w[places] for w in self.windows)) if self.windows else None,
@@ -341,7 +359,7 @@ class ImageSet:
         def renamed(label: int) -> int:
             return table[min(label, len(places)) if label >= 0 else -1]
 
-        def read_renamed(i: int) -> tuple[Image.Image, int]:
+        def read_renamed(i: int) -> tuple[Image.Image | Tensor, int]:
             picture, label = read(i)
             return picture, renamed(label)
 
@@ -382,9 +400,8 @@ class ImageSet:
             index.append(i)
             pixels.append(picture)
             labels.append(label)
-        stacked = (
-            torch.stack(pixels) if pixels else torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
-        )
+        none = torch.empty(0, self.bands, *pair(self.size), dtype=torch.uint8)
+        stacked = torch.stack(pixels) if pixels else none
         return Batch(torch.tensor(index, dtype=torch.long), stacked, torch.tensor(labels, dtype=torch.long))
 
     def _place(self, i: int) -> int:
@@ -394,4 +411,4 @@ class ImageSet:
 
     def _decode(self, i: int) -> tuple[Tensor, int]:
         picture, label = self._read(i)
-        return to_tensor(square(picture, self.size)), label
+        return sized(picture, self.size), label

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..checks import Size
 from ..errors import ImageError, printable, unknown
 from .caching import CachedReads
 from .decode import decode, one_line
@@ -40,7 +41,7 @@ class _File(NamedTuple):
 @image_source("parquet:PATH")
 def parquet(
     path: str,
-    size: int,
+    size: Size,
     *,
     image: str | None = None,
     label: str | None = None,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..checks import expect, one_of, whole_number
+from ..checks import Size, expect, one_of, whole_number
 from ..errors import ImageError, ZfkitError, printable, unknown
 from .caching import CachedReads
 from .decode import OTHER_PICTURES, begins_as_picture, decode, one_line
@@ -59,8 +59,9 @@ SOURCES: dict[str, Source] = {}
 def image_source(name: str, size: int = 224) -> Callable[[Opener], Opener]:
     """Register a function as a source of pictures, which `load_images` then finds by name.
 
-    The function is given the text after the colon and the keywords `size` (pixels), `split` ("val" or "train") and
-    `root` (a folder or None), further ones of `load_images` where they are not None, and returns an `ImageSet`.
+    The function is given the text after the colon and the keywords `size` (a side in pixels, or height and width),
+    `split` ("val" or "train") and `root` (a folder or None), further ones of `load_images` where they are not None, and
+    returns an `ImageSet`.
 
     Args:
         name: what stands before the colon, or "NAME:WHAT" where something has to follow it.
@@ -85,7 +86,7 @@ def image_source(name: str, size: int = 224) -> Callable[[Opener], Opener]:
 def load_images(
     source: str = "photos",
     *,
-    size: int | None = None,
+    size: Size | None = None,
     limit: int | None = None,
     root: str | Path | None = None,
     split: str = "val",
@@ -104,7 +105,7 @@ def load_images(
             ``"folder:PATH"`` (sub-folders are classes), ``"parquet:PATH"`` (a file, folder or glob in the
             Hugging Face image layout), ``"torchvision:NAME"`` (``"torchvision:CIFAR10"``), or one of your own
             (`zfkit.images.image_source`).
-        size: side in pixels; default 224, for textures 64.
+        size: side in pixels, or (height, width); default 224, for textures 64.
         limit: only the first so many.
         root: where torchvision keeps its data; default ``~/.cache/zfkit``.
         split: ``"val"`` or ``"train"``, for textures, and for torchvision data sets and folders that are divided.
@@ -121,8 +122,7 @@ def load_images(
     >>> photos = load_images("photos")
     >>> pixels, label = photos[3]          # uint8 (3, 224, 224), -1
     """
-    if size is not None:
-        check_size(size)
+    size = None if size is None else check_size(size)
     if limit is not None:
         whole_number(limit, "limit, in pictures,", error=ImageError)
     source = str(source)  # a Path would be a mistake, and gets the hint below
@@ -159,7 +159,7 @@ def load_images(
 
 
 @image_source("folder:PATH")
-def folder(path: str, size: int, split: str, value_range: Range | None = None, **_: Any) -> ImageSet:
+def folder(path: str, size: Size, split: str, value_range: Range | None = None, **_: Any) -> ImageSet:
     """Every picture below a folder, in the order of their paths; first-level sub-folders are classes.
 
     Hidden folders and files are left out. Of a folder divided into train and val (or test) the split is read; the
@@ -312,7 +312,7 @@ DATA_SETS = (
 
 @image_source("torchvision:NAME")
 def torchvision(
-    name: str, size: int, split: str, root: str | Path | None, value_range: Range | None = None
+    name: str, size: Size, split: str, root: str | Path | None, value_range: Range | None = None
 ) -> ImageSet:
     """A data set of torchvision by class name, downloaded on first use."""
     one_of(split, "split", SPLITS, ImageError)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..checks import one_of, whole_number
+from ..checks import Size, one_of, square_side, whole_number
 from ..errors import ImageError, unknown
 from .imageset import ImageSet
 from .letters import CELL, GRAIN, STROKES, alphabet
@@ -327,24 +327,25 @@ def _texture(
 
 
 @image_source("textures", size=64)
-def textures(rest: str, size: int, split: str, **_: Any) -> ImageSet:
+def textures(rest: str, size: Size, split: str, **_: Any) -> ImageSet:
     """A split of the drawn textures, as in ``"textures:no-middle,seed=3"``; the classes follow one another in turn."""
+    side = square_side(size, "textures are drawn as squares")
     middle, random_seed = _options(rest)
     options: dict[str, Any] = {"random_seed": random_seed, "middle": middle}
-    truth(0, split, size=size)  # says at once that a split or size will not do
+    truth(0, split, size=side)  # says at once that a split or size will not do
 
     def read(i: int) -> tuple[Image.Image, int]:
-        picture, label, _ = draw(i, split, size=size, **options)
+        picture, label, _ = draw(i, split, size=side, **options)
         return Image.fromarray(picture), label
 
     def row(i: int) -> dict[str, Any]:
-        return {"class": CLASSES[i % len(CLASSES)], **truth(i, split, size=size, **options)._asdict()}
+        return {"class": CLASSES[i % len(CLASSES)], **truth(i, split, size=side, **options)._asdict()}
 
     spelt = ",".join(["no-middle"] * (not middle) + [f"seed={random_seed}"] * (random_seed > 0))
     set_name = f"textures:{spelt}" if spelt else "textures"  # one spelling, whatever the caller's
     labels = np.arange(SPLITS[split]) % len(CLASSES)
     names = [f"{set_name} {split} {i}: {CLASSES[label]}" for i, label in enumerate(labels)]
-    return ImageSet(read, names, size=size, classes=CLASSES, read_labels=lambda: labels, truth=row)
+    return ImageSet(read, names, size=side, classes=CLASSES, read_labels=lambda: labels, truth=row)
 
 
 def _options(text: str) -> tuple[bool, int]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..batching import OnStep, Portions, out_of_memory, steps
-from ..checks import one_of
+from ..checks import Size, in_px, one_of
 from ..errors import ImageError, LayerError, ZfkitError
 from ..images.imageset import ImageSet
 from .graph import Step, full_float32
@@ -95,9 +95,8 @@ def features(
     if not len(chosen):
         raise ImageError(f"{what}: there are no pictures to look at")
     rows: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-    side = images.size if isinstance(images, ImageSet) else (images.shape[-2], images.shape[-1])
-    size = batch_size or default_batch_size(model, side, layers)
-    portions = Portions(f"{what} of {model.name}", size)
+    size = images.size if isinstance(images, ImageSet) else (images.shape[-2], images.shape[-1])
+    portions = Portions(f"{what} of {model.name}", batch_size or default_batch_size(model, size, layers))
     with steps(len(chosen), what, "img", progress, on_step) as done:
         for part in portions.of(len(chosen)):
             with portions.attempt(), full_float32():
@@ -121,13 +120,10 @@ def pictures_at(images: ImageSet | Tensor, index: Tensor | Sequence[int]) -> Ten
     return images.take(index) if isinstance(images, ImageSet) else images[index]
 
 
-def default_batch_size(
-    model: VisionModel, side: int | tuple[int, int], layers: Sequence[str], most: int = 256
-) -> int:
+def default_batch_size(model: VisionModel, size: Size, layers: Sequence[str], most: int = 256) -> int:
     """So many pictures that the largest of these layers' outputs stays under 64 MiB, 1 GiB on a GPU."""
-    height, width = (side, side) if isinstance(side, int) else side
-    blank = torch.zeros(1, 3, height, width, dtype=torch.uint8)
-    largest = max(y.numel() * y.element_size() for _, y in activations(model, blank, layers))
+    outputs = activations(model, model.blank(size), layers)
+    largest = max(y.numel() * y.element_size() for _, y in outputs)
     return max(1, min(most, batch_bytes(model.device) // largest))
 
 
@@ -141,8 +137,8 @@ def cannot_run(model: VisionModel, layers: Sequence[str], batch: Tensor, error: 
     if isinstance(error, ZfkitError) or out_of_memory(error):
         return error
     return LayerError(
-        f"{model.name} cannot run to {', '.join(layers)} on images of {batch.shape[3]} x {batch.shape[2]} px; "
-        f"it was made for {model.input_size} px ({str(error).splitlines()[0]})"
+        f"{model.name} cannot run to {', '.join(layers)} on images of {in_px((batch.shape[2], batch.shape[3]))}; "
+        f"it was made for {in_px(model.input_size)} ({str(error).splitlines()[0]})"
     )
 
 

@@ -43,7 +43,7 @@ _POINTWISE = frozenset(
 # Functions that give a tuple, of which an index takes one tensor.
 TUPLES = frozenset("chunk split tensor_split unbind split_with_sizes sort topk".split())
 TUPLES_ALONG_AN_AXIS = frozenset("max min median mode kthvalue".split())  # without one they give a tensor
-_VIEWS = frozenset(
+VIEWS = frozenset(
     """
     view reshape flatten unflatten squeeze unsqueeze permute transpose swapaxes movedim expand expand_as chunk split
     tensor_split unbind getitem select narrow contiguous detach T mT view_as reshape_as to type float double getattr
@@ -120,7 +120,7 @@ def gives_several(node: fx.Node) -> bool:
 
 def is_view(node: fx.Node) -> bool:
     """Can the result of this function or method share memory with what it reads?"""
-    return node.target in DROPOUTS or called(node) in _VIEWS
+    return node.target in DROPOUTS or called(node) in VIEWS
 
 
 def upsampling(

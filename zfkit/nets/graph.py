@@ -8,6 +8,7 @@ once, and in-place or reused modules make no difference.
 from __future__ import annotations
 
 import contextlib
+import operator
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -69,6 +70,13 @@ class Pointwise(nn.Module):
     """Describes an operation each of whose places depends on the same place of what it reads, and on no other."""
 
 
+class Together(nn.Module):
+    """Describes operations that are one on the way back: what they hand on among them are not maps of one picture each.
+
+    Heads of attention that are put beside the pictures, say, or the several tensors of `nn.MultiheadAttention`.
+    """
+
+
 class BatchStatistics(nn.Module):
     """Describes a batch normalisation by the statistics of the batch at hand."""
 
@@ -105,6 +113,7 @@ class Step:
         run: computes it from what these steps gave.
         maps: those of `inputs` that carry the image's activations, rather than parameters, constants or sizes.
         counts: those of `inputs` that say how many images there are.
+        sizes: those of `inputs` that are a map's whole shape, with the number of images in front.
         layer: the module of the user's network whose output this is; None for functions. Modules made of others
             ("layer4") have a step of their own, which hands on what the last of them gave.
     """
@@ -116,6 +125,7 @@ class Step:
     run: Callable[..., Any]
     maps: tuple[str, ...] = ()
     counts: tuple[str, ...] = ()
+    sizes: tuple[str, ...] = ()
     layer: nn.Module | None = None
 
     @property
@@ -136,6 +146,17 @@ class Step:
             if isinstance(self.target, str)
             else getattr(self.target, "__name__", str(self.target))
         )
+
+    @property
+    def typed(self) -> str:
+        """What one types to name the operation, as `register_rule` takes it: torch.mul, 'mul', torch.nn.SiLU."""
+        if isinstance(self.target, str):
+            return repr(self.target)
+        name = self.operation
+        for module in (torch, F, operator, nn):
+            if getattr(module, name, None) is self.target:
+                return f"{module.__name__}.{name}"
+        return f"{self.target.__module__}.{getattr(self.target, '__qualname__', name)}"
 
 
 BLOCK = "block"  # target of the steps that stand for modules made of others
@@ -306,8 +327,3 @@ def tf32_switches() -> list[tuple[Any, str, Any]]:
     except RuntimeError:  # somebody set it in torch's new way, which the old one does not want to know of
         return [*switches, (cudnn.conv, "fp32_precision", "ieee")]
     return [*switches, (cudnn, "allow_tf32", False)]
-
-
-def pair(value: int | Sequence[int]) -> tuple[int, int]:
-    """torch's "one number, or rows and columns" as two."""
-    return (value, value) if isinstance(value, int) else (value[0], value[-1])

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..batching import out_of_memory
-from ..checks import one_of, whole_number
+from ..checks import Size, in_px, one_of, pair, picture_size, whole_numbers
 from ..errors import ImageError, ModelError
 from ..images.colour import luma
+from ..images.given import MOST_BANDS
 from .graph import LEAVES, Network, evaluation_mode
 from .trace import chosen, parts_of, trace
 from .weights import Provenance
@@ -33,40 +34,62 @@ class VisionModel:
     Attributes:
         net: the `nn.Module`, in whatever mode its owner has put it into: zfkit's own passes run in evaluation mode.
         mean, scale: input = (rgb_0_255 - mean) * scale, one number per channel, red first.
-        input_size: side in pixels of the pictures it was trained on. Convolutional layers take larger ones.
+        input_size: side in pixels of the pictures it was trained on, or (height, width). Convolutional layers take
+            larger ones.
         classes: names of its outputs, or empty.
         name: what to call it in tables and captions.
         provenance: data, recipe and accuracy, where known.
         channels: "bgr" for a network that takes blue first. `preprocess` gives red first all the same, as do the
             projections, and `logits` turns them round: the traced network begins with that step.
         output: key, field or number of the tensor that is looked at, of a network that returns several.
+        show: which bands of its pictures are displayed as red, green and blue, counted from 0.
     """
 
     net: nn.Module
     mean: tuple[float, ...]
     scale: tuple[float, ...]
-    input_size: int
+    input_size: Size
     classes: tuple[str, ...] = ()
     name: str = "mine"
     provenance: Provenance = field(default_factory=dict, repr=False)
     channels: Channels = "rgb"
     output: str | int | None = None
+    show: tuple[int, ...] = (0, 1, 2)
     _traced: dict[frozenset[type], Network] = field(default_factory=dict, repr=False)
     _hashed: dict[Any, str] = field(default_factory=dict, repr=False)
 
     def preprocess(self, images: Tensor) -> Tensor:
         """uint8 RGB (N, 3, H, W) or (3, H, W) -> what the network takes, on its device, (N, C, H, W).
 
-        One-channel networks get the luma (ITU-R 601). Raises ImageError for another dtype or shape.
+        One-channel networks get the luma (ITU-R 601), those of other than 3 channels pictures of as many `bands`.
+        Raises ImageError for another dtype or shape.
         """
         if images.dim() == 3:
             images = images[None]
-        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != self.bands:
+            kind = "RGB pictures" if self.bands == 3 else f"pictures of {self.bands} bands"
+            hint = "" if self.bands == 3 else "; zfkit.ImageSet.of makes a set of tensors or arrays of them"
             raise ImageError(
-                "expected uint8 RGB pictures (N, 3, H, W) with values 0-255, got "
-                f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
+                f"expected uint8 {kind} (N, {self.bands}, H, W) with values 0-255, got "
+                f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}{hint}"
             )
         return self.normalise(images)
+
+    @property
+    def bands(self) -> int:
+        """Of the pictures that it looks at: as many as it takes channels, and 3 if that is one."""
+        return len(self.mean) if len(self.mean) > 1 else 3
+
+    def blank(self, size: Size) -> Tensor:
+        """A black picture of that size, uint8 (1, bands, H, W)."""
+        return torch.zeros(1, self.bands, *pair(size), dtype=torch.uint8)
+
+    def shown(self, x: Tensor) -> Tensor:
+        """What is displayed of pictures or projections (..., C, H, W): the bands `show`, (..., 3, H, W)."""
+        C = len(self.mean)
+        if C == 1 or x.shape[-3] != C or self.show == tuple(range(C)):
+            return x
+        return x[..., list(self.show), :, :]
 
     def normalise(self, rgb: Tensor) -> Tensor:
         """`preprocess` for pictures of any dtype, not rounded to whole levels: (N, 3, H, W), 0-255."""
@@ -92,8 +115,8 @@ class VisionModel:
         """The traced network; traced again if rules for more kinds of module were registered since."""
         key = frozenset(LEAVES)
         if key not in self._traced:
-            side, count = self.input_size, len(self.mean)
-            example = torch.zeros(1, count, side, side, device=self.device, dtype=self.dtype)
+            size = len(self.mean), *pair(self.input_size)
+            example = torch.zeros(1, *size, device=self.device, dtype=self.dtype)
             self._traced[key] = trace(self.net, example, output=self.output, bgr=self.channels == "bgr")
         return self._traced[key]
 
@@ -146,7 +169,7 @@ class VisionModel:
     def __repr__(self) -> str:
         count = sum(p.numel() for p in self.net.parameters())
         classes = f"{len(self.classes)} classes" if self.classes else "classes without names"
-        return f"VisionModel({self.name!r}: {count:,} parameters, {self.input_size} px, {classes})"
+        return f"VisionModel({self.name!r}: {count:,} parameters, {in_px(self.input_size)}, {classes})"
 
 
 def expect_model(model: Any) -> None:
@@ -168,32 +191,35 @@ def wrap_model(
     *,
     mean: float | Sequence[float],
     scale: float | Sequence[float],
-    input_size: int,
+    input_size: Size,
     classes: Sequence[str] | None = None,
     name: str = "mine",
     provenance: Provenance | None = None,
     channels: Channels = "rgb",
     output: str | int | None = None,
+    show: Sequence[int] | None = None,
 ) -> VisionModel:
-    """Your own network, as zfkit uses them: any CNN that torch.fx can trace, for 1 or 3 channels.
+    """Your own network, as zfkit uses them: any CNN that torch.fx can trace, for 1 to 64 channels.
 
     Args:
-        net: takes (N, C, S, S) floats. It is left as it is, in the mode that it is in.
+        net: takes (N, C, H, W) floats. It is left as it is, in the mode that it is in.
         mean, scale: input = (rgb_0_255 - mean) * scale; one number, or one per channel. For torchvision's
             habit of dividing by 255 and normalising: ``mean=255 * mean, scale=1 / (255 * std)``. Numbers for pictures
             from 0 to 1 are warned about, with the right ones.
-        input_size: S, in pixels.
+        input_size: side of square pictures in pixels, or (height, width).
         classes: names of the outputs.
         channels: "bgr" for a network that takes blue first, as OpenCV and Caffe do; `mean` and `scale` are then in
             that order, too.
         output: of a network that returns a dictionary, a tuple or the like: which part to look at, by its key or place.
+        show: of a network of other bands than red, green and blue: which three to display as those, counted from 0;
+            (3, 2, 1) for the first bands of Sentinel-2. Default the first three.
 
     Raises ModelError where the numbers do not fit the network, or the network cannot be run or traced.
 
     >>> model = wrap_model(net, mean=[123.7, 116.3, 103.5], scale=1 / 58, input_size=224)
     """
     _expect_plain(net)
-    whole_number(input_size, "input_size, in pixels,", error=ModelError)
+    input_size = picture_size(input_size, "input_size", error=ModelError)
     one_of(channels, "order of channels", ("rgb", "bgr"), ModelError)
     count, outputs = _try(net, input_size)
     if not isinstance(outputs, Tensor) or output is not None:
@@ -209,11 +235,18 @@ def wrap_model(
         raise ModelError("scale must not be 0: every picture would look the same to the network")
     _warn_of_unit_range(means, scales)
     if channels == "bgr":
+        if count != 3:
+            raise ModelError(
+                f'channels="bgr" is for networks of three, and this one takes {count}: leave it out'
+            )
         means, scales = means[::-1], scales[::-1]
     K = outputs.shape[1] if outputs.dim() > 1 else outputs.numel()  # squeezed, or one number
     if names and len(names) != K:
         raise ModelError(f"{len(names)} class names for a network with {K} outputs")
-    model = VisionModel(net, means, scales, input_size, names, name, provenance or {}, channels, output)
+    model = VisionModel(
+        net, means, scales, input_size, names, name, provenance or {}, channels, output,
+        _bands_to_show(show, count),
+    )  # fmt: skip
     _ = model.network  # trace now, so that a network zfkit cannot follow is refused here
     return model
 
@@ -245,31 +278,42 @@ def _expect_plain(net: Any) -> None:
 
 
 @torch.no_grad()
-def _try(net: nn.Module, side: int) -> tuple[int, Any]:
-    """How many channels the network takes, 3 or 1, and what it returns for an input of as many.
+def _try(net: nn.Module, size: Size) -> tuple[int, Any]:
+    """How many channels the network takes, and what it returns for an input of as many.
 
-    The convolution that is defined first does not say: it may be that of a head.
+    3 or 1, or as many as one of its convolutions. The one that is defined first does not say: it may be that of a head.
 
-    Raises ModelError where it runs on neither.
+    Raises ModelError where it runs on none of them.
     """
     errors: dict[int, Exception] = {}
-    for count in (3, 1):
+    takes = [m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d)]
+    for count in dict.fromkeys([3, 1, *(n for n in takes if n <= MOST_BANDS)]):
         try:
             with evaluation_mode(net):
-                return count, net(next(net.parameters()).new_zeros(1, count, side, side))
+                return count, net(next(net.parameters()).new_zeros(1, count, *pair(size)))
         except Exception as error:
             if out_of_memory(error):
                 raise
             errors[count] = error
-    takes = [m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d)]
-    channels = next((n for n in takes if n in errors), takes[0])
+    channels = next((n for n in takes if n in (3, 1)), takes[0])
     if channels not in errors:
         raise ModelError(
-            f"{type(net).__name__} takes {channels} channels; zfkit shows networks that take 1 or 3"
+            f"{type(net).__name__} takes {channels} channels; zfkit shows networks that take 1 to {MOST_BANDS}"
         )
+    shape = (1, channels, *pair(size))
     raise ModelError(
-        f"{type(net).__name__} does not run on an input (1, {channels}, {side}, {side}): {errors[channels]}"
+        f"{type(net).__name__} does not run on an input {shape}: {errors[channels]}"
     ) from errors[channels]
+
+
+def _bands_to_show(show: Any, count: int) -> tuple[int, ...]:
+    """Three bands, counted from 0; by default the first."""
+    if show is None:
+        return (0, 1, 2) if count >= 3 else (0, count - 1, count - 1)
+    numbers = whole_numbers(show)
+    if numbers is None or numbers.shape != (3,) or not ((numbers >= 0) & (numbers < count)).all():
+        raise ModelError(f"show must be three bands, each from 0 to {count - 1}, not {show!r:.80}")
+    return tuple(numbers.tolist())
 
 
 def _chosen(net: nn.Module, outputs: Any, output: str | int | None) -> Tensor:

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checks import one_of, whole_number
+from ..checks import one_of, pair, whole_number
 from ..errors import ModelError
-from .graph import LEAVES, pair
+from .graph import LEAVES
 
 
 @dataclass(frozen=True)

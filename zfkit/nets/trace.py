@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import warnings
 from collections.abc import Mapping
 from dataclasses import is_dataclass, replace
 from typing import Any
@@ -17,62 +18,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import ModelError
-from .forms import describe, gives_several, is_view, upsampling
-from .graph import BLOCK, DROPOUTS, LEAVES, Network, Step, evaluation_mode
-
-# In evaluation mode these give back what they were given.
-_REST = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-
-
-class _Proxy(fx.Proxy):
-    """Stands for a value while tracing. `fx` itself would take ``x += y`` for ``x = x + y``."""
-
-    def __iadd__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
-
-    def __isub__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
-
-    def __imul__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
-
-    def __itruediv__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
-
-
-class _Tracer(fx.Tracer):
-    """Follows the image alone, and remembers what each module that is made of others gave."""
-
-    def __init__(self, bgr: bool) -> None:
-        super().__init__()
-        self.bgr = bgr
-        self.blocks: dict[str, fx.Node] = {}
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
-        # Further arguments of forward keep their defaults, as when the network is called with an image.
-        return (lambda root, image: root_fn(root, image.flip(1) if self.bgr else image)), [
-            self.root,
-            self.create_proxy("placeholder", "input", (), {}),
-        ]
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if type(m) in LEAVES or super().is_leaf_module(m, module_qualified_name):
-            return True
-        # A subclass that inherits its forward from one of torch's modules is that module.
-        base: Any = next(
-            (c for c in type(m).__mro__ if c.__module__.startswith("torch.nn.modules")), nn.Module
-        )
-        return m.__class__.forward is base.forward and base not in (nn.Module, nn.Sequential)
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        result = super().call_module(m, forward, args, kwargs)
-        name = self.path_of_module(m)
-        if name and isinstance(result, fx.Proxy) and result.node.target != name:
-            self.blocks.setdefault(name, result.node)
-        return result
+from .forms import VIEWS, called, describe, gives_several, upsampling
+from .graph import BLOCK, DROPOUTS, Network, Step, Together, evaluation_mode
+from .tracer import follow
 
 
 def trace(net: nn.Module, example: Tensor, *, output: str | int | None = None, bgr: bool = False) -> Network:
@@ -88,24 +36,24 @@ def trace(net: nn.Module, example: Tensor, *, output: str | int | None = None, b
     give what the network gives.
     """
     with evaluation_mode(net):
-        tracer = _Tracer(bgr)
-        try:
-            graph = tracer.trace(net)
-        except Exception as error:
-            raise ModelError(
-                f"torch.fx cannot trace {type(net).__name__} ({type(error).__name__}: {error}); take out control "
-                "flow that depends on data, or wrap the part of the network that can be traced"
-            ) from error
-        _read_what_was_written(graph, net)
-        _keep_channel_axes(graph)
-        nodes = _named(graph, net, tracer.blocks)
-        names = {node: name for name, node in nodes.items() if isinstance(node, fx.Node)}
-        steps = _steps(net, nodes, names)
+        graph, blocks = follow(net, bgr)
+        _mark_numbers(graph)
         returned = _returned(graph, output)
-        network = Network(steps, names[returned] if returned is not None else next(reversed(steps)))
         noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
-        shapes = _compare(net, network, noise, noise.flip(1) if bgr else noise, output)
+        while True:
+            nodes = _named(graph, net, blocks)
+            names = {node: name for name, node in nodes.items() if isinstance(node, fx.Node)}
+            steps = _steps(net, nodes, names)
+            network = Network(steps, names[returned] if returned is not None else next(reversed(steps)))
+            shapes, strange = _compare(net, network, noise, noise.flip(1) if bgr else noise, output)
+            found = [n for n in map(nodes.get, strange) if isinstance(n, fx.Node)]
+            parts = [n for n in found if n is not returned and not _is_several(n)]
+            if not parts:
+                break
+            _put_together(parts)
         for name, node in nodes.items():
+            if isinstance(steps[name].module, Together):
+                continue
             if isinstance(node, fx.Node) and node.op in ("call_function", "call_method"):
                 form = describe(node, lambda n: shapes.get(names[n]) if n in names else None)
                 steps[name] = replace(steps[name], module=form)
@@ -153,7 +101,7 @@ def _named(graph: fx.Graph, net: nn.Module, blocks: dict[str, fx.Node]) -> dict[
     uses: dict[str, int] = {}
     taken = {name for name, _ in net.named_modules()}
     for node in graph.nodes:
-        if node.op == "output":
+        if node.op == "output" or node.meta.get("inside"):
             continue
         name = node.name
         if node.op == "call_module":
@@ -175,6 +123,7 @@ def _steps(net: nn.Module, nodes: dict[str, fx.Node | str], names: dict[fx.Node,
     steps: dict[str, Step] = {}
     carrying: set[str] = set()  # steps that carry the image's activations
     counting: set[str] = set()  # steps that say how many images there are
+    sizing: set[str] = set()  # and those that are a map's shape
     for name, node in nodes.items():
         if isinstance(node, str):
             carrying.add(name)
@@ -184,11 +133,15 @@ def _steps(net: nn.Module, nodes: dict[str, fx.Node | str], names: dict[fx.Node,
         sources = _sources(node)
         maps = tuple(names[n] for n in sources if names[n] in carrying)
         counts = tuple(names[n] for n in sources if names[n] in counting)
-        steps[name] = replace(_step(net, node, name, sources, names), maps=maps, counts=counts)
+        sizes = tuple(names[n] for n in sources if names[n] in sizing)
+        step = _step(net, node, name, sources, names)
+        steps[name] = replace(step, maps=maps, counts=counts, sizes=sizes)
         if node.op == "placeholder" or (maps and not _is_a_number(node)):
             carrying.add(name)
         if _counts_images(node):
             counting.add(name)
+        elif maps and (node.args[1:] == ("shape",) or (node.target == "size" and not node.args[1:])):
+            sizing.add(name)
     return steps
 
 
@@ -205,11 +158,50 @@ def _counts_images(node: fx.Node) -> bool:
     return isinstance(whole, fx.Node) and _is_a_number(whole) and bool(node.args[1] == 0)
 
 
+def _mark_numbers(graph: fx.Graph) -> None:
+    """What is computed from the number of images becomes part of the operations that it goes into.
+
+    On the way back there are other numbers of them.
+    """
+    carrying: set[fx.Node] = set()
+    for node in graph.nodes:
+        reads = node.all_input_nodes
+        if node.op == "placeholder" or (carrying.intersection(reads) and not _is_a_number(node)):
+            carrying.add(node)
+        elif not _is_a_number(node) and not _counts_images(node) and node.op != "output":
+            from_a_count = any(_counts_images(n) or n.meta.get("inside") for n in reads)
+            node.meta["inside"] = from_a_count or _begins_a_size(node)
+
+
+def _begins_a_size(node: fx.Node) -> bool:
+    """Is it ``x.shape[:2]``, with the number of images in it?"""
+    whole, part = (*node.args, None, None)[:2]
+    number = node.target is operator.getitem and isinstance(whole, fx.Node) and _is_a_number(whole)
+    return number and isinstance(part, slice) and part.start in (None, 0)
+
+
+def _put_together(nodes: list[fx.Node]) -> None:
+    """Make these part of the operations that read them."""
+    for node in nodes:
+        node.meta |= {"inside": True, "holds maps": True}
+    hidden = [str(n.target) for n in nodes if isinstance(n.meta.get("module"), nn.Conv2d)]
+    if hidden:
+        warnings.warn(
+            f"{', '.join(hidden)} look at parts of a picture as if each were one, and are not among the layers",
+            stacklevel=5,
+        )
+
+
+def _is_inside(node: fx.Node) -> bool:
+    """Is it no step of its own, but part of those that read it?"""
+    return bool(node.meta.get("inside")) or _is_several(node)
+
+
 def _sources(node: fx.Node) -> list[fx.Node]:
     """What a node reads; through ``x.chunk(2)``, whose result is no tensor but several, what the chunks are made of."""
     sources: list[fx.Node] = []
     for n in node.all_input_nodes:
-        sources += [s for s in (_sources(n) if _is_several(n) else [n]) if s not in sources]
+        sources += [s for s in (_sources(n) if _is_inside(n) else [n]) if s not in sources]
     return sources
 
 
@@ -230,18 +222,40 @@ def _step(
         read = operator.attrgetter(str(node.target))
         return Step(name, f"attribute {node.target}", None, (), lambda: read(net))
     inputs = tuple(names[n] for n in sources)
+    if parts := _parts(node):
+        run = _caller(node, sources, _callable(node))
+        return Step(name, ", ".join(parts), Together(), inputs, run, layer=node.meta.get("module"))
     if node.op == "call_module":
         module = net.get_submodule(str(node.target))
         plain = len(node.args) == 1 and not node.kwargs
         run = _resting(module, module if plain else _caller(node, sources, module))
-        return Step(name, type(module), module, inputs, run, layer=module)
+        described = (
+            None if node.meta["opaque"] else module
+        )  # what it inherits may say nothing of what it does
+        return Step(name, type(module), described, inputs, run, layer=module)
     of_several = node.target is operator.getitem and _is_several(node.args[0])  # type: ignore[arg-type]
     target = node.args[0].target if of_several else node.target  # type: ignore[union-attr]
     return Step(name, target, None, inputs, _caller(node, sources, _callable(node)))
 
 
+def _parts(node: fx.Node) -> list[str]:
+    """Names of the operations on maps that are part of this one, and its own; empty where there are none."""
+    inside, ahead = [node], [node]
+    while ahead:
+        found = [n for n in ahead.pop().all_input_nodes if _is_inside(n) and n not in inside]
+        inside += found
+        ahead += found
+    if not any(n.meta.get("holds maps") for n in inside):
+        return []
+    modules = {n: type(n.meta["module"]).__name__ for n in inside if "module" in n.meta}
+    names = [modules.get(n, called(n)) for n in reversed(inside) if n.meta.get("holds maps") or n is node]
+    return list(dict.fromkeys([n for n in names if n not in VIEWS] or names))
+
+
 def _callable(node: fx.Node) -> Any:
-    """The function, or name of the method, that runs this node."""
+    """The function, module or name of the method that runs this node."""
+    if node.op == "call_module":
+        return _resting(node.meta["module"], node.meta["module"])
     if node.target in DROPOUTS:
         return lambda input, *args, **kwargs: input
     if node.target == "view":
@@ -257,13 +271,22 @@ def _caller(node: fx.Node, sources: list[fx.Node], call: Any) -> Any:
     """Runs a node on the values of its sources."""
 
     def run(*values: Any) -> Any:
-        bound = dict(zip(sources, values, strict=True))
+        known = dict(zip(sources, values, strict=True))
 
         def value(n: fx.Node) -> Any:
-            return bound[n] if n in bound else _caller(n, sources, _callable(n))(*values)
+            if n not in known:
+                known[n] = result(n, _callable(n))
+            return known[n]
 
-        args, kwargs = fx.node.map_arg(node.args, value), fx.node.map_arg(node.kwargs, value)
-        return getattr(args[0], call)(*args[1:], **kwargs) if isinstance(call, str) else call(*args, **kwargs)
+        def result(n: fx.Node, call: Any) -> Any:
+            args, kwargs = fx.node.map_arg(n.args, value), fx.node.map_arg(n.kwargs, value)
+            return (
+                getattr(args[0], call)(*args[1:], **kwargs)
+                if isinstance(call, str)
+                else call(*args, **kwargs)
+            )
+
+        return result(node, call)
 
     return run
 
@@ -271,11 +294,11 @@ def _caller(node: fx.Node, sources: list[fx.Node], call: Any) -> Any:
 def _resting(module: nn.Module, run: Any) -> Any:
     """A module in evaluation mode, whatever mode its owner has put it into since."""
 
-    def at_rest(*values: Any) -> Any:
+    def at_rest(*values: Any, **named: Any) -> Any:
         if not module.training and not next(module.children(), None):
-            return run(*values)
+            return run(*values, **named)
         with evaluation_mode(module):
-            return run(*values)
+            return run(*values, **named)
 
     return at_rest
 
@@ -283,8 +306,10 @@ def _resting(module: nn.Module, run: Any) -> Any:
 @torch.no_grad()
 def _compare(
     net: nn.Module, network: Network, noise: Tensor, given_to_net: Tensor, output: str | int | None
-) -> dict[str, tuple[int, ...]]:
+) -> tuple[dict[str, tuple[int, ...]], list[str]]:
     """Run the network, and twice its traced steps, on the same noise; the shapes of all steps' outputs.
+
+    And the names of steps that do not give one tensor with the image first, but several, or one of another order.
 
     Raises ModelError, with the first step that differs, where they do not agree.
     """
@@ -307,8 +332,11 @@ def _compare(
     if isinstance(result, Tensor):
         given[network.output] = result
     shapes: dict[str, tuple[int, ...]] = {}
+    strange: dict[str, None] = {}
     for _ in range(2):  # what is drawn at random differs from itself
         for step, _, y in network.walk(noise.clone(), list(network.steps)):
+            if step.maps and not _says_a_size(y) and not (isinstance(y, Tensor) and y.shape[:1] == (1,)):
+                strange[step.name] = None
             if isinstance(y, Tensor):
                 shapes[step.name] = tuple(y.shape[1:])
                 expected = given.get(step.name)
@@ -318,7 +346,11 @@ def _compare(
                         f"{step.name!r} ({step.operation}). Something there is drawn at random, changed by a hook, or "
                         "depends on the data or on the call; make it the same in every call in evaluation mode"
                     )
-    return shapes
+    return shapes, list(strange)
+
+
+def _says_a_size(y: Any) -> bool:
+    return isinstance(y, int | float | torch.Size)
 
 
 def _is_module(net: nn.Module, name: str) -> bool:
@@ -337,72 +369,3 @@ def _alike(a: Tensor, b: Tensor) -> bool:
     tolerance = torch.finfo(b.dtype).eps ** 0.5 if b.is_floating_point() else 0.0
     scale = float(b.abs().nan_to_num(0.0, 0.0).max()) if b.numel() else 0.0  # weights may hold NaN
     return bool(torch.isclose(a, b, rtol=0, atol=tolerance * scale, equal_nan=True).all())
-
-
-def _read_what_was_written(graph: fx.Graph, net: nn.Module) -> None:
-    """Let what reads a tensor after an operation in place (``y.relu_()``) read that operation's result."""
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    memory: dict[fx.Node, fx.Node] = {}  # the first node whose numbers lie where this node's may lie, too
-    for node in graph.nodes:
-        sources = node.all_input_nodes
-        overwrites = bool(sources) and _is_in_place(net, node)
-        shares = bool(sources) and (overwrites or _may_be_a_view(net, node))
-        memory[node] = memory[sources[0]] if shares else node
-        if not overwrites:
-            continue
-        for other in [n for n, first in memory.items() if first is memory[node] and n is not node]:
-            for reader in [n for n in other.users if order[n] > order[node] and n.op != "output"]:
-                if other is not sources[0]:
-                    raise ModelError(
-                        f"{_called(node)} changes, in place, numbers that {_called(reader)} reads as "
-                        f"{_called(other)}; let it make a tensor of its own (without inplace=True or a trailing _)"
-                    )
-                reader.replace_input_with(other, node)
-
-
-def _called(node: fx.Node) -> str:
-    return repr(str(node.target) if node.op == "call_module" else node.name)
-
-
-_IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
-
-
-def _is_in_place(net: nn.Module, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        module = net.get_submodule(str(node.target))
-        return bool(getattr(module, "inplace", False)) and not isinstance(module, _REST)
-    if node.op == "call_method":
-        return str(node.target).endswith("_") and not str(node.target).endswith("__")
-    if node.op != "call_function" or node.target in DROPOUTS:
-        return False
-    if node.target in _IN_PLACE or getattr(node.target, "__name__", "").endswith("_"):
-        return True
-    try:
-        arguments = inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments  # type: ignore[arg-type]
-    except (TypeError, ValueError):  # a built-in function, which has no such argument
-        return False
-    return arguments.get("inplace") is True
-
-
-def _may_be_a_view(net: nn.Module, node: fx.Node) -> bool:
-    """Can the result share memory with the first input?"""
-    if node.op == "call_module":
-        return isinstance(
-            net.get_submodule(str(node.target)), (*_REST, nn.Identity, nn.Flatten, nn.Unflatten)
-        )
-    return is_view(node)
-
-
-def _keep_channel_axes(graph: fx.Graph) -> None:
-    """Write ``x[:, i].unsqueeze(1)`` as ``x[:, i : i + 1]``, which is known to leave rows and columns alone."""
-    for node in graph.nodes:
-        if node.target not in (torch.unsqueeze, "unsqueeze") or node.args[1:] != (1,):
-            continue
-        picked = node.args[0]
-        if not isinstance(picked, fx.Node) or picked.target is not operator.getitem:
-            continue
-        index: Any = picked.args[1]
-        if isinstance(index, tuple) and len(index) == 2 and index[0] == slice(None) and type(index[1]) is int:
-            i = index[1]
-            node.op, node.target, node.kwargs = "call_function", operator.getitem, {}
-            node.args = (picked.args[0], (slice(None), slice(i, i + 1 or None)))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batching import out_of_memory
-from ..checks import as_path, whole_number
+from ..checks import Size, as_path, whole_number
 from ..errors import ModelError, unknown
 from .model import Channels, VisionModel, wrap_model
 from .onnx import OnnxNetwork, load_onnx
@@ -70,10 +70,11 @@ def load_model(
     weights: str | Path | None = "DEFAULT",
     mean: float | Sequence[float] | None = None,
     scale: float | Sequence[float] | None = None,
-    input_size: int | None = None,
+    input_size: Size | None = None,
     classes: Sequence[str] | str | Path | None = None,
     channels: Channels | None = None,
     output: str | int | None = None,
+    show: Sequence[int] | None = None,
     device: str | torch.device | None = None,
     random_seed: int = 0,
 ) -> VisionModel:
@@ -84,13 +85,13 @@ def load_model(
             trained on ImageNet: 1,000 classes, 227 px); ``"zfnet224"``,
             ``"alexnet224"`` (the paper's geometry, untrained); ``"torchvision:alexnet"`` or any other of its
             classifiers; ``"timm:resnet50"`` or any other of timm's; ``"my_module.py:make_net"``, a file of yours,
-            *which is run*, and in it a function without arguments that returns an `nn.Module`; a path that ends in
-            ``.safetensors``, as zfkit writes them; the ONNX model zoo's zfnet512, as a path that ends in ``.onnx``
-            (outputs are probabilities: its last layer is "softmax").
+            *which is run*, and in it a function without arguments that returns an `nn.Module`, or what `wrap_model`
+            makes of one; a path that ends in ``.safetensors``, as zfkit writes them; the ONNX model zoo's zfnet512, as
+            a path that ends in ``.onnx`` (outputs are probabilities: its last layer is "softmax").
         weights: for torchvision and timm, the name of the weights, or None for random ones without a download; or a
             file of weights of this network, .safetensors, .pt, .pth or .ckpt, possibly for other classes.
-        mean, scale, input_size, channels, output: as in `wrap_model`: needed for a module of yours, and otherwise in
-            place of the network's own.
+        mean, scale, input_size, channels, output, show: as in `wrap_model`: needed for a module of yours, and
+            otherwise in place of the network's own.
         classes: names of the outputs, or a text file with one on each line.
         device: default: the GPU if there is one.
         random_seed: of random weights.
@@ -109,7 +110,7 @@ def load_model(
     net, own = _load(str(name), None if str(weights).lower() == "none" else str(weights), random_seed)
     said = {
         "mean": mean, "scale": scale, "input_size": input_size, "classes": classes, "channels": channels,
-        "output": output,
+        "output": output, "show": show,
     }  # fmt: skip
     own |= {key: value for key, value in said.items() if value is not None}
     if missing := [f"{key}=" for key in ("mean", "scale", "input_size") if key not in own]:
@@ -299,20 +300,31 @@ def _from_module(path: Path, function: str, file: Path | None, random_seed: int)
         if (make := getattr(module, function, None)) is None:
             offered = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
             raise ModelError(f"{path.name}: {unknown('function', function, offered)}")
-        net = _made(lambda _=None: make() if callable(make) else make, file, path.name, random_seed)
+        made = _random(lambda: make() if callable(make) else make, random_seed)
+        wrapped = isinstance(made, VisionModel)
+        net = _made(lambda _=None: made.net if wrapped else made, file, path.name, random_seed)
     except ModelError:
         raise
     except Exception as error:
         raise ModelError(f"{path.name} stops with {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(beside)
-    return net, {"name": path.stem, "provenance": _origin(file)}
+    own = _said_of(made) if wrapped else {"name": path.stem}
+    return net, own | ({"provenance": _origin(file)} if file else {})
+
+
+def _said_of(model: VisionModel) -> Own:
+    """What `wrap_model` was told of a network."""
+    turned = slice(None, None, -1 if model.channels == "bgr" else 1)
+    names = ("input_size", "name", "provenance", "channels", "output", "show")
+    own = {name: getattr(model, name) for name in names}
+    return own | {"mean": model.mean[turned], "scale": model.scale[turned], "classes": model.classes or None}
 
 
 def _from_onnx(path: Path) -> tuple[nn.Module, Own]:
     net = load_onnx(path)
     if not _is_zfnet512(net):  # an ONNX file does not say how pictures go in
-        return net, {"name": path.stem, "input_size": net.input_shape[-1]}
+        return net, {"name": path.stem, "input_size": tuple(net.input_shape[-2:])}
     net.swap_red_and_blue()
     assumed = "input assumed to be BGR 0-255 minus ImageNet's mean, as its publishers do not say"
     provenance = {"data": f"ILSVRC 2013 (ONNX model zoo, zfnet512; {assumed})"}
@@ -396,7 +408,7 @@ def _from_timm(name: str, weights: str | Path | None, random_seed: int) -> tuple
     expects: Any = net.pretrained_cfg
     return net, {
         "mean": [255 * m for m in expects["mean"]], "scale": [1 / (255 * s) for s in expects["std"]],
-        "input_size": expects["input_size"][-1], "name": name, "provenance": provenance,
+        "input_size": tuple(expects["input_size"][-2:]), "name": name, "provenance": provenance,
     }  # fmt: skip
 
 

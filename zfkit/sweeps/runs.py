@@ -113,7 +113,7 @@ def plan_sweep(
     Raises ZfkitError as `sweep` does.
     """
     path = as_path(notebook)
-    source = _read(path)
+    source = read_notebook(path)
     parameters = read_parameters(source, path.name)
     try:
         runs = expand(read_grid(grid) if isinstance(grid, str | Path) else grid, parameters, max_runs)
@@ -261,7 +261,8 @@ def _default_jobs(cores: int) -> int:
 # ------------------------------------------------------------------------------------------- notebooks in files
 
 
-def _read(path: Path) -> Any:
+def read_notebook(path: Path) -> Any:
+    """As nbformat has it. Raises ZfkitError for what is no Python notebook."""
     import nbformat
 
     if not path.is_file():

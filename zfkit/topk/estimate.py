@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from math import ceil
 
-import torch
-
 from ..batching import Portions
 from ..checks import whole_number
 from ..errors import ImageError
@@ -71,8 +69,8 @@ def estimate_mining(
     """
     plan = MiningPlan.checked(model, images, layers, k, None, inside, batch_size, precision)
     whole_number(processes, "processes")
-    blank = torch.zeros(1, 3, images.size, images.size, dtype=torch.uint8)
-    maps = sum(output.shape[1] for _, output in activations(model, blank, plan.layers))
+    outputs = activations(model, model.blank(images.size), plan.layers)
+    maps = sum(output.shape[1] for _, output in outputs)
     batches = min(9, max(1, len(images) // (20 * plan.batch_size)))
     tops, portions = plan.begin(), Portions(f"timing {model.name}", plan.batch_size)
     started, timed, seconds = time.perf_counter(), 0, 0.0

@@ -8,6 +8,7 @@ the whole picture, which units and layers then share. Both give what the whole p
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..batching import OnStep, Portions, steps
-from ..checks import channel_list, layer_names, whole_number
+from ..checks import Size, channel_list, layer_names, pair, whole_number
 from ..deconv.project import Deconvnet, Tape, by_gradient, forward
 from ..deconv.receptive_field import extents, filters, window_in
 from ..deconv.rules import Norm, Options, Rule, Seed
@@ -42,7 +43,8 @@ class Patches:
         channels: (C,) int64, the feature maps.
         projection: (C, k, 3, S, S) float32, signed (one channel for one-channel networks); S is the side of
             the receptive field, at most that of the picture, or the `tile` that was asked for. 0 outside the picture.
-            Of networks in double precision, float64. (C, 0, 3, S, S) where photographs alone were cut out.
+            Of networks in double precision, float64. (C, 0, 3, S, S) where photographs alone were cut out. Of networks
+            of other bands, the three that are shown.
         photo: (C, k, 3, S, S) uint8, the same window of the picture; mid-grey outside it.
         box: (C, k, 4) int64: left, top, right, bottom in pixels of the picture; it may stick out.
         image, row, col: (C, k) int64, where from; image -1 where there were fewer than k.
@@ -151,10 +153,11 @@ def cut_top(
     origin = patches.box.flatten(0, 1)[:, [1, 0]]
     rows, columns = window_in(model, photos.size, layer)
     with steps(len(units), "cutting out", "patch", progress) as done:
-        for part in torch.arange(len(units)).split(max(1, FORWARD_PIXELS // photos.size**2)):
+        for part in torch.arange(len(units)).split(_pictures_at_once(model, photos.size)):
             here = units.pick(part)
             pictures, local = here.image.unique(return_inverse=True)
-            windows = cut_windows(photos.take(pictures), local, origin[here.slot], (rows.size, columns.size))
+            shown = model.shown(photos.take(pictures))
+            windows = cut_windows(shown, local, origin[here.slot], (rows.size, columns.size))
             patches.photo.flatten(0, 1)[here.slot] = _brought_to(windows, patches.photo.shape)
             done(len(part))
     return patches
@@ -183,10 +186,12 @@ def empty_patches(
     dtype = torch.promote_types(model.dtype, torch.float32)
     return Patches(
         layer, channels,
-        projection=torch.zeros(C, k if projected else 0, len(model.mean), *side, dtype=dtype, device=device),
+        projection=torch.zeros(
+            C, k if projected else 0, 1 if len(model.mean) == 1 else 3, *side, dtype=dtype, device=device
+        ),
         photo=torch.full((C, k, 3, *side), GREY, dtype=torch.uint8, device=device),
         box=torch.stack([left, top_edge, left + columns.size, top_edge + rows.size], -1),
-        image=image, row=row, col=col, value=value, notes=_notes(model, layer) if projected else (),
+        image=image, row=row, col=col, value=value, notes=notes_on(model, layer, projected),
     )  # fmt: skip
 
 
@@ -200,15 +205,19 @@ def _brought_to(windows: Tensor, shape: Sequence[int]) -> Tensor:
     )
 
 
-def _notes(model: VisionModel, layer: str) -> tuple[str, ...]:
-    """What has to be said beside projections of this layer."""
-    operations = by_gradient(model, layer)
-    if not operations:
-        return ()
-    are = "is" if len(operations) == 1 else "are"
-    return (
-        f"On the way back {', '.join(operations)} {are} passed by the gradient: the literature has no rule for that.",
-    )
+def notes_on(model: VisionModel, layer: str, projected: bool = True) -> tuple[str, ...]:
+    """What has to be said beside patches of this layer."""
+    notes = []
+    if operations := by_gradient(model, layer) if projected else ():
+        are = "is" if len(operations) == 1 else "are"
+        named = ", ".join(operations)
+        notes.append(
+            f"On the way back {named} {are} passed by the gradient: the literature has no rule for that."
+        )
+    if model.bands != 3:
+        red, green, blue = model.show
+        notes.append(f"Bands {red}, {green} and {blue} of {model.bands} are shown as red, green and blue.")
+    return tuple(notes)
 
 
 @dataclass(frozen=True)
@@ -260,8 +269,8 @@ def projected(
         if not len(of_layer):
             continue
         crop = Crop.plan(model, layer, photos.size)
-        pictures = of_layer.image.unique()
-        if crop is not None and len(of_layer) * crop.size**2 < len(pictures) * photos.size**2:
+        all_pixels = len(of_layer.image.unique()) * math.prod(pair(photos.size))
+        if crop is not None and len(of_layer) * math.prod(crop.size) < all_pixels:
             yield from _from_crops(model, photos, layer, of_layer, crop, options)
         else:
             whole[layer] = of_layer
@@ -286,8 +295,8 @@ def _from_crops(
             )
 
 
-def _pictures_at_once(model: VisionModel, side: int) -> int:
-    return max(1, _times(model) * FORWARD_PIXELS // side**2)
+def _pictures_at_once(model: VisionModel, size: Size) -> int:
+    return max(1, _times(model) * FORWARD_PIXELS // math.prod(pair(size)))
 
 
 def _times(model: VisionModel) -> int:
@@ -330,7 +339,7 @@ def project_units(
     """
     if not len(units):
         return
-    rows, columns = window_in(model, pixels.shape[-1], layer)
+    rows, columns = window_in(model, (pixels.shape[-2], pixels.shape[-1]), layer)
     field = (rows.size, columns.size)
     origins = position * torch.tensor([rows.stride, columns.stride]) + torch.tensor([rows.low, columns.low])
     has_positions = len(tape.shapes[layer]) > 1
@@ -343,12 +352,12 @@ def project_units(
             offset = window.origin - origins[part].to(model.device)
             if window.size != field or offset.any():  # it was the whole picture
                 R = paste(R, offset, field)
-            photo = cut_windows(pixels, image[part], origins[part], field)
-            yield Projected(layer, units.slot[part], R, photo)
+            photo = cut_windows(model.shown(pixels), image[part], origins[part], field)
+            yield Projected(layer, units.slot[part], model.shown(R), photo)
 
 
 def cut_windows(pictures: Tensor, image: Tensor, origin: Tensor, size: tuple[int, int]) -> Tensor:
-    """Windows of uint8 pictures (N, 3, H, W), mid-grey outside -> (B, 3, h, w).
+    """Windows of uint8 pictures (N, C, H, W), mid-grey outside -> (B, C, h, w).
 
     Args:
         image: (B,) which picture each is cut from.
@@ -356,7 +365,7 @@ def cut_windows(pictures: Tensor, image: Tensor, origin: Tensor, size: tuple[int
         size: h, w.
     """
     (h, w), (H, W) = size, pictures.shape[2:]
-    windows = pictures.new_full((len(image), 3, h, w), GREY)
+    windows = pictures.new_full((len(image), pictures.shape[1], h, w), GREY)
     for window, i, (top, left) in zip(windows, image.tolist(), origin.tolist(), strict=True):
         # The part of the window that lies in the picture.
         first_row, last_row = max(top, 0), min(top + h, H)
@@ -369,19 +378,19 @@ def cut_windows(pictures: Tensor, image: Tensor, origin: Tensor, size: tuple[int
 
 @dataclass(frozen=True)
 class Crop:
-    """Squares of a picture that hold a unit's receptive field and change nothing about it.
+    """Parts of a picture that hold a unit's receptive field and change nothing about it.
 
     Their corners are multiples of the layer's stride, so that every map before it keeps its grid; where the
     receptive field meets the picture's border, so does the crop.
     """
 
-    size: int
+    size: tuple[int, int]
     stride: int
     low: tuple[int, int]  # of the receptive field of unit (0, 0)
-    picture: int
+    picture: tuple[int, int]
 
     @classmethod
-    def plan(cls, model: VisionModel, layer: str, picture: int) -> Crop | None:
+    def plan(cls, model: VisionModel, layer: str, picture: Size) -> Crop | None:
         """The crop for a layer; None where units see everything, or strides of rows and columns differ."""
         extent = extents(model.network, layer).get(model.network.input)
         if (
@@ -392,20 +401,23 @@ class Crop:
             return None  # where there are more units than pixels, the stride is a fraction
         if any(f.stride != int(f.stride) for s in model.network.way_to(layer) for f in filters(s) or ()):
             return None  # behind an upsampling, maps before it have a coarser grid than the layer
-        stride = extent[0].stride
-        need = max(i.size for i in extent) + stride - 1
-        size = picture - max(0, picture - need) // stride * stride  # so that the last corner is one, too
-        return cls(size, stride, (extent[0].low, extent[1].low), picture)
+        stride, (height, width) = extent[0].stride, pair(picture)
+        rows, columns = (  # so that the last corner is one, too
+            side - max(0, side - (i.size + stride - 1)) // stride * stride
+            for side, i in zip((height, width), extent, strict=True)
+        )
+        return cls((rows, columns), stride, (extent[0].low, extent[1].low), (height, width))
 
     def corners(self, position: Tensor) -> Tensor:
         """Top and left (B, 2) of the crops for units at these positions (B, 2)."""
         start = position * self.stride + torch.tensor(self.low)
-        return (start // self.stride * self.stride).clamp(0, self.picture - self.size)
+        last = torch.tensor(self.picture) - torch.tensor(self.size)
+        return torch.minimum((start // self.stride * self.stride).clamp(min=0), last)
 
     def cut(self, pixels: Tensor, image: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        """Crops (B, 3, S, S) around units of pictures (N, 3, H, W), and the units' positions (B, 2) in them."""
+        """Crops (B, 3, h, w) around units of pictures (N, 3, H, W), and the units' positions (B, 2) in them."""
         corner = self.corners(position)
-        return cut_windows(pixels, image, corner, (self.size, self.size)), position - corner // self.stride
+        return cut_windows(pixels, image, corner, self.size), position - corner // self.stride
 
 
 def sample_maps(

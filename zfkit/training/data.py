@@ -9,7 +9,7 @@ processes of a `DataLoader` (`Streamed`). Both are finished on the device by `sh
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ImageError
+from ..checks import Size, in_px, pair, picture_size, square_side
+from ..errors import ImageError, ZfkitError
 from ..images.imageset import ImageSet
 
 BLOCKS_MIXED = 16  # row groups of Parquet that are shuffled together: as many as `ImageSet` keeps
@@ -229,7 +230,29 @@ def ten_crops(pictures: Tensor, geometry: Geometry) -> Iterator[Tensor]:
         yield view.flip(3)
 
 
-def centre_crop(pictures: Tensor, geometry: Geometry) -> Tensor:
-    """The middle of uint8 (n, 3, H, W), (n, 3, S, S)."""
-    first = (pictures.shape[-1] - geometry.size) // 2
-    return pictures[:, :, first : first + geometry.size, first : first + geometry.size]
+def centre_crop(pictures: Tensor, size: Size) -> Tensor:
+    """The middle of uint8 (n, C, H, W), of this size."""
+    for axis, n in zip((2, 3), pair(size), strict=True):
+        pictures = pictures.narrow(axis, (pictures.shape[axis] - n) // 2, n)
+    return pictures
+
+
+def views(pictures: Tensor, size: Size, crops: int = 1, geometry: Geometry | None = None) -> Iterable[Tensor]:
+    """What a network of this input size is shown of uint8 (n, C, H, W): the centre crop, or each of the ten crops."""
+    if crops == 1:
+        return [centre_crop(pictures, size)]
+    why = "ten crops are squares of squares"
+    picture = square_side(picture_size(list(pictures.shape[-2:]), "pictures"), why)
+    return ten_crops(pictures, geometry or crops_of(square_side(size, why), picture))
+
+
+def expect_room(
+    model: str, size: Size, images: ImageSet, error: type[ZfkitError], other: Size | None = None
+) -> None:
+    """Raise where pictures are smaller than a network's input; `other` is the size to load them with instead."""
+    if any(n > side for n, side in zip(pair(size), pair(images.size), strict=True)):
+        asked = f"size={other or size}" + " or more" * (other is None)
+        raise error(
+            f"{model} takes {in_px(size)} and the pictures of {images.source!r} are {in_px(images.size)}: load them "
+            f"with {asked}"
+        )

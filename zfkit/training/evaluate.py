@@ -15,7 +15,7 @@ from ..images.imageset import ImageSet
 from ..images.labels import align_labels
 from ..nets.graph import evaluation_mode
 from ..nets.model import VisionModel, expect_model
-from .data import Geometry, centre_crop, crops_of, ten_crops
+from .data import Geometry, expect_room, views
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,9 @@ def evaluate(
     """
     expect_model(model)
     images = align_labels(images, model.classes)
-    geometry = geometry or crops_of(model.input_size, images.size)
     if crops not in (1, 10):
         raise TrainingError(f"crops must be 1 or 10, not {crops!r}")
-    if geometry.picture < geometry.size:
-        raise TrainingError(
-            f"the network takes {geometry.size} px and the pictures are {geometry.picture}: load them with "
-            f"size={geometry.size} or more"
-        )
+    expect_room("the network", model.input_size, images, TrainingError)
     forward = forward or model.logits
     ranks, rank = (fabric.world_size, fabric.global_rank) if fabric else (1, 0)
     sums = torch.zeros(4, dtype=torch.float64, device=model.device)  # top1, top5, loss, count
@@ -72,8 +67,8 @@ def evaluate(
             for part in portions.of(len(labels)):
                 with portions.attempt():
                     pixels = batch.pixels[part]
-                    views = [centre_crop(pixels, geometry)] if crops == 1 else ten_crops(pixels, geometry)
-                    answers = torch.stack([forward(model.preprocess(v)).float() for v in views])
+                    shown = views(pixels, model.input_size, crops, geometry)
+                    answers = torch.stack([forward(model.preprocess(v)).float() for v in shown])
                     if answers.dim() != 3:
                         raise TrainingError(
                             f"{model.name} gives {tuple(answers.shape[2:]) or 'one number'} for a picture, and one "

@@ -87,7 +87,7 @@ def fit(
     not finite or does not leave that of guessing.
     """
     cpu = torch.device("cpu")
-    if workers is None and len(train) and train.labels is None and _bytes(train) <= _room(cpu):
+    if workers is None and len(train) and train.labels is None and train.bytes <= _room(cpu):
         train = train.in_memory(progress)
     plan = TrainingPlan.make(architecture, train, val, recipe, data)
     fabric = make_fabric(device, precision)
@@ -184,15 +184,10 @@ def make_fabric(device: str | None = None, precision: str | None = None) -> Any:
 
 def _feed(train: ImageSet, plan: TrainingPlan, device: torch.device, workers: int | None) -> Feed:
     """The set on the device where it fits, else a stream."""
-    if workers is None and train.labels is not None and _bytes(train) <= _room(device):
+    if workers is None and train.labels is not None and train.bytes <= _room(device):
         return Resident(train, plan.geometry, plan.mean, device)
     workers = max(1, (os.cpu_count() or 2) - 1) if workers is None else workers
     return Streamed(train, plan.geometry, plan.mean, device, workers if hasattr(os, "fork") else 0)
-
-
-def _bytes(images: ImageSet) -> int:
-    """Of its pictures in memory."""
-    return len(images) * 3 * images.size**2
 
 
 def _room(device: torch.device) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import one_of
+from ..checks import in_px, one_of, square_side
 from ..errors import TrainingError
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel, wrap_model
@@ -58,12 +58,13 @@ class TrainingPlan:
         classes, counts = _classes(train, val)
         size = architecture.input_size
         for what, images in (("training", train), ("validation", val)):
-            if images.size < size or images.size != train.size:
+            side = square_side(images.size, f"the {what} pictures are cropped to squares")
+            if side < size or images.size != train.size:
                 raise TrainingError(
-                    f"the {what} pictures are {images.size} px: load both sets alike, with size={size}, or "
+                    f"the {what} pictures are {in_px(side)}: load both sets alike, with size={size}, or "
                     f"{size * 8 // 7} to leave room for random crops"
                 )
-        geometry = crops_of(size, train.size)
+        geometry = crops_of(size, side)
         if recipe.shift is not None:
             geometry = replace(geometry, pad=recipe.shift)
         if recipe.brightness is not None:
@@ -81,7 +82,7 @@ class TrainingPlan:
             mean=sample.double().mean((0, 2, 3)).float(),
             scale=(1 / std if recipe.inputs == "std" else torch.ones(3)).float(),
             guessing=float(-(share * share.log()).sum()),
-            sample=centre_crop(sample[:64], Geometry(size, train.size)),
+            sample=centre_crop(sample[:64], size),
             data=data or f"{train.source}: {len(train):,} training pictures, {len(classes)} classes",
             fingerprint=f"{train.fingerprint()} {val.fingerprint()}",
         )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..batching import OnStep
 from ..deconv.receptive_field import Field, field_in, units_inside
-from ..errors import ImageError
+from ..errors import ImageError, LayerError
 from ..figures.pictures import number, to_picture
 from ..frequency import mean_frequency, power_spectrum
 from ..health.maps import MapWarning, map_warnings
@@ -25,7 +25,7 @@ from ..images.imageset import ImageSet
 from ..nets.activations import activations
 from ..nets.model import VisionModel
 from ..topk.bundled import reach, reached
-from ..topk.patches import project_top
+from ..topk.patches import notes_on, project_top
 from ..topk.profile import Profile, label_of
 from ..topk.table import LayerTop, TopK
 from . import drawing
@@ -52,6 +52,7 @@ class Facts:
         self.shown = max(1, min(SHOWN, top.k))
         self.profiles: dict[str, Profile] = {}
         self.frequencies: dict[str, np.ndarray] = {}
+        self._notes: dict[str, str] = {}
         self._warned: dict[str, list[list[MapWarning]]] = {}
         # What `measure` did before it was cancelled, by layer: pictures looked at, their maxima, places and labels.
         self._measured: dict[str, tuple[int, np.ndarray, list[int], list[str]]] = {}
@@ -182,6 +183,13 @@ class Facts:
         """Maps that respond most alike over the pictures, with the correlation; none until that is measured."""
         profile = self.profiles.get(state.layer)
         return profile.nearest(state.channel) if profile else []
+
+    def notes(self, layer: str) -> str:
+        """What has to be said beside projections of a layer; kept, since every move of a slider asks for it."""
+        if layer not in self._notes:
+            with suppress(LayerError):  # it cannot be projected, which is said where projections would be
+                self._notes[layer] = "".join(f" {note}" for note in notes_on(self.model, layer))
+        return self._notes.get(layer, "")
 
     def html(self, state: State) -> str:
         """What is known of the state's map: words and small plots."""

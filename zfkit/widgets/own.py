@@ -10,8 +10,9 @@ from typing import NamedTuple
 from PIL import Image
 from torch import Tensor
 
+from ..checks import Size
 from ..errors import ImageError
-from ..images.decode import MAX_PIXELS, decode, square, to_tensor
+from ..images.decode import MAX_PIXELS, decode, sized
 
 SMALL = 8  # px; a picture must have that many along its smaller side
 
@@ -29,8 +30,8 @@ class Own(NamedTuple):
     sentence: str = ""
 
 
-def read_own(content: bytes | str, name: str, side: int, input_size: int) -> tuple[Tensor, Tensor, str]:
-    """A picture of your own, from its bytes or path: uint8 (3, S, S) of two sides, and a note on what was done.
+def read_own(content: bytes | str, name: str, side: int, input_size: Size) -> tuple[Tensor, Tensor, str]:
+    """A picture of your own, from its bytes or path: uint8 (3, H, W) of two sizes, and a note on what was done.
 
     Args:
         side: of the photographs that the explorer shows.
@@ -65,7 +66,7 @@ def read_own(content: bytes | str, name: str, side: int, input_size: int) -> tup
         note += f"; an animation of {frames} frames, of which the first is shown"
     if whole.width != whole.height:
         note += "; its middle square is used"
-    return to_tensor(square(whole, side)), to_tensor(square(whole, input_size)), note + "."
+    return sized(whole, side), sized(whole, input_size), note + "."
 
 
 def _header(content: bytes, name: str) -> tuple[tuple[int, int] | None, int]:

@@ -207,7 +207,7 @@ class MapsPage:
         shape = self.view.shapes[state.layer][1:]
         if len(shape) == 2:
             field = self.view.facts.fields[state.layer]
-            self.heat.grid(shape[0], shape[1], drawing.map_area(field, shape, self.view.photos.size))
+            self.heat.grid(shape[0], shape[1], drawing.map_area(field, shape, self.view.side))
             image, place = self.view.unit(state)
             self.heat.pick(*(place if image >= 0 else (-1, -1)))
 

@@ -22,13 +22,14 @@ from PIL import Image
 from torch import Tensor
 
 from ..batching import OnStep
+from ..checks import square_side
 from ..deconv.project import Deconvnet, Tape, forward
 from ..deconv.rules import Options, Rule
 from ..deconv.windows import paste
 from ..errors import LayerError, ZfkitError, unknown
 from ..experiments.occlusion import probabilities
 from ..figures.pictures import number, to_picture
-from ..images.imageset import ImageSet
+from ..images.imageset import ImageSet, expect_rgb
 from ..nets.activations import activations
 from ..nets.model import VisionModel
 from ..topk.patches import Patches, project_top
@@ -93,13 +94,14 @@ class ExplorerView:
     """
 
     def __init__(self, model: VisionModel, photos: ImageSet, top: TopK, others: Others | None = None) -> None:
+        self.side = square_side(photos.size, "the explorer shows square pictures")
+        expect_rgb(photos, "the explorer shows")
         self.model, self.photos, self.top = model, photos, top
         self.layers = tuple(name for name in top.layers if name in model.layers)
         self.shapes: dict[str, tuple[int, ...]] = {}  # of each layer's output for the pictures at hand
         if self.layers:
-            blank = torch.zeros(1, 3, photos.size, photos.size, dtype=torch.uint8)
-            with torch.no_grad():
-                self.shapes = {n: tuple(y.shape[1:]) for n, y in activations(model, blank, self.layers)}
+            outputs = activations(model, model.blank(photos.size), self.layers)
+            self.shapes = {n: tuple(y.shape[1:]) for n, y in outputs}
         self.facts = Facts(model, photos, top, self.layers)
         self.shown = self.facts.shown
         self.others = dict(others or {})
@@ -247,7 +249,7 @@ class ExplorerView:
         image, (row, col) = self.unit(state)
         if image < 0:
             return Detail(sentence="This map has no picture of that rank.")
-        layer, S, device = state.layer, self.photos.size, self.model.device
+        layer, S, device = state.layer, self.side, self.model.device
         deconvnet, tape = self._forward(layer, image, state.rule, on_step)
         values = tape.outputs[layer][0, state.channel].cpu()
         flat = values.dim() == 0  # units of fully connected layers have no places
@@ -303,7 +305,7 @@ class ExplorerView:
         Never raises for the picture's sake: `sentence` says what is wrong.
         """
         try:
-            picture, small, note = read_own(content, name, self.photos.size, self.model.input_size)
+            picture, small, note = read_own(content, name, self.side, self.model.input_size)
         except ZfkitError as error:
             return Own(sentence=str(error))
         own = Own(
@@ -423,7 +425,7 @@ class ExplorerView:
             gain = f" (gain {state.gain:g}: values beyond are cut off)"
         return (
             "Grey is 0. Each projection has its own symmetric scale: full colour at ± the 99.5th percentile of its "
-            f"|values|{divided}{gain}."
+            f"|values|{divided}{gain}.{self.facts.notes(state.layer)}"
         )
 
     def figure(self, state: State) -> Image.Image:

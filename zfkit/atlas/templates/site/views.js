@@ -37,7 +37,7 @@ zfkit.views = (() => {
     const facts = [
       model.data ? `Network: ${model.data}${model.top1 ? `, ${model.top1} % top-1` : ""}.` : "",
       `${maps.toLocaleString("en")} feature maps in ${model.layers.length} layers${shown < maps ? `, ${shown} of them shown` : ""}.`,
-      `Pictures: ${site.images}, ${site.size} px. Made on ${site.made} with zfkit ${site.version}.`,
+      `Pictures: ${site.images}, ${site.size}. Made on ${site.made} with zfkit ${site.version}.`,
     ];
     const preview = h("p", {class: "preview", "aria-hidden": "true"}, "Point at a dot to see what that map likes; click to open it.");
     const hover = (layer, place) => preview.replaceChildren(
