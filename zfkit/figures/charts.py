@@ -72,6 +72,7 @@ def new_chart(
     """
     from plotly.subplots import make_subplots
 
+    options.setdefault("vertical_spacing", min(80 / height, 0.9 / rows))
     chart = make_subplots(rows, columns, subplot_titles=list(titles) or None, **options)
     lines = max((text.count("<br>") + 1 for text in titles), default=0)
     above = 14 + 16 * lines + (30 if title else 0)

@@ -159,7 +159,7 @@ def convergence_figure(
         "share of maps with another strongest picture",
         f"settled: similarity stays at {level:g} or above" if len(epochs) > 1 else "",
     )  # fmt: skip
-    chart = new_chart(2, 2, titles=titles, height=640, vertical_spacing=0.16)
+    chart = new_chart(2, 2, titles=titles, height=640)
     panels = {"distance": (1, 1), "cka": (1, 2), "share_changed": (2, 1)}
     colours = dict(zip(layers, shades(len(layers)), strict=True))
     for layer, colour in colours.items():

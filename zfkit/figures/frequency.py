@@ -344,12 +344,14 @@ def gratings_figure(responses: Sequence[GratingResponse], channel: int | None = 
     grid. `channel` picks one feature map; None takes the root mean square of all.
     """
     rows = len(responses)
-    titles = [text for one in responses for text in (
-        f"{one.model} {one.layer}" + ("" if channel is None else f", map {channel}") + ", at every pixel",
-        f"after stride {max(one.spacing)}", "where it arrives")]  # fmt: skip
+    picks = [
+        slice(None) if channel is None else (one.channels == channel).nonzero()[:, 0] for one in responses
+    ]
+    titles = [
+        title for one, picked in zip(responses, picks, strict=True) for title in _titles(one, picked, channel)
+    ]
     chart = new_chart(rows, 3, titles=titles, height=270 * rows + 90, horizontal_spacing=0.08)
-    for row, one in enumerate(responses, start=1):
-        picked = slice(None) if channel is None else (one.channels == channel).nonzero()[:, 0]
+    for row, (one, picked) in enumerate(zip(responses, picks, strict=True), start=1):
         parts = (one.before, one.in_place, one.folded)
         before, kept, folded = (part[picked].square().mean(0).sqrt() for part in parts)
         if not before.numel() or not before.max() > 0:
@@ -362,6 +364,18 @@ def gratings_figure(responses: Sequence[GratingResponse], channel: int | None = 
     for column, of in enumerate(("of the grating", "of the grating", "it is seen at"), start=1):
         chart.update_xaxes(title_text=f"frequency {of}, cycles/px", row=rows, col=column)
     return chart.update_layout(barmode="stack")
+
+
+def _titles(one: GratingResponse, picked: Any, channel: int | None) -> tuple[str, str, str]:
+    """What stands above a row's panels."""
+    _, own, wrong = (float(part.sum()) for part in one.arrivals(picked))
+    name = f"{one.model} {one.layer}" + ("" if channel is None else f", map {channel}")
+    share = 100 * wrong / max(own + wrong, 1e-30)
+    return (
+        f"{name}, at every pixel",
+        f"after stride {max(one.spacing)}",
+        f"where it arrives: {share:.0f} % wrong",
+    )
 
 
 def _draw_gratings(chart: Chart, where: Where, one: GratingResponse, kept: Tensor, folded: Tensor) -> None:
@@ -394,14 +408,11 @@ def _draw_arrivals(chart: Chart, where: Where, one: GratingResponse, picked: Any
     """Energy by the frequency at which the map shows it, its own and wrong ones on top of each other."""
     edges, own, wrong = one.arrivals(picked)
     total = float(own.sum()) + float(wrong.sum())
-    middle, shares = (edges[:-1] + edges[1:]) / 2, []
+    middle = (edges[:-1] + edges[1:]) / 2
     for part, colour, name in ((own, "#4D4D4D", "its own frequency"), (wrong, FOLDED, "a wrong frequency")):
-        shares.append(f"{100 * float(part.sum()) / total:.0f} % at {name}")
         told = f"{name}<br>seen at %{{x:.3f}} cycles/px: %{{y:.1f}} % of the energy"
         options: Style = {"marker": {"color": colour, "line": {"width": 0}}, "told": told}
         draw(chart, where, f"at {name}", "bar", x=middle.numpy(), y=(100 * part / total).numpy(), **options)
-    above: Style = {"yref": "y domain", "xref": "x domain", "xanchor": "right", "yanchor": "top", "xshift": 0}
-    note(chart, where, 1, 1, "<br>".join(shares), **above)
     chart.update_yaxes(title_text="energy, %", row=where[0], col=where[1])
     chart.update_xaxes(range=[0, float(edges[-1])], row=where[0], col=where[1])
 

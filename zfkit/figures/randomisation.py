@@ -135,7 +135,7 @@ def sanity_layers_figure(checks: SanityChecks) -> Chart:
         )  # fmt: skip
     chart.update_yaxes(title_text="rank correlation with the trained projection", row=1, col=1)
     chart.update_xaxes(tickvals=list(range(len(checks.layers))), ticktext=checks.layers)
-    return chart.update_yaxes(range=[-0.4, 1.05])
+    return chart
 
 
 def photo_likeness_figure(checks: SanityChecks) -> Chart:

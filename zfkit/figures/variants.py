@@ -42,9 +42,7 @@ def first_layer_figure(table: pd.DataFrame, mark: tuple[int, Mapping[str, float]
     titles = ["<br>".join(textwrap.wrap(MEASURES[m], 36)) for m in measures]
     alike = ", ".join(f"{MEASURES[m]} = {value:g}" for m, value in same.items())
     title = f"the same in all runs: {alike}" if alike else ""
-    chart = new_chart(
-        rows, 3, title=title, titles=titles, height=230 * rows + 120, vertical_spacing=0.3 / rows
-    )
+    chart = new_chart(rows, 3, title=title, titles=titles, height=230 * rows + 120)
     strides = sorted(table.stride.unique(), reverse=True)
     for i, measure in enumerate(measures):
         where = (1 + i // 3, 1 + i % 3)
@@ -234,7 +232,7 @@ def transfer_figure(transfer: Transfer, layer: str | None = None) -> Chart:
     if len(counts) > 1 and counts[-1] > 4 * counts[0]:
         chart.update_xaxes(type="log", row=1, col=2)
     chart.update_xaxes(tickvals=counts, ticktext=[str(n) for n in counts], row=1, col=2)
-    return chart.update_yaxes(range=[0, 100])
+    return chart.update_yaxes(range=[0, 103])
 
 
 def _error(sd: pd.Series) -> dict[str, object]:
