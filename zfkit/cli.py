@@ -175,6 +175,7 @@ def _atlas_options(parser: argparse.ArgumentParser) -> None:
     add("--rule", default="deconvnet", help="deconvnet, guided or gradient")
     add("--seed", default=0, type=int, help="draws the feature maps")
     add("--patches-only", action="store_true", help="leave out the projections, as for layers that have none")
+    add("--colours", default="signed", help="natural: projections in the colours of photographs, for looking")
     add("--notebook", type=_path, help="make it through this notebook and leave the executed copy in --out")
 
 
@@ -305,7 +306,7 @@ def _atlas(args: argparse.Namespace) -> None:
     model, images = _inputs(args)
     atlas = write_atlas(
         model, images, args.out, layers=args.layers, maps=args.maps, k=args.k, options=Options(args.rule),
-        random_seed=args.seed, patches_only=args.patches_only,
+        random_seed=args.seed, patches_only=args.patches_only, colours=args.colours,
     )  # fmt: skip
     _say_where(args, TopK.load(atlas.table))
 

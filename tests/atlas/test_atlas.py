@@ -66,7 +66,7 @@ def places_of(tile, sheet):
 
 def as_tile(picture):
     """uint8 (3, S, S) as it should appear: pixels repeated so that they fit a tile."""
-    factor = TILE // picture.shape[-1]
+    factor = -(-TILE // picture.shape[-1])
     assert factor >= 2
     return picture.permute(1, 2, 0).numpy().repeat(factor, 0).repeat(factor, 1)
 

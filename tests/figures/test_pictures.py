@@ -80,19 +80,41 @@ def test_a_sheet_leaves_empty_places():
 
 def test_a_montage_enlarges_by_whole_factors_and_keeps_the_order():
     pictures = torch.randint(0, 256, (5, 3, 7, 7), dtype=torch.uint8)
-    sheet = np.asarray(montage(pictures, columns=3, tile=30))  # 7 px four times
-    assert sheet.shape == (2 * 28 + 2, 3 * 28 + 4, 3)
+    sheet = np.asarray(montage(pictures, columns=3, tile=30))  # 7 px five times
+    assert sheet.shape == (2 * 35 + 2, 3 * 35 + 4, 3)
     for i, picture in enumerate(pictures.permute(0, 2, 3, 1).numpy()):
         row, column = divmod(i, 3)
-        tile = sheet[row * 30 : row * 30 + 28, column * 30 : column * 30 + 28]
-        assert (tile == picture.repeat(4, 0).repeat(4, 1)).all()
-    assert (sheet[28:30] == 255).all() and (sheet[:, 28:30] == 255).all()  # gaps
-    assert (sheet[30:, 60:] == 255).all()  # no sixth picture
+        tile = sheet[row * 37 : row * 37 + 35, column * 37 : column * 37 + 35]
+        assert (tile == picture.repeat(5, 0).repeat(5, 1)).all()
+    assert (sheet[35:37] == 255).all() and (sheet[:, 35:37] == 255).all()  # gaps
+    assert (sheet[37:, 74:] == 255).all()  # no sixth picture
 
 
 def test_a_montage_brings_large_pictures_to_the_tile():
     assert montage(torch.zeros(4, 3, 60, 60, dtype=torch.uint8), columns=2, tile=40).size == (82, 82)
     assert montage(torch.zeros(1, 3, 60, 120, dtype=torch.uint8), columns=1, tile=40).size == (40, 20)
+
+
+@pytest.mark.parametrize(
+    "side, shown", [(7, 98), (11, 99), (27, 108), (51, 102), (64, 128), (65, 96), (200, 96)]
+)
+def test_one_rule_says_how_large_pictures_are_shown(side, shown):
+    """Fields of layers 1 and 2 of both bundled networks stay squares of one filter, and no tile is below 96 px."""
+    pictures = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8)
+    sheet = np.asarray(montage(pictures, columns=1))
+    assert sheet.shape == (shown, shown, 3)
+    if side <= 64:
+        factor = shown // side
+        assert (sheet[::factor, ::factor] == pictures[0].permute(1, 2, 0).numpy()).all()
+
+
+def test_a_bar_under_each_tile_is_as_long_as_its_activation():
+    bars = torch.tensor([1.0, 0.5, 0.0, torch.nan])
+    sheet = np.asarray(
+        montage(torch.full((4, 3, 10, 10), 255, dtype=torch.uint8), 4, tile=10, gap=0, bars=bars)
+    )
+    dark = (sheet[10:] < 255).all(2).any(0).reshape(4, 10)
+    assert dark.sum(1).tolist() == [10, 5, 0, 0] and (sheet[:10] == 255).all()
 
 
 # -------------------------------------------------------------------------------------- words, numbers, colours

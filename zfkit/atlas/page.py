@@ -13,17 +13,18 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from PIL import Image
 
 from ..batching import steps
-from ..checks import Size, channel_list, layer_names, whole_number, writable_folder
+from ..checks import Size, channel_list, layer_names, one_of, whole_number, writable_folder
 from ..deconv.project import refusals
 from ..deconv.receptive_field import Field, fits_inside, receptive_field, window_in
 from ..deconv.rules import Options
 from ..errors import LayerError, WriteError, ZfkitError, printable
-from ..figures.pictures import GAP, TILE, Pair, number, pair_of_montages, square_columns
+from ..figures.natural import Colours, NaturalColours
+from ..figures.pictures import CRISP, GAP, TILE, Pair, number, pair_of_montages, square_columns
 from ..files import expect_replaceable, only_writer, private_prefix
 from ..images.album import Photograph, photographs
 from ..images.imageset import ImageSet
@@ -59,6 +60,7 @@ def write_atlas(
     options: Options = Options(),
     random_seed: int = 0,
     patches_only: bool = False,
+    colours: Colours = "signed",
     progress: bool = True,
 ) -> Atlas:
     """Write Fig. 2 for this network and these pictures: `out`/index.html, one PNG per layer, topk.parquet.
@@ -78,10 +80,13 @@ def write_atlas(
         options: how projections are made.
         random_seed: of the draw of feature maps.
         patches_only: show what was in the pictures, without projections.
+        colours: "natural" brings projections to the colours and the spectrum of photographs, for looking, and says so:
+            `zfkit.figures.NaturalColours` has the formula.
 
     Raises LayerError for unknown layers or channels, and ZfkitError where `out` cannot be written.
     """
     expect_model(model)
+    one_of(colours, "colours", get_args(Colours))
     asked = list(maps) if isinstance(maps, Mapping) and layers is None else layers
     names = layer_names(asked, model.layers, model.conv_layers)
     if isinstance(maps, Sequence) and not isinstance(maps, str):
@@ -117,7 +122,7 @@ def write_atlas(
             chosen = {name: [int(c) for c in channels[name]] for name in names}
             count, shorter = sum(map(len, chosen.values())), "fewer maps or layers take less"
             done = stack.enter_context(steps(count, "drawing", "map", progress, shorter=shorter))
-            for patches, pairs in _layers(model, images, top, chosen, k, alone, options, done):
+            for patches, pairs in _layers(model, images, top, chosen, k, alone, options, colours, done):
                 name, field = patches.layer, receptive_field(model, patches.layer)
                 caption = _caption(model, images, top, patches, len(pairs), field)
                 draw_maps(pairs, chosen[name], top[name].max, caption).save(part / files[name], "PNG")
@@ -194,6 +199,7 @@ def _layers(
     k: int,
     alone: Mapping[str, str],
     options: Options,
+    colours: Colours,
     done: Callable[[int], None],
 ) -> Iterator[tuple[Patches, list[Pair]]]:
     """Layer by layer patches, of the last of its feature maps at least, and the grids of all.
@@ -202,6 +208,7 @@ def _layers(
     layers among them share their passes.
     """
     pairs: dict[str, list[Pair]] = {name: [] for name in channels}
+    natural: dict[str, NaturalColours] = {}  # of a layer's first portion, for all of it
     for portion in _portions(model, images.size, channels, k):
         projected = {name: maps for name, maps in portion.items() if name not in alone}
         patches = project_many(model, images, top, projected, k=k, options=options, tile=TILE, progress=False)
@@ -209,6 +216,9 @@ def _layers(
             if name in alone:
                 cut = cut_top(model, images, top, name, maps, k=k, tile=TILE, progress=False)
                 patches[name] = replace(cut, notes=(alone[name], *cut.notes))
+            elif colours == "natural" and maps:
+                natural.setdefault(name, NaturalColours.of(patches[name]))
+                patches[name] = natural[name](patches[name])
             pairs[name] += [pair_of_montages(patches[name], i) for i in range(len(maps))]
             done(len(maps))
             if len(pairs[name]) == len(channels[name]):
@@ -308,7 +318,7 @@ def _layer(
     """What the page says of a layer, and its feature maps."""
     k, layer = patches.value.shape[1], top[patches.layer]
     columns, projected = square_columns(k), bool(pairs) and pairs[0][0] is not None
-    crisp = patches.photo.shape[-1] <= TILE // 2  # enlarged, so that its pixels have to stay sharp
+    crisp = patches.photo.shape[-1] <= CRISP  # enlarged, so that its pixels have to stay sharp
     shown, share = layer.image[list(channels), :k].flatten(), reach(model, top, patches.layer)
     words = {c: "" if share is None else reached(float(share[c])) for c in channels}
     return {
@@ -326,7 +336,7 @@ def _layer(
         "crisp": crisp,
         "rows": -(-k // columns),
         "columns": columns,
-        "pair": (2 if projected else 1) * columns * (TILE + GAP),
+        "pair": sum(grid.width + GAP for grid in (pairs[0] if pairs else ()) if grid),
         "cards": [
             _card(images, layer, c, k, pair, crisp) | {"reached": words[c]}
             for c, pair in zip(channels, pairs, strict=True)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..checks import one_of
+from ..figures.natural import Colours, NaturalColours
 from ..figures.pictures import TILE, Pair, number, pair_of_montages, wrap_words
 from ..topk.patches import Patches
 from ..topk.table import TopK
@@ -21,7 +24,12 @@ NARROWEST = 900  # px, so that the words have room
 
 
 def draw_layer(
-    patches: Patches, top: TopK, caption: tuple[str, str] | None = None, columns: int = 4, tile: int = TILE
+    patches: Patches,
+    top: TopK,
+    caption: tuple[str, str] | None = None,
+    columns: int = 4,
+    tile: int = TILE,
+    colours: Colours = "signed",
 ) -> Image.Image:
     """One layer's feature maps as a sheet: 3x3 projections beside 3x3 patches, map number and maximum above.
 
@@ -30,7 +38,11 @@ def draw_layer(
     Args:
         caption: title and the line below it; default: layer, and how many of how many.
         tile: side of one patch in px.
+        colours: "natural" brings projections to the colours and the spectrum of photographs, for looking:
+            `zfkit.figures.NaturalColours` has the formula.
     """
+    if one_of(colours, "colours", get_args(Colours)) == "natural" and patches.projection.shape[1]:
+        patches = NaturalColours.of(patches)(patches)
     channels = patches.channels.tolist()
     pairs = [pair_of_montages(patches, i, tile) for i in range(len(channels))]
     of = top[patches.layer].max

@@ -3,7 +3,8 @@
 What is read off (curves, scatters, effects) is a chart of plotly, whose numbers show when hovered; what is looked at
 is a picture (`PIL.Image`) or a plate of matplotlib. The first line of a function says which, `show` displays all three.
 
-Read `style` (what each colour means), `charts` and `pictures` (tensors to pictures) first. The others are named after
+Read `style` (what each colour means), `charts` and `pictures` (tensors to pictures) first; `natural` brings projections
+to the colours of photographs. The others are named after
 the room or the experiments whose results they draw: `frequency`, `training`, `health`, `evolution`, `randomisation`,
 `experiments` (occlusion, invariance, correspondence, selectivity), `variants` (first layers, ablation, transfer,
 averages).
@@ -33,6 +34,7 @@ from .frequency import (
     spectrum_maps,
 )
 from .health import report_figure, steps_figure, strips_figure
+from .natural import NaturalColours
 from .pictures import montage, number, pair_of_montages, tile_sheet, to_picture, wrap_words
 from .randomisation import photo_likeness_figure, sanity_figure, sanity_layers_figure, sanity_sheet
 from .style import (

@@ -7,16 +7,22 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from PIL import Image, ImageFont
 
 from ..images.colour import signed_to_rgb
+from .style import SOFT
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..topk.patches import Patches
 
-TILE = 84  # side of one patch in the pictures, in px
+TILE = 96  # side of one patch in the pictures, in px
+CRISP = (
+    64  # px: up to this side, about that of a second layer's fields, a picture's pixels are shown as squares
+)
+BAR = 4  # px, height of the bar under a patch
 Pair = tuple[
     Image.Image | None, Image.Image
 ]  # projections, None where there are none, and photo patches of a map
@@ -45,19 +51,41 @@ def tile_sheet(
     return sheet
 
 
-def montage(pictures: Tensor, columns: int = 3, tile: int = TILE, *, gap: int = GAP) -> Image.Image:
-    """uint8 pictures (k, 3, H, W), left to right and top to bottom, as one `PIL.Image` on white.
+def shown_at(height: int, width: int, tile: int = TILE) -> tuple[tuple[int, int], Image.Resampling]:
+    """Width and height at which a picture is shown in tiles of `tile` px, and the filter: one rule for all figures.
 
-    Small ones are enlarged to at most `tile` px by whole factors, so that their pixels can be seen; larger
-    ones are brought to `tile` px.
+    Pictures of up to `CRISP` px grow by the smallest whole factor that brings their longer side to `tile` px or more,
+    with their pixels as squares; if they are larger than `tile`, and all others, they are brought to it smoothly.
     """
-    height, width = pictures.shape[-2:]
     longest = max(height, width)
-    enlarge = tile // longest >= 2
-    side = tile // longest * longest if enlarge else tile
-    size = (max(1, round(width * side / longest)), max(1, round(height * side / longest)))
-    how = Image.Resampling.NEAREST if enlarge else Image.Resampling.LANCZOS
-    return tile_sheet([to_picture(p).resize(size, how) for p in pictures], columns, size, gap)
+    if longest <= min(CRISP, tile):
+        factor = -(-tile // longest)
+        return (width * factor, height * factor), Image.Resampling.NEAREST
+    size = max(1, round(width * tile / longest)), max(1, round(height * tile / longest))
+    return size, Image.Resampling.LANCZOS
+
+
+def montage(
+    pictures: Tensor, columns: int = 3, tile: int = TILE, *, gap: int = GAP, bars: Tensor | None = None
+) -> Image.Image:
+    """uint8 pictures (k, 3, H, W), left to right and top to bottom, on white, enlarged as `shown_at` says: a picture.
+
+    bars: (k,) from 0 to 1, the length of a bar under each picture: how strong its activation is, which a picture on a
+    scale of its own does not show.
+    """
+    size, how = shown_at(*pictures.shape[-2:], tile)
+    tiles = [to_picture(p).resize(size, how) for p in pictures]
+    if bars is not None:
+        tiles = [_with_bar(t, share) for t, share in zip(tiles, bars.nan_to_num(0).tolist(), strict=True)]
+        size = (size[0], size[1] + BAR)
+    return tile_sheet(tiles, columns, size, gap)
+
+
+def _with_bar(tile: Image.Image, share: float) -> Image.Image:
+    whole = Image.new("RGB", (tile.width, tile.height + BAR), "white")
+    whole.paste(tile)
+    whole.paste(SOFT, (0, tile.height + 1, round(tile.width * min(max(share, 0.0), 1.0)), tile.height + BAR))
+    return whole
 
 
 def square_columns(count: int) -> int:
@@ -66,11 +94,15 @@ def square_columns(count: int) -> int:
 
 
 def pair_of_montages(patches: Patches, i: int, tile: int = TILE) -> Pair:
-    """Projections (None where there are none) and photo patches of the i-th feature map, each a grid of k."""
-    columns = square_columns(patches.value.shape[1])
+    """Projections (None where there are none) and photo patches of the i-th feature map, each a grid of k.
+
+    The bar under a tile is its activation over the map's strongest.
+    """
+    columns, value = square_columns(patches.value.shape[1]), patches.value[i]
+    bars = value / value.max().clamp(min=torch.finfo(value.dtype).tiny)
     projection = patches.projection[i]
-    projections = montage(signed_to_rgb(projection), columns, tile) if len(projection) else None
-    return projections, montage(patches.photo[i], columns, tile)
+    projections = montage(signed_to_rgb(projection), columns, tile, bars=bars) if len(projection) else None
+    return projections, montage(patches.photo[i], columns, tile, bars=bars)
 
 
 def number(value: float | Tensor) -> str:

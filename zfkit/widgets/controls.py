@@ -120,7 +120,9 @@ def encode(picture: Image.Image | np.ndarray | Tensor, kind: Literal["png", "jpe
     if kind == "png":
         picture.save(buffer, "PNG", compress_level=1)  # twice as large as level 6, five times as fast
     else:
-        picture.convert("RGB").save(buffer, "JPEG", quality=90)
+        picture.convert("RGB").save(
+            buffer, "JPEG", quality=90, subsampling="4:4:4"
+        )  # projections have fine colours
     return buffer.getvalue()
 
 
