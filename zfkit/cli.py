@@ -189,9 +189,7 @@ def _mine_options(parser: argparse.ArgumentParser) -> None:
     state = "keep the state in OUT.part every N pictures; the same command goes on from there"
     add("--checkpoint-every", default=10_000, type=int, metavar="N", help=state)
     add("--dry-run", action="store_true", help="say how long it will take, and stop")
-    cluster = (
-        "mine on a Dask cluster, as tcp://10.0.0.1:8786, whose workers find the pictures under the same path"
-    )
+    cluster = "mine on a Dask cluster, as tcp://10.0.0.1:8786; its workers need the pictures under one path"
     add("--scheduler", metavar="ADDRESS", help=cluster)
 
 

@@ -73,7 +73,7 @@ def montage(
     bars: (k,) from 0 to 1, the length of a bar under each picture: how strong its activation is, which a picture on a
     scale of its own does not show.
     """
-    size, how = shown_at(*pictures.shape[-2:], tile)
+    size, how = shown_at(pictures.shape[-2], pictures.shape[-1], tile)
     tiles = [to_picture(p).resize(size, how) for p in pictures]
     if bars is not None:
         tiles = [_with_bar(t, share) for t, share in zip(tiles, bars.nan_to_num(0).tolist(), strict=True)]
