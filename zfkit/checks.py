@@ -198,6 +198,22 @@ def kind_of_file(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "something else")
 
 
+def readable_file(path: Path, what: str, most: int, error: type[ZfkitError] = ZfkitError) -> Path:
+    """The path, if a file of at most so many bytes is there: pipes and devices may have no end.
+
+    `what` names it: "the grid".
+    """
+    try:
+        status = path.stat()
+    except OSError as failure:
+        raise error(f"cannot read {what} {str(path)!r}: {failure.strerror or failure}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise error(f"cannot read {what} {str(path)!r}: it is {kind_of_file(status.st_mode)}, not a file")
+    if status.st_size > most:
+        raise error(f"{path.name} is larger than {most / 1e6:g} MB, which is too much for {what}")
+    return path
+
+
 def writable_folder(path: str | Path) -> Path:
     """The folder, made where there is none. Raises WriteError where nothing can be written into it."""
     folder = as_path(path)

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,7 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"zfkit {args.command}: {remedy} ({' '.join(str(error).split())[:200]})", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"zfkit {args.command}: {str(stop) or 'interrupted'}", file=sys.stderr)
+        # What was written is whole, and where the command goes on from.
+        again = shlex.join(sys.argv[1:] if arguments is None else arguments)
+        print(f"\nzfkit {args.command}: {str(stop) or 'interrupted'}; again: zfkit {again}", file=sys.stderr)
         return 130
 
 
@@ -469,8 +472,7 @@ def _sweep(args: argparse.Namespace) -> int:
             plan, jobs=args.jobs, scheduler=args.scheduler, timeout=args.timeout, threads=args.threads
         )
     except KeyboardInterrupt:
-        print(f"\ninterrupted: what is finished is in {args.out}; the same command goes on", file=sys.stderr)
-        return 130
+        raise KeyboardInterrupt(f"interrupted, what is finished is in {args.out}") from None
     failed = table[table["status"] == "failed"]
     if len(failed):
         print(f"\n{len(failed)} of {len(table)} runs failed:")

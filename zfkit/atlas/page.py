@@ -28,6 +28,7 @@ from ..figures.pictures import CRISP, GAP, TILE, Pair, number, pair_of_montages,
 from ..files import expect_replaceable, only_writer, private_prefix
 from ..images.album import Photograph, photographs
 from ..images.imageset import ImageSet
+from ..nets.activations import expect_room
 from ..nets.model import VisionModel, expect_model
 from ..topk.bundled import LITTLE, reach, reached
 from ..topk.mine import mine
@@ -100,6 +101,7 @@ def write_atlas(
             channel_list(maps[name], model.network.shapes[name][0], name)
     elif maps != "all":
         whole_number(maps, "maps, unless 'all',")
+    expect_room(model, images.size, names)
     alone = _patches_alone(model, names, images.size, options, patches_only)
     folder = writable_folder(out)
     files = file_names(names)

@@ -24,6 +24,7 @@ from .sources import image_source
 from .values import Range, Remarks
 
 BLOCKS_KEPT = 16  # row groups that are held while their pictures are read in mixed order
+MOST_UNPACKED = 2**29  # bytes of a row group's pictures: a few copies of it are held while it is read
 MOST_ROWS = 10**10  # in a file; a footer that gives more is damaged
 
 
@@ -36,6 +37,7 @@ class _File(NamedTuple):
     label: str | None
     classes: list[str]  # names, as Hugging Face's `datasets` leaves them in the schema, or none
     stamp: str
+    unpacked: list[int]  # bytes of each row group's pictures
 
 
 @image_source("parquet:PATH")
@@ -71,9 +73,14 @@ def parquet(
         file, inside = groups[g]
         columns = [file.image, *([file.label] if file.label else [])]
         try:  # opened each time: a file handle does not survive in the processes of a data loader
-            with pq.ParquetFile(file.path) as opened:
+            # As a dictionary: a picture that is stored once, and meant a million times, is held once.
+            with pq.ParquetFile(file.path, read_dictionary=[f"{file.image}.bytes"]) as opened:
                 table = opened.read_row_group(inside, columns=columns, use_threads=False)
-            data = table[file.image].combine_chunks().field("bytes").to_pylist()
+            pictures = table[file.image].combine_chunks().field("bytes")
+            if (size := _bytes_of(pictures)) > MOST_UNPACKED:
+                most = f"at most {MOST_UNPACKED / 1e6:,.0f} MB are read"
+                return f"its pictures unpack to {size / 1e6:,.0f} MB, and {most}"
+            data = pictures.to_pylist()
             if not file.label:
                 return data, [UNLABELLED] * len(data)
             return data, table[file.label].cast(pa.int64()).fill_null(UNLABELLED).to_pylist()
@@ -81,7 +88,8 @@ def parquet(
             return one_line(error)
 
     remarks = Remarks()
-    cached_group = CachedReads(read_group, BLOCKS_KEPT)
+    largest = max((size for file in files for size in file.unpacked), default=1)
+    cached_group = CachedReads(read_group, min(BLOCKS_KEPT, max(1, 2 * MOST_UNPACKED // max(1, largest))))
 
     def read(i: int) -> tuple[Image.Image, int]:
         g = int(np.searchsorted(starts, i, side="right")) - 1
@@ -141,6 +149,7 @@ def _inspect(path: Path, image: str | None, label: str | None) -> _File:
             schema, footer = file.schema_arrow, file.metadata
             groups = [footer.row_group(g).num_rows for g in range(footer.num_row_groups)]
             stamp = _stamp(path)
+            unpacked = [_unpacked(footer.row_group(g)) for g in range(footer.num_row_groups)]
     except Exception as error:  # Arrow raises all sorts on damaged files
         raise ImageError(f"{name}: not a readable Parquet file ({one_line(error)}); replace it") from None
     image, label = _column(schema, image, IMAGE_NAMES, name), _column(schema, label, LABEL_NAMES, name)
@@ -156,7 +165,27 @@ def _inspect(path: Path, image: str | None, label: str | None) -> _File:
         classes = [str(n) for n in classes]
     except (KeyError, TypeError, ValueError):  # written by something else
         classes = []
-    return _File(path, groups, image, label, classes, stamp)
+    if (largest := max(unpacked, default=0)) > MOST_UNPACKED:
+        raise ImageError(
+            f"{name}: its row group {unpacked.index(largest)} unpacks to {largest / 1e6:,.0f} MB, and at most "
+            f"{MOST_UNPACKED / 1e6:,.0f} MB are read at once: write it anew in smaller ones (row_group_size=1000, say)"
+        )
+    return _File(path, groups, image, label, classes, stamp, unpacked)
+
+
+def _bytes_of(values: Any) -> int:
+    """Of all values of an array of bytes, possibly one of places in a dictionary."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    places = isinstance(values, pa.DictionaryArray)
+    lengths = pc.binary_length(values.dictionary).take(values.indices) if places else pc.binary_length(values)
+    return int(pc.sum(lengths.cast(pa.int64())).as_py() or 0)
+
+
+def _unpacked(group: Any) -> int:
+    """Bytes of a row group's largest column, as its footer states them."""
+    return max((group.column(c).total_uncompressed_size for c in range(group.num_columns)), default=0)
 
 
 def _column(schema: Any, asked: str | None, usual: Sequence[str], name: str) -> str | None:

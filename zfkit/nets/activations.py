@@ -6,6 +6,7 @@ network cannot take, progress and cancelling are dealt with in one place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ Reduce = Callable[[str, Tensor, Tensor], Tensor | None]
 # From preprocessed pictures (n, C, H, W) and their places (n,) in the set to what the network is shown instead.
 Change = Callable[[Tensor, Tensor], Tensor]
 
+MAP_BYTES = 2**32  # of one picture's output of any step
 GPU_BYTES, CPU_BYTES = 2**30, 2**26  # of the largest output in one batch
 
 
@@ -120,8 +122,26 @@ def pictures_at(images: ImageSet | Tensor, index: Tensor | Sequence[int]) -> Ten
     return images.take(index) if isinstance(images, ImageSet) else images[index]
 
 
+def expect_room(model: VisionModel, size: Size, layers: Sequence[str]) -> None:
+    """Raise LayerError where one picture's maps would take more than MAP_BYTES on the way to these layers.
+
+    They grow with the picture's area, so this is known before any memory is taken.
+    """
+    height, width = pair(size)
+    area = height * width / math.prod(pair(model.input_size))
+    for name in dict.fromkeys(s.name for layer in layers for s in model.network.way_to(layer)):
+        shape = model.network.shapes.get(name, ())
+        needed = 4 * math.prod(shape) * area if len(shape) == 3 else 0
+        if needed > MAP_BYTES:
+            raise LayerError(
+                f"pictures of {width:,} x {height:,} px are too large for {model.name}: the maps of {name!r} would "
+                f"take {needed / 1e9:.1f} GB for each alone; take smaller ones (size=, --size)"
+            )
+
+
 def default_batch_size(model: VisionModel, size: Size, layers: Sequence[str], most: int = 256) -> int:
     """So many pictures that the largest of these layers' outputs stays under 64 MiB, 1 GiB on a GPU."""
+    expect_room(model, size, layers)
     outputs = activations(model, model.blank(size), layers)
     largest = max(y.numel() * y.element_size() for _, y in outputs)
     return max(1, min(most, batch_bytes(model.device) // largest))

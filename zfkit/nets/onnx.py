@@ -7,6 +7,7 @@ What has no such module, and a network that branches, is refused by name: conver
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from ..errors import ModelError
 from .onnx_layers import CONVERT, OPERATIONS, Array, Node, one_line, quoted, refusing, tensors
 
 DOMAINS = ("", "ai.onnx")
+MOST_VALUES = 10**8  # of a constant that is made up
 AGAIN = "download or copy it again"
 # Done once, where they work on constants alone: the same numbers, in another form.
 FOLDED = {"Cast", "Constant", "ConstantOfShape", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
@@ -215,6 +217,10 @@ def _fold(proto: Any, constants: Mapping[str, Array], opsets: Any) -> Array:
     from onnx.reference import ReferenceEvaluator
 
     values = {i: constants[i] for i in proto.input if i}
+    if proto.op_type == "ConstantOfShape":  # twenty bytes that may ask for any number
+        count = math.prod(int(n) for a in values.values() for n in a.flatten())
+        if count > MOST_VALUES:
+            raise ValueError(f"it would hold {count:,} values, and at most {MOST_VALUES:,} are made")
     inputs = [
         helper.make_tensor_value_info(i, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
         for i, a in values.items()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batching import out_of_memory
-from ..checks import Size, as_path, whole_number
+from ..checks import Size, as_path, readable_file, whole_number
 from ..errors import ModelError, unknown
 from .model import Channels, VisionModel, wrap_model
 from .onnx import OnnxNetwork, load_onnx
@@ -34,6 +34,8 @@ IMAGENET_STD = tuple(255 * s for s in (0.229, 0.224, 0.225))
 
 STATES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")  # files that hold weights
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # DataParallel's, torch.compile's, Lightning's
+
+LARGEST_INPUT = 2048  # px, of what a file says of itself; zfkit writes 64 and 224
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -171,6 +173,7 @@ def _load(name: str, weights: str | None, random_seed: int) -> tuple[nn.Module, 
 
 def _lines(path: Path) -> list[str]:
     """Names in a text file, one on each line."""
+    readable_file(path, "the names of classes", 10**7, ModelError)
     try:
         return [line.strip() for line in path.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -185,7 +188,7 @@ def _bundled() -> dict[str, Path]:
 def _random(make: Callable[[], Net], random_seed: int) -> Net:
     """A network whose random weights depend on the seed alone; torch's generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(random_seed)
+        torch.manual_seed(whole_number(random_seed, "random_seed", 0, 2**63 - 1))
         return make()
 
 
@@ -269,6 +272,7 @@ def _from_file(path: Path, name: str) -> tuple[nn.Module, Own]:
     _expect_fit(path, f"the {family} its provenance names", net, tensors)
     net.load_state_dict(tensors, assign=True)
     net.requires_grad_(False)
+    _expect_input(path, size)
     if known.get("input_size", size) != size:  # before a network is tried with pictures of a billion pixels
         raise ModelError(
             f"{path.name}: its provenance says input_size {known['input_size']!r}, and its architecture {size!r}; was "
@@ -283,6 +287,15 @@ def _from_file(path: Path, name: str) -> tuple[nn.Module, Own]:
         "mean": known.get("mean", TINY_IMAGENET_MEAN), "scale": known.get("scale", 1.0), "input_size": size,
         "classes": classes, "name": name, "provenance": known,
     }  # fmt: skip
+
+
+def _expect_input(path: Path, size: int) -> None:
+    """Before the network is tried with such a picture, which may not fit into memory."""
+    if size > LARGEST_INPUT:
+        raise ModelError(
+            f"{path.name} says of itself that pictures of {size:,} px go in, and at most {LARGEST_INPUT:,} are tried; "
+            "was it edited?"
+        )
 
 
 def _from_module(path: Path, function: str, file: Path | None, random_seed: int) -> tuple[nn.Module, Own]:
@@ -323,6 +336,7 @@ def _said_of(model: VisionModel) -> Own:
 
 def _from_onnx(path: Path) -> tuple[nn.Module, Own]:
     net = load_onnx(path)
+    _expect_input(path, max(net.input_shape[1:]))
     if not _is_zfnet512(net):  # an ONNX file does not say how pictures go in
         return net, {"name": path.stem, "input_size": tuple(net.input_shape[-2:])}
     net.swap_red_and_blue()

@@ -7,6 +7,7 @@ import contextlib
 import os
 import platform
 import re
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
@@ -21,6 +22,17 @@ START_SECONDS = 120  # that a kernel may take to start: many that start at once 
 THREAD_LIMITS = ("OMP", "MKL", "OPENBLAS", "NUMEXPR")  # each reads NAME_NUM_THREADS
 VERSIONS = ("torch", "torchvision", "numpy", "pandas", "scikit-image", "papermill", "ipykernel")
 TERMINAL_COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+def end_with(parent: int) -> None:
+    """See to it that this process, a worker, ends when the one that started it does, however that comes to its end."""
+
+    def watch() -> None:
+        while os.getppid() == parent:  # another process adopts a child whose parent has ended
+            time.sleep(0.5)
+        os._exit(1)  # its kernel, which watches its own parent, ends after it
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def execute(
@@ -110,7 +122,8 @@ def _attempt(file: Path, folder: str, deadline: float, threads: int) -> Exceptio
         return FileNotFoundError(
             f"this worker has no folder {folder}; start workers where it exists, as on a shared file system"
         )
-    kernel = AsyncKernelManager(kernel_name="python3")
+    # Its file, which lets others connect, goes with the folder, also where this process is killed.
+    kernel = AsyncKernelManager(kernel_name="python3", connection_file=str(file.with_name("kernel.json")))
     # Away from the main thread, where nbclient would take Ctrl-C for the end of this one kernel.
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(_execute_with, kernel, file, folder, deadline, threads)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..checks import as_path, one_of
+from ..checks import as_path, one_of, readable_file
 from ..errors import ZfkitError
 from .parameters import Parameter
 from .values import canonical, quoted
@@ -55,9 +55,8 @@ def read_grid(file: str | Path) -> Any:
             return super().construct_mapping(node, deep)
 
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise ZfkitError(f"{path.name} is larger than 1 MB: that is no grid of parameters")
-        return yaml.load(path.read_text(encoding="utf-8-sig"), Loader)
+        text = readable_file(path, "the grid", LARGEST_FILE).read_text(encoding="utf-8-sig")
+        return yaml.load(text, Loader)
     except ZfkitError:
         raise
     except OSError as error:

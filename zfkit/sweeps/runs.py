@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from ..checks import as_path, number, whole_number, writable_folder
 from ..cluster import connected
 from ..errors import WriteError, ZfkitError
 from ..files import only_writer, write_whole
-from .execute import execute
+from .execute import end_with, execute
 from .gallery import KEY, Outcome, forget_figures, outcome_of, results, write_gallery
 from .grid import SweepRun, expand, read_grid
 from .parameters import TAG, read_parameters
@@ -204,7 +205,9 @@ def _executed(
         cores = joblib.cpu_count()
         jobs = min(jobs or _default_jobs(cores), len(tasks))
         each = threads or max(1, cores // jobs)
-        parallel = joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")
+        parallel = joblib.Parallel(
+            jobs, batch_size=1, return_as="generator_unordered", initializer=end_with, initargs=(os.getpid(),)
+        )
         yield from parallel(joblib.delayed(execute)(*task, each) for task in tasks)
         return
     with connected(scheduler) as client, joblib.parallel_config(backend="dask", client=client):

@@ -31,7 +31,7 @@ from ..deconv.receptive_field import units_inside
 from ..errors import ImageError, ZfkitError
 from ..files import only_writer, write_whole
 from ..images.imageset import Batch, ImageSet, Skipped
-from ..nets.activations import Precision, activations, default_batch_size
+from ..nets.activations import Precision, activations, default_batch_size, expect_room
 from ..nets.graph import full_float32
 from ..nets.model import VisionModel
 from .running import RunningTop
@@ -40,6 +40,7 @@ from .table import LayerTop, TopK, expect_both
 if TYPE_CHECKING:
     from distributed import Client
 
+MOST_K = 10_000  # of each feature map: 20 bytes each are kept on the way
 PARTS_PER_THREAD = 8  # of a cluster: several even out machines of different speed, and little is done twice
 STATE_SECONDS = 30  # from one state to the next, at most
 
@@ -157,12 +158,13 @@ class MiningPlan:
         """Check the arguments and fill in defaults; raises as `mine` does."""
         expect_both(model, images)
         names = layer_names(layers, model.layers, model.conv_layers)
-        whole_number(k, "k")
+        whole_number(k, "k", 1, MOST_K)
         one_of(precision, "precision", get_args(Precision))
         if not len(images):
             raise ImageError("there are no pictures to look at")
         if per_photograph is None:
             per_photograph = -(-k // 3)
+        expect_room(model, images.size, names)
         if batch_size is None:
             batch_size = default_batch_size(model, images.size, names)
         whole_number(per_photograph, "per_photograph")

@@ -434,6 +434,7 @@ def sample_maps(
     """
     if maps != "all":
         whole_number(maps, "maps, unless 'all',")
+    random_seed = whole_number(random_seed, "random_seed", 0, 2**63 - 1)
     channels = {}
     for layer in layer_names(layers, list(top.layers), list(top.layers)):
         if maps == "all":

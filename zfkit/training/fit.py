@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm.auto import tqdm
 
-from ..checks import one_of
+from ..checks import one_of, whole_number
 from ..errors import TrainingError
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel
@@ -86,6 +86,10 @@ def fit(
     a disk too full, before the first step where that can be known; and TrainingError with a diagnosis when the loss is
     not finite or does not leave that of guessing.
     """
+    if workers is not None:
+        whole_number(workers, "workers", 0, 1024, TrainingError)
+    if save_every is not None:
+        whole_number(save_every, "save_every, in steps,", error=TrainingError)
     cpu = torch.device("cpu")
     if workers is None and len(train) and train.labels is None and train.bytes <= _room(cpu):
         train = train.in_memory(progress)
@@ -138,7 +142,7 @@ def fit(
                     if stop:
                         raise KeyboardInterrupt(
                             f"stopped in epoch {state.epoch + 1}, after {state.step} of {plan.steps} steps. All is "
-                            f"saved in {run.folder}: the same command goes on from there"
+                            f"saved in {run.folder}, and the same goes on from there"
                         )
                 trainer.finish_epoch(
                     evaluate(trainer.model, val, plan.geometry, forward=trainer.wrapped, fabric=fabric)
@@ -166,6 +170,10 @@ def make_fabric(device: str | None = None, precision: str | None = None) -> Any:
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     one_of(kind, "device", ("cpu", "cuda", "mps"), TrainingError)
+    if (
+        precision is not None
+    ):  # weights are kept in single precision: updates of 1e-2 times a gradient get lost in less
+        one_of(precision, "precision", ("32-true", "bf16-mixed", "16-mixed"), TrainingError)
     if kind == "cuda" and not torch.cuda.is_available():
         raise TrainingError("there is no CUDA device here: leave device out, or say 'cpu'")
     if precision is None:

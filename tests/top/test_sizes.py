@@ -1,0 +1,179 @@
+"""Sizes are known before memory is taken: what a small file claims is refused by its number."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import threading
+import warnings
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from mining import exact_model, pictures
+
+import zfkit
+from zfkit.cli import main
+from zfkit.errors import ImageError, LayerError, ModelError, TrainingError, ZfkitError
+from zfkit.images.imageset import ImageSet
+from zfkit.nets.paper import ARCHITECTURES, build
+from zfkit.nets.zoo import describe
+from zfkit.sweeps import read_grid
+from zfkit.training import TrainingPlan
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="limits and pipes of Unix")
+
+
+@contextmanager
+def little_memory(more=2**28):
+    """No more than so many bytes beyond what this process has mapped."""
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def packed(path, rows, size, row_group_size, once=False):
+    """Rows of zeros, which Parquet packs a thousandfold, or holds but once."""
+    image = pa.array(
+        [{"bytes": bytes(size), "path": ""}] * rows,
+        pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+    )
+    pq.write_table(
+        pa.table({"image": image}),
+        path,
+        row_group_size=row_group_size,
+        compression="zstd",
+        use_dictionary=once,
+    )
+
+
+@pytest.mark.parametrize("once, said", [
+    (False, r"its row group 0 unpacks to 40 MB, and at most 10 MB are read"),
+    (True, r"its pictures unpack to 40 MB, and at most 10 MB are read"),
+])  # fmt: skip
+def test_row_groups_that_unpack_to_much_are_refused_by_what_they_say(once, said, tmp_path, monkeypatch):
+    monkeypatch.setattr("zfkit.images.parquet.MOST_UNPACKED", 10**7)
+    packed(tmp_path / "bomb.parquet", rows=10, size=4 * 10**6, row_group_size=10, once=once)
+    assert (tmp_path / "bomb.parquet").stat().st_size < 10**5
+    with warnings.catch_warnings(), pytest.raises(ImageError, match=said):
+        warnings.simplefilter("ignore")  # each row is named
+        zfkit.load_images(f"parquet:{tmp_path}", size=8, progress=False)
+
+
+def test_the_same_rows_in_smaller_groups_are_read(tmp_path):
+    packed(tmp_path / "many.parquet", rows=4, size=10**6, row_group_size=1)
+    with pytest.raises(ImageError, match=r"none of the 4 pictures .*nothing but zeros"):
+        zfkit.load_images(f"parquet:{tmp_path}", size=8, progress=False)
+
+
+def test_a_label_beyond_all_pictures_makes_no_classes():
+    one = ImageSet.of(torch.zeros(4, 3, 64, 64, dtype=torch.uint8), labels=[0, 1, 10**7, 0], progress=False)
+    with (
+        little_memory(),
+        pytest.raises(TrainingError, match=r"a training label is 10,000,000, of 4 pictures without"),
+    ):
+        TrainingPlan.make("zfnet64", one, one, zfkit.Recipe())
+
+
+def test_a_file_that_claims_large_pictures_is_not_tried(tmp_path):
+    shape = replace(ARCHITECTURES["zfnet64"], widths=(1, 1, 1, 1, 1), hidden=1, classes=2, input_size=4096)
+    file = zfkit.save_weights(
+        tmp_path / "w.safetensors", build(shape).state_dict(), {"architecture": describe(shape)}
+    )
+    with (
+        little_memory(),
+        pytest.raises(ModelError, match=r"pictures of 4,096 px go in, and at most 2,048 are tried"),
+    ):
+        zfkit.load_model(file, device="cpu")
+
+
+def test_a_constant_of_an_onnx_file_is_not_made_up_without_end(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper, numpy_helper
+
+    shape = numpy_helper.from_array(np.array([10**6, 10**6], np.int64), "shape")
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["w"]),
+        helper.make_node("Add", ["x", "w"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 3, 8, 8]) for n in "xy")
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", [x], [y], [shape])), tmp_path / "a.onnx")
+    with (
+        little_memory(),
+        pytest.raises(ModelError, match=r"ConstantOfShape.*it would hold 1,000,000,000,000 values"),
+    ):
+        zfkit.nets.load_onnx(tmp_path / "a.onnx")
+
+
+def test_maps_of_pictures_that_are_too_large_are_refused_by_their_size():
+    model = exact_model()  # conv "0" with 6 maps and stride 2 at 16 px
+    large = ImageSet(pictures(1)._read, ["a"], size=100_000)
+    needed = 4 * 6 * 50_000**2 / 1e9
+    for call in (zfkit.mine, lambda m, i: zfkit.write_atlas(m, i, "never")):
+        with (
+            little_memory(),
+            pytest.raises(LayerError, match=rf"100,000 x 100,000 px .*'0' would take {needed:.1f} GB"),
+        ):
+            call(model, large)
+
+
+def test_so_does_the_command(tmp_path, capsys):
+    assert main(["mine", "--size", "10000", "--out", str(tmp_path / "t.parquet")]) == 2
+    assert "pictures of 10,000 x 10,000 px are too large for zfnet64" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("k", [10**4 + 1, 10**20])
+def test_so_many_pictures_of_each_map_are_not_kept(k):
+    with pytest.raises(ZfkitError, match="k must be a whole number from 1 to 10000"):
+        zfkit.mine(exact_model(), pictures(3), k=k)
+
+
+@pytest.mark.parametrize(
+    "kind, said", [("pipe", "a named pipe"), ("/dev/zero", "a device"), ("folder", "a folder")]
+)
+def test_grids_and_names_of_classes_are_files(kind, said, tmp_path):
+    path = tmp_path / "it" if kind != "/dev/zero" else kind
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    for read in (read_grid, lambda p: zfkit.load_model("zfnet64", classes=p, device="cpu")):
+        problems = []
+
+        def attempt(read=read, problems=problems):
+            with pytest.raises(ZfkitError, match=f"it is {said}, not a file"):
+                read(path)
+            problems.append("none")
+
+        thread = threading.Thread(target=attempt, daemon=True)  # a pipe would wait for ever
+        thread.start()
+        thread.join(20)
+        assert problems == ["none"]
+
+
+def test_an_endless_list_of_names_is_refused(tmp_path):
+    (tmp_path / "names.txt").write_bytes(b"a\n" * 6_000_000)
+    with pytest.raises(ModelError, match="larger than 10 MB, which is too much for the names of classes"):
+        zfkit.load_model("zfnet64", classes=tmp_path / "names.txt", device="cpu")
+
+
+# ------------------------------------------------------------------------------------- memory of an atlas
+
+PEAK = """
+import resource, sys, torch, zfkit
+torch.set_num_threads(1)
+model = zfkit.load_model("torchvision:{name}", weights=None, device="cpu")
+photos = zfkit.load_images("photos", limit=24, progress=False)
+zfkit.write_atlas(model, photos, sys.argv[1], layers={layers}, maps=3, progress=False)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
