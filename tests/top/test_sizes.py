@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from mining import exact_model, pictures
+from PIL import Image
 
 import zfkit
 from zfkit.cli import main
@@ -128,7 +129,9 @@ def test_maps_of_pictures_that_are_too_large_are_refused_by_their_size():
 
 
 def test_so_does_the_command(tmp_path, capsys):
-    assert main(["mine", "--size", "10000", "--out", str(tmp_path / "t.parquet")]) == 2
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    line = ["mine", "--images", f"folder:{tmp_path}", "--size", "10000", "--out", str(tmp_path / "t.parquet")]
+    assert main(line) == 2
     assert "pictures of 10,000 x 10,000 px are too large for zfnet64" in capsys.readouterr().err
 
 

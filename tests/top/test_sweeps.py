@@ -33,7 +33,7 @@ from PIL import Image
 from zfkit.cli import main
 from zfkit.errors import ZfkitError
 from zfkit.sweeps import expand, plan_sweep, read_grid, read_parameters, record, recorded, sweep
-from zfkit.sweeps.execute import with_parameters
+from zfkit.sweeps.execute import join_streams, with_parameters
 from zfkit.sweeps.gallery import Outcome, results
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
@@ -537,6 +537,31 @@ def alive(pid):
     except ProcessLookupError:
         return False
     return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def stream(text, name="stdout"):
+    return nbformat.v4.new_output("stream", text=text, name=name)
+
+
+@pytest.mark.parametrize("printed, kept", [
+    ([("a\n", "stdout"), ("b\n", "stdout")], [("a\nb\n", "stdout")]),
+    ([("w\n", "stderr"), ("a\n", "stdout"), ("x\n", "stderr")], [("a\n", "stdout"), ("w\nx\n", "stderr")]),
+    ([("10 %\r", "stderr"), ("20 %\r", "stderr"), ("done\n", "stderr")], [("done\n", "stderr")]),
+    ([("line\r\n10 %\r20 %\r\n", "stdout")], [("line\r\n20 %\r\n", "stdout")]),
+    ([("", "stdout")], [("", "stdout")]), ([], []),
+])  # fmt: skip
+def test_streams_of_a_cell_are_joined_as_a_terminal_shows_them(printed, kept):
+    cell = nbformat.v4.new_code_cell(outputs=[stream(*p) for p in printed])
+    text = nbformat.v4.new_markdown_cell("prose")
+    (joined, _) = join_streams(nbformat.v4.new_notebook(cells=[cell, text])).cells
+    assert [(o.text, o.name) for o in joined.outputs] == kept
+
+
+def test_a_line_of_a_million_letters_takes_no_longer_than_many_short_ones():
+    """Where a search begins anew at every letter of a line, this would take hours."""
+    cell = nbformat.v4.new_code_cell(outputs=[stream("x" * 1_000_000 + "\r" + "y" * 1_000_000)])
+    (joined,) = join_streams(nbformat.v4.new_notebook(cells=[cell])).cells
+    assert joined.outputs[0].text == "y" * 1_000_000
 
 
 @pytest.mark.slow

@@ -57,7 +57,7 @@ def execute(
         nbformat.write(with_parameters(nbformat.reads(source, as_version=4), parameters), file)
         for _ in range(ATTEMPTS):
             error = _attempt(file, folder, start + timeout, threads)
-            notebook = nbformat.read(file, as_version=4)
+            notebook = join_streams(nbformat.read(file, as_version=4))
             code = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
             begun = [i for i in code if _metadata(notebook.cells[i]).get("start_time")]
             # Two kernels that start at once may pick the same port; then one of them never answers.
@@ -81,6 +81,34 @@ def execute(
         "versions": versions(),
     }
     return name, nbformat.writes(notebook), facts
+
+
+def join_streams(notebook: Any) -> Any:
+    """What each cell printed as one text of each stream, stdout first; of lines that were overwritten, the last state.
+
+    nbclient can do this, too, in a time that grows with the square of a line's length.
+    """
+    for cell in notebook.cells:
+        streams: dict[str, list[str]] = {}
+        outputs: list[Any] = []
+        for output in cell.get("outputs") or ():
+            if output.output_type != "stream":
+                outputs.append(output)
+                continue
+            if output.name not in streams:
+                streams[output.name] = []
+                outputs.append(output)
+            streams[output.name].append(output.text)
+        for i, output in enumerate(outputs):
+            if output.output_type == "stream":
+                lines = "".join(streams[output.name]).split("\n")
+                # "10 %\r20 %\r" on a terminal is "20 %".
+                output.text = "\n".join(line[line.rfind("\r", 0, -1) + 1 :] for line in lines)
+                if i and output.name == "stdout" and outputs[i - 1].get("name") == "stderr":
+                    outputs[i - 1 : i + 1] = outputs[i], outputs[i - 1]
+        if outputs:
+            cell.outputs = outputs
+    return notebook
 
 
 def _error_output(error: Exception) -> Any:
@@ -160,7 +188,6 @@ def _execute_with(kernel: Any, file: Path, folder: str, deadline: float, threads
             timeout_func=lambda cell: max(1, int(deadline - time.monotonic())),
             record_timing=False,
             store_widget_state=False,  # megabytes, and GitHub refuses some notebooks that have it
-            coalesce_streams=True,
         )
         return None
     except CellTimeoutError:
