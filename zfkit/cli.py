@@ -467,12 +467,9 @@ def _sweep(args: argparse.Namespace) -> int:
             hosts = find_workers(args.scheduler)
             print(f"{args.scheduler} answers: {sum(hosts.values())} at a time on {len(hosts)} machines")
         return 0
-    try:
-        table = run_sweep(
-            plan, jobs=args.jobs, scheduler=args.scheduler, timeout=args.timeout, threads=args.threads
-        )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted, what is finished is in {args.out}") from None
+    table = run_sweep(
+        plan, jobs=args.jobs, scheduler=args.scheduler, timeout=args.timeout, threads=args.threads
+    )
     failed = table[table["status"] == "failed"]
     if len(failed):
         print(f"\n{len(failed)} of {len(table)} runs failed:")

@@ -37,9 +37,9 @@ ODD = [
     *(
         "99999999999999999999 99999999999999999999999 -1 0 1 2 0.5 -0.5 1e400 nan inf -inf 1e-300 16-true bf16-true "
         "64-true x none None all é 0x10 1_000 10000 1000000 /dev/null /dev/zero ~nobody-at-all/x ~ . .. / pipe "
-        "pictures w.safetensors g.yaml cpu cuda cuda:99 meta cuda:x mps torchvision: timm: torchvision:lsun photos:x folder: "
+        "pictures w.safetensors g.yaml cpu cuda cuda:99 meta cuda:x mps torchvision: timm: photos:x folder: "
         "textures:seed=99999999999999999999 textures:seed=-1 parquet:pipe parquet:/dev/zero folder:/dev/null conv1 "
-        "conv9 guided tcp://127.0.0.1:1 torchvision:FakeData w.safetensors:x n.ipynb:f"
+        "torchvision:lsun conv9 guided tcp://127.0.0.1:1 torchvision:FakeData w.safetensors:x n.ipynb:f"
     ).split(),
     "", " ", "\x1b[31m", "a\nb", "x" * 300, "\udcff", "a\0b",
 ]  # fmt: skip

@@ -62,6 +62,7 @@ def left_by(process):
 LOOK_ALIKE = (
     "t.parquet.part-notes.txt", "t.parquet.part.0of2", "t.parquet.part.1of2", "t.parquet.party", ".part/mine.txt",
     ".t.parquet.a1b2c3d4.parquet", ".index.html.mine.html", ".mine.safetensors", "conv1.png.bak", ".zfkit-notes.txt",
+    ".zfkit-mining-notes.txt", ".zfkit-mining-0123456789abcdef.txt",
     ".zfkit-0badcafe-1-a1b2c3d4.png", "figures/mine.png", ".sweep", "index.html.old",
 )  # fmt: skip
 

@@ -132,8 +132,7 @@ def write_atlas(
             page = _page(model, images, top, sections)
             (part / "index.html").write_text(page, encoding="utf-8")
             top.save(part / "topk.parquet")
-        for state in folder.glob(f"{STATE}*"):
-            state.unlink(missing_ok=True)
+        _forget_states(folder)
     pictures = {name: folder / file for name, file in files.items()}
     return Atlas(folder / "index.html", pictures, folder / "topk.parquet")
 
@@ -150,17 +149,24 @@ def _patches_alone(
     return {layer: f"Patches alone, without projections: {why}." for layer, why in reasons.items()}
 
 
-STATE = ".zfkit-mining-"  # what files of a mining that was stopped begin with
+STATE = ".zfkit-mining-"  # begins the name of the state of a mining that was stopped
+STATE_FILE = re.compile(rf"({re.escape(STATE)}[0-9a-f]{{16}})(\.lock)?")
 
 
 def _state_file(folder: Path, model: VisionModel, images: ImageSet, settings: Sequence[str]) -> Path:
     """Where mining with these settings keeps its state; those of others are deleted."""
     parts = (model.fingerprint(), images.fingerprint(), *settings)
     file = folder / f"{STATE}{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
-    for other in folder.glob(f"{STATE}*"):
-        if other != file:
-            other.unlink(missing_ok=True)
+    _forget_states(folder, but=file.name)
     return file
+
+
+def _forget_states(folder: Path, but: str = "") -> None:
+    """Delete the states of stopped minings, by their exact names; and the locks on them."""
+    for path in folder.iterdir():
+        match = STATE_FILE.fullmatch(path.name)
+        if match and match[1] != but and not path.is_symlink() and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
