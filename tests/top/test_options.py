@@ -118,7 +118,7 @@ def outcome(line, capsys):
 
 KNOWN = (  # that once ended raw, hung or were taken without a word
     "mine -k 99999999999999999999", "atlas --seed 99999999999999999999999", "atlas --seed -1", "train --workers -1",
-    "train --precision 16-true", "train --precision 64-true", "train --save-every -1", "train --save-every 0",
+    "train --precision 16-true", "train --save-every -1", "train --save-every 0",
     "sweep --timeout nan", "sweep --grid pipe", "sweep --grid /dev/zero", "mine --out pipe",
     "mine --out /dev/null", "mine --classes pipe", "train --out /dev/null", "train --seed 99999999999999999999",
 )  # fmt: skip

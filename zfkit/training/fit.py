@@ -173,7 +173,7 @@ def make_fabric(device: str | None = None, precision: str | None = None) -> Any:
     if (
         precision is not None
     ):  # weights are kept in single precision: updates of 1e-2 times a gradient get lost in less
-        one_of(precision, "precision", ("32-true", "bf16-mixed", "16-mixed"), TrainingError)
+        one_of(precision, "precision", ("32-true", "64-true", "bf16-mixed", "16-mixed"), TrainingError)
     if kind == "cuda" and not torch.cuda.is_available():
         raise TrainingError("there is no CUDA device here: leave device out, or say 'cpu'")
     if precision is None:
