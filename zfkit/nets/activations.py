@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..batching import OnStep, Portions, out_of_memory, steps
-from ..checks import Size, in_px, one_of
+from ..checks import Size, in_px, one_of, pair
 from ..errors import ImageError, LayerError, ZfkitError
 from ..images.imageset import ImageSet
 from .graph import Step, full_float32
