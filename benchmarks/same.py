@@ -669,7 +669,7 @@ def ablate() -> Any:
 def evolved() -> list[Any]:
     """Each bundled training, on a few textures."""
     options = {"layers": ["conv1", "conv3", "fc6"], "maps": 2, "compare": 32, "places": 4, "seed": 1}
-    return [call("evolution", r, textures(32), epochs=[0, 3, 24], **options) for r in call("bundled_runs")]
+    return [call("evolution", r, textures(32), epochs=[0, 3, 30], **options) for r in call("bundled_runs")]
 
 
 @case()

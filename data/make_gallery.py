@@ -16,8 +16,8 @@ SIZE = (540, 380)  # px; README shows half of it
 CHOSEN = {
     "01": ("figure.jpg", "", (0, 0.41, 0.495, 1)),
     "02": ("02_*.ipynb", '("deconvnet", "guided", "gradient")', (0, 0.22, 0.5, 1)),
-    "04": ("04*.ipynb", "explorer.snapshot()", (0, 0, 1, 1)),
-    "05": ("05_*.ipynb", "explorer.snapshot()", (0, 0, 1, 1)),
+    "04": ("04b_*.ipynb", "figures.animated(", (0, 0, 1, 1)),
+    "05": ("05_*.ipynb", "figures.animated(", (0, 0, 1, 1)),
     "07": ("07_*.ipynb", "sanity_sheet(", (0.03, 0.1, 0.5, 0.69)),
     "08": ("08_*.ipynb", "occlusion_figure(found", (0, 0, 0.58, 1)),
 }

@@ -361,7 +361,7 @@ def test_folders_without_such_runs_are_refused(tmp_path):
     with pytest.raises(ZfkitError, match=r"there is no .*results.parquet"):
         load_first_layer_runs(tmp_path)
     pd.DataFrame({"run": ["a"], "status": ["finished"]}).to_parquet(tmp_path / "results.parquet")
-    with pytest.raises(ZfkitError, match=r"lacks the columns kernel, .* it is no sweep of 04b"):
+    with pytest.raises(ZfkitError, match=r"lacks the columns kernel, .* it is no sweep of kernel_or_stride"):
         load_first_layer_runs(tmp_path)
 
 
@@ -425,7 +425,7 @@ def test_the_grid_is_the_design():
 
     folder = Path(__file__).resolve().parents[2] / "notebooks"
     plan = plan_sweep(
-        folder / "04b_kernel_or_stride.ipynb", folder / "grids" / "kernel_or_stride.yaml", "nowhere"
+        folder / "grids" / "kernel_or_stride.ipynb", folder / "grids" / "kernel_or_stride.yaml", "nowhere"
     )
     cells = {
         tuple(r.parameters[n] for n in ("kernel", "stride", "blur", "images", "seed")) for r in plan.runs

@@ -120,3 +120,16 @@ def test_a_chart_is_drawn_and_tells_its_numbers_without_a_connection(tmp_path):
         assert re.sub(r"\s", " ", page.wait_for(".hoverlayer .hovertext").text_content()) == "told b at 1"
         outside = [url for url in page.asked if not url.startswith("file:")]
         assert outside == [] and page.said == []
+
+
+def test_curves_stand_under_their_names_with_their_limits():
+    series = {"a": (np.arange(3), np.array([1.0, 10, 100])), "b": (["x", "y"], [2, 3])}
+    chart = charts.curves(
+        series, ["red", "blue"], labels=("epoch", "loss"), limits={"guessing": 2.5}, log=True
+    )
+    assert [(t.name, list(t.x), list(t.y), t.line.color) for t in chart.data] == [
+        ("a", [0, 1, 2], [1, 10, 100], "red"), ("b", ["x", "y"], [2, 3], "blue"),
+    ]  # fmt: skip
+    assert chart.layout.xaxis.title.text == "epoch" and chart.layout.yaxis.type == "log"
+    (line,) = chart.layout.shapes
+    assert line.y0 == line.y1 == 2.5 and chart.layout.annotations[0].text == "guessing"

@@ -108,3 +108,18 @@ def test_what_is_missing_is_said(images):
     assert "one snapshot: nothing to compare with" in {
         a.text for a in plotting.convergence_figure(run).layout.annotations
     }
+
+
+def test_a_film_has_a_picture_for_each_snapshot_with_the_patch_below_the_projection(found):
+    """Tiles of 18 px: windows of 9 px are twice as large; to the left and above are words."""
+    film = plotting.evolution_film(found, ["3", "6"], tile=18)
+    assert len(film) == 3 and len({frame.size for frame in film}) == 1
+    layer, rgb = found["3"], plotting.evolution_rgb(found["3"])
+    for e, frame in enumerate(film):
+        shown = np.asarray(frame)
+        for m in range(3):
+            left = 52 + m * (18 + 2)
+            for row, picture in enumerate([rgb[m, e], layer.photo[m, e]]):
+                top = 22 + row * (18 + 2)
+                expected = picture.permute(1, 2, 0).numpy().repeat(2, 0).repeat(2, 1)
+                np.testing.assert_array_equal(shown[top : top + 18, left : left + 18], expected)

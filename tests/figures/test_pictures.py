@@ -1,14 +1,16 @@
 """Tensors to pictures, pictures to sheets, and the colours and axes that figures share."""
 
+import io
 from itertools import pairwise
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFont
 
-from zfkit.figures.pictures import montage, number, tile_sheet, to_picture, wrap_words
-from zfkit.figures.style import MODEL_COLOURS, PALETTE, model_colours
+from zfkit.figures.pictures import animated, montage, number, tile_sheet, to_picture, wrap_words
+from zfkit.figures.style import MODEL_COLOURS, PALETTE, model_colours, picture_row
 from zfkit.images.colour import full_scale, signed_to_rgb
 
 
@@ -143,3 +145,27 @@ def test_each_network_keeps_its_colour():
     assert model_colours(names)[0] == model_colours(names)[3]
     assert len(set(colours.values())) == 4 and set(colours.values()) <= set(PALETTE)
     assert {name: colours[name] for name in MODEL_COLOURS} == MODEL_COLOURS
+
+
+def test_an_animation_holds_every_frame_and_shows_the_first_where_it_cannot_move():
+    frames = [Image.new("RGB", (9, 7), colour) for colour in ("red", "lime", "blue", "red")]
+    frames[1].putpixel((2, 3), (255, 255, 255))
+    file = Image.open(io.BytesIO(animated(frames, milliseconds=40)))
+    assert file.format == "PNG" and file.n_frames == 4 and file.info["loop"] == 0
+    for i, frame in enumerate(frames):
+        file.seek(i)
+        assert file.info["duration"] == 40
+        np.testing.assert_array_equal(file.convert("RGB"), frame)
+    still = Image.open(
+        io.BytesIO(animated(frames))
+    )  # without seeking, as a page that cannot animate reads it
+    np.testing.assert_array_equal(still.convert("RGB"), frames[0])
+
+
+def test_pictures_in_a_row_stand_under_their_names_unchanged():
+    pictures = {n: torch.randint(0, 256, (3, 5, 7), dtype=torch.uint8) for n in ("a", "b")}
+    figure = picture_row(pictures, "two")
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
+    for axes, picture in zip(figure.axes, pictures.values(), strict=True):
+        np.testing.assert_array_equal(axes.images[0].get_array(), picture.permute(1, 2, 0))
+    plt.close(figure)

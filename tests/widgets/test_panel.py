@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
+import io
 import pkgutil
 import subprocess
 import sys
@@ -22,7 +24,7 @@ import zfkit
 import zfkit.widgets
 from zfkit.errors import LayerError, ZfkitError
 from zfkit.widgets import Panel, Picker, Picture, Place
-from zfkit.widgets.controls import encode, slider
+from zfkit.widgets.controls import encode, row, slider
 from zfkit.widgets.panel import guarded
 from zfkit.widgets.worker import Worker
 
@@ -271,3 +273,22 @@ def test_importing_zfkit_leaves_ipywidgets_alone():
     code = "import sys, zfkit; print('ipywidgets' in sys.modules, 'zfkit.widgets' in sys.modules)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.split() == ["False", "False"]
+
+
+def test_a_widget_leaves_its_pictures_in_the_notebook():
+    """As its boxes have them: two beside each other, a third below; what shows a sentence is left out."""
+    panel = Panel("Pictures")
+    assert panel.snapshot() is None and "image/jpeg" not in panel._repr_mimebundle_()
+    sizes = {"red": (8, 8), "lime": (6, 4), "blue": (20, 2), "black": (9, 9)}
+    shown = [(Picker if c == "lime" else Picture)(c, *size) for c, size in sizes.items()]
+    for picture, (colour, size) in zip(shown, sizes.items(), strict=True):
+        picture.show(encode(Image.new("RGB", size, colour)))
+    shown[3].say("Not yet.")
+    panel.content.children = [row(*shown[:2]), *shown[2:]]
+    picture = panel.snapshot()
+    assert picture.size == (8 + 12 + 6, 8 + 12 + 2)
+    colours = [picture.getpixel(place) for place in [(7, 7), (20, 3), (19, 21), (10, 0), (20, 4)]]
+    white = (255, 255, 255)
+    assert colours == [(255, 0, 0), (0, 255, 0), (0, 0, 255), white, white]
+    static = base64.b64decode(panel._repr_mimebundle_()["image/jpeg"])
+    assert Image.open(io.BytesIO(static)).size == picture.size

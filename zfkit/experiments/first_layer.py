@@ -351,7 +351,7 @@ COLUMNS = ("kernel", "stride", "blur", "images", "seed", *MEASURES, "mid_start",
 
 
 def load_first_layer_runs(folder: str | Path | None = None) -> FirstLayerRuns:
-    """The runs that come with zfkit, or those of a sweep of notebooks/04b_kernel_or_stride.ipynb.
+    """The runs that come with zfkit, or those of a sweep of notebooks/grids/kernel_or_stride.ipynb.
 
     Args:
         folder: of `zfkit sweep`, or that `FirstLayerRuns.save` wrote; None for zfkit's own: the narrow networks on
@@ -368,7 +368,7 @@ def load_first_layer_runs(folder: str | Path | None = None) -> FirstLayerRuns:
         tensors, provenance = load_weights(folder / FILTERS)
         weights = tuple(tensors[name] for name in sorted(tensors))
         return FirstLayerRuns(pd.read_parquet(folder / TABLE), weights, provenance)
-    table = sweep_results(folder / "results.parquet", (*COLUMNS, "folder"), "04b_kernel_or_stride.ipynb")
+    table = sweep_results(folder / "results.parquet", (*COLUMNS, "folder"), "kernel_or_stride.ipynb")
     if not all(table.folder):
         raise ZfkitError(
             "the sweep's networks were thrown away; sweep again with keep=FOLDER, as the grid has it"

@@ -13,8 +13,8 @@ averages).
 from __future__ import annotations
 
 from ..images.colour import full_scale, signed_to_rgb
-from .charts import add_pictures, new_chart, show, to_png
-from .evolution import convergence_figure, evolution_figure, evolution_rgb, evolution_sheet
+from .charts import add_pictures, curves, new_chart, show, to_png
+from .evolution import convergence_figure, evolution_figure, evolution_film, evolution_rgb, evolution_sheet
 from .experiments import (
     correspondence_figure,
     invariance_figure,
@@ -35,7 +35,7 @@ from .frequency import (
 )
 from .health import report_figure, steps_figure, strips_figure
 from .natural import NaturalColours
-from .pictures import montage, number, pair_of_montages, tile_sheet, to_picture, wrap_words
+from .pictures import animated, montage, number, pair_of_montages, tile_sheet, to_picture, wrap_words
 from .randomisation import photo_likeness_figure, sanity_figure, sanity_layers_figure, sanity_sheet
 from .style import (
     BLACK,
@@ -53,6 +53,7 @@ from .style import (
     STYLE,
     YELLOW,
     new_figure,
+    picture_row,
     show_picture,
 )
 from .training import training_figure

@@ -6,16 +6,17 @@ import asyncio
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageColor
 
 from ..errors import ZfkitError
-from .style import GREY, GRID, PALETTE, SOFT
+from .style import GREY, GRID, PALETTE, RED, SOFT
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -119,6 +120,29 @@ def mark(
     words = {"annotation_text": text, "annotation_font": {"size": 11, "color": SOFT}} if text else {}
     line = {"color": colour, "width": 1.3, "dash": dash}
     add(**at, row=where[0], col=where[1], line=line, exclude_empty_subplots=False, **words)
+
+
+def curves(
+    series: Mapping[str, tuple[Any, Any]],
+    colours: Sequence[str] = PALETTE,
+    *,
+    title: str = "",
+    labels: tuple[str, str] = ("", ""),
+    limits: Mapping[str, float] = MappingProxyType({}),
+    log: bool = False,
+) -> Figure:
+    """Lines of x and y by name, in one panel with these axis `labels`; hovering tells y.
+
+    limits: y at which a dashed red line stands, by the words beside it. log: of the y axis.
+    """
+    chart = new_chart(title=title, height=340)
+    for (name, (x, y)), colour in zip(series.items(), colours, strict=False):
+        draw(chart, (1, 1), name, x=list(x), y=list(y), line_color=colour, told="%{y:.3g}")
+    for words, y in limits.items():
+        mark(chart, (1, 1), words, RED, y=y)
+    chart.update_xaxes(title_text=labels[0])
+    chart.update_yaxes(title_text=labels[1], type="log" if log else "linear")
+    return chart
 
 
 def note(chart: Figure, where: Where, x: Any, y: Any, text: str, colour: str = SOFT, **options: Any) -> None:

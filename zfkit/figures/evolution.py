@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from PIL import ImageColor
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from ..checks import one_of
 from ..errors import LayerError
@@ -135,6 +135,35 @@ def _draw_block(
     axes.set_xlabel("after epoch", fontsize=8, labelpad=1)
     axes.set_ylabel("map", fontsize=8, labelpad=1)
     axes.set_anchor("NW")
+
+
+def evolution_film(
+    evolution: Evolution, layers: Sequence[str] | None = None, *, scale: Scale = "row", tile: int = 64
+) -> list[Image.Image]:
+    """Fig. 4 as a film: a picture for each snapshot, a line of maps for each layer, for `animated`.
+
+    Of each map the projection of its strongest activation then, and below it the patch that it comes from, both up to
+    `tile` px. layers, scale: as for `evolution_figure`.
+    """
+    names = list(evolution.layers if layers is None else layers)
+    coloured = {name: evolution_rgb(evolution[name], scale) for name in names}
+    font, head, left, gap = ImageFont.load_default(13), 22, 52, 10
+    frames = []
+    for e, epoch in enumerate(evolution.epochs):
+        lines = []
+        for name, rgb in coloured.items():
+            pictures = torch.cat([rgb[:, e], evolution[name].photo[:, e]])
+            lines.append(montage(pictures, len(rgb), tile))
+        size = left + max(line.width for line in lines), head + sum(line.height + gap for line in lines) - gap
+        frame, top = Image.new("RGB", size, "white"), head
+        draw = ImageDraw.Draw(frame)
+        draw.text((left, 2), f"after epoch {epoch}", "black", font)
+        for name, line in zip(names, lines, strict=True):
+            draw.text((0, top), name, "black", font)
+            frame.paste(line, (left, top))
+            top += line.height + gap
+        frames.append(frame)
+    return frames
 
 
 def convergence_figure(

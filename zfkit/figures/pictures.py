@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -86,6 +87,20 @@ def _with_bar(tile: Image.Image, share: float) -> Image.Image:
     whole.paste(tile)
     whole.paste(SOFT, (0, tile.height + 1, round(tile.width * min(max(share, 0.0), 1.0)), tile.height + BAR))
     return whole
+
+
+def animated(frames: Sequence[Image.Image], milliseconds: int = 100, colours: int = 256) -> bytes:
+    """Pictures of one size as an animated PNG that repeats for ever; what cannot animate it shows the first.
+
+    All frames share at most 256 `colours`, so that a moving picture stays as small as a notebook needs it.
+    """
+    size = frames[0].size
+    together = tile_sheet([frame.convert("RGB") for frame in frames], 1, size, gap=0)
+    shared = together.quantize(colours, dither=Image.Dither.NONE)
+    few = [shared.crop((0, i * size[1], size[0], (i + 1) * size[1])) for i in range(len(frames))]
+    buffer = io.BytesIO()
+    few[0].save(buffer, "PNG", save_all=True, append_images=few[1:], duration=milliseconds, loop=0)
+    return buffer.getvalue()
 
 
 def square_columns(count: int) -> int:

@@ -15,7 +15,7 @@ What has no meaning of its own (runs, pictures, classes) takes `PALETTE` in orde
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -93,6 +93,17 @@ def show_picture(axes: Any, picture: Any, title: str = "") -> None:
     axes.imshow(picture, cmap="gray")  # which colour pictures ignore
     axes.set_title(title)
     axes.set_axis_off()
+
+
+def picture_row(pictures: Mapping[str, Tensor], title: str = "") -> Figure:
+    """uint8 pictures (3, H, W) side by side, each under its name."""
+    width = min(9.0, 2.3 * len(pictures))
+    figure, panels = new_figure(1, len(pictures), size=(width, width / len(pictures) + 0.5), squeeze=False)
+    for axes, (name, picture) in zip(panels[0], pictures.items(), strict=True):
+        show_picture(axes, picture.permute(1, 2, 0).numpy(), name)
+        axes.title.set_fontsize(10)
+    figure.suptitle(title, fontsize=10)
+    return figure
 
 
 def model_colours(names: Sequence[str]) -> list[str]:

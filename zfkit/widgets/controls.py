@@ -165,6 +165,25 @@ class Picture(W.Box):
             self.image.layout.display, self.message.layout.display = "none", None
 
 
+def pictures_in(widget: W.Widget) -> Image.Image | None:
+    """The pictures inside a widget as one, beside or below each other as its boxes have them; None for none."""
+    if isinstance(widget, Picture):
+        shown = not widget.said and widget.image.value != _BLANK
+        return Image.open(io.BytesIO(widget.image.value)).convert("RGB") if shown else None
+    inside = [p for child in getattr(widget, "children", ()) if (p := pictures_in(child))]
+    if len(inside) < 2:
+        return inside[0] if inside else None
+    across, gap = not isinstance(widget, W.VBox), 12
+    widths, heights = zip(*(p.size for p in inside), strict=True)
+    between = gap * (len(inside) - 1)
+    size = (sum(widths) + between, max(heights)) if across else (max(widths), sum(heights) + between)
+    whole, place = Image.new("RGB", size, "white"), 0
+    for picture in inside:
+        whole.paste(picture, (place, 0) if across else (0, place))
+        place += (picture.width if across else picture.height) + gap
+    return whole
+
+
 class Place(anywidget.AnyWidget):
     """A transparent canvas above a picture, on which a place or a box is picked by click, drag or arrow keys.
 

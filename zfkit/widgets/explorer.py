@@ -7,7 +7,6 @@ which order the worker computes what the state asks for.
 
 from __future__ import annotations
 
-import base64
 import html
 import random
 import threading
@@ -132,15 +131,6 @@ class Explorer(Panel):
     def snapshot(self) -> Image.Image:
         """What is shown as one static picture with a caption, for pages without a kernel."""
         return self.view.figure(self.state)
-
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        """The widget, and a static picture for where no widget can be: GitHub, nbconvert, papermill."""
-        bundle = super()._repr_mimebundle_(**options)
-        data = bundle[0] if isinstance(bundle, tuple) else bundle
-        if isinstance(data, dict) and "application/vnd.jupyter.widget-view+json" in data:
-            data["image/jpeg"] = base64.b64encode(encode(self.snapshot(), "jpeg")).decode()
-            data["text/plain"] = repr(self)
-        return bundle
 
     # ----------------------------------------------------------------------------------------------- states
 

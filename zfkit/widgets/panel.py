@@ -23,6 +23,8 @@ How a widget is put together, of `controls` and this:
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import functools
 import html
 import traceback
@@ -32,10 +34,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ipywidgets as W
+from PIL import Image
 
 from ..checks import one_of
 from ..errors import ZfkitError
-from .controls import ByProgram, Place, styled, text, write
+from .controls import ByProgram, Place, encode, pictures_in, styled, text, write
 from .worker import Job, Worker
 
 _STYLE = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
@@ -115,6 +118,9 @@ class Panel(W.VBox):
         self.add_class("zfkit")
         self.worker = Worker(lambda error, key: self.fail(error, str(key)), self.show_progress)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}, a widget of zfkit that moves where there is a kernel"
+
     # What a widget says of itself.
 
     def settled(self, **changes: Any) -> Any:
@@ -130,7 +136,22 @@ class Panel(W.VBox):
     def on_live(self) -> None:
         """Called once, when a front end has shown the widget."""
 
+    def snapshot(self) -> Image.Image | None:
+        """What is on the page as one picture, for pages without a kernel; None while there is nothing to see."""
+        return pictures_in(self.content)
+
     # What follows from that.
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        """The widget, and its snapshot for where no widget can be: GitHub, nbconvert, papermill."""
+        bundle = super()._repr_mimebundle_(**options)
+        data = bundle[0] if isinstance(bundle, tuple) else bundle
+        if isinstance(data, dict) and "application/vnd.jupyter.widget-view+json" in data:
+            data["text/plain"] = repr(self)
+            with contextlib.suppress(ZfkitError):  # nothing to see yet
+                if picture := self.snapshot():
+                    data["image/jpeg"] = base64.b64encode(encode(picture, "jpeg")).decode()
+        return bundle
 
     def set(self: AnyPanel, **changes: Any) -> AnyPanel:
         """Change fields of `state`. Raises ZfkitError, and changes nothing, for what does not exist."""

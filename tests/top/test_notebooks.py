@@ -1,0 +1,121 @@
+"""Notebooks are short, plain, and show something without a kernel: the rules of CONTRIBUTING, "Add a notebook"."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+WORDS, CELLS, LINES, SENTENCE, CLOSING = 1_200, 20, 15, 30, 120
+MORE_CELLS = {"02_deconvnet_by_hand": 40}  # of toys
+# These do not keep to the rules yet. The list may only become shorter: one that keeps to them has to leave it.
+NOT_YET = {
+    "00_explorer", "01_what_do_the_layers_see", "03_training",
+    "06_find_the_fault_and_fix_it", "07_can_you_trust_the_picture", "08_occlusion", "09_invariance",
+    "10_correspondence", "11_ablation_and_transfer", "11_ablation_one_network",
+}  # fmt: skip
+FOLDED = re.compile(r"<details>.*?</details>", re.S)
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def as_read(markdown: str) -> str:
+    """What is read of Markdown: without code blocks, formulas, tags and the targets of links."""
+    for pattern in (r"```.*?```", r"^(?: {4}.*\n?)+", r"\$\$.*?\$\$", r"\$[^$\n]+\$", r"<[^>]+>"):
+        markdown = re.sub(pattern, " ", markdown, flags=re.S | re.M if pattern.startswith("^") else re.S)
+    return re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", markdown)
+
+
+def word_count(text: str) -> int:
+    return sum(any(c.isalnum() for c in word) for word in text.split())
+
+
+def sentences(markdown: str) -> list[str]:
+    """Sentences of running text; headings, items of lists and rows of tables stand alone, rows are left out."""
+    text = re.sub(r"^\s*(?:[-*]|\d+\.|>) ", "\n\n", as_read(markdown), flags=re.M)
+    blocks = re.split(r"\n\s*\n|^#.*$|^\|.*$", text, flags=re.M)
+    # A full stop ends a sentence where a space and no small letter follow: "Fig. 4" and "e.g. so" go on.
+    ends = r"(?<=[.?!])[\"*_)]*\s+(?=[^a-z\d\s])"
+    return [" ".join(s.split()) for block in blocks for s in re.split(ends, block) if s.strip()]
+
+
+def broken_rules(notebook: nbformat.NotebookNode, cells: int = CELLS) -> list[str]:
+    """A sentence for each rule that the notebook does not keep to."""
+    found = []
+    words = [c.source for c in notebook.cells if c.cell_type == "markdown"]
+    code = [c for c in notebook.cells if c.cell_type == "code"]
+
+    def at_most(limit: int, number: int, what: str) -> None:
+        if number > limit:
+            found.append(f"{number} {what}, at most {limit}")
+
+    at_most(WORDS, word_count(as_read("\n".join(words))), "words")
+    at_most(cells, len(notebook.cells), "cells")
+    for cell in code:
+        at_most(LINES, len(cell.source.splitlines()), f"lines in cell {cell.id}")
+    for sentence in (s for text in words for s in sentences(text)):
+        at_most(SENTENCE, word_count(sentence), f"words in {sentence[:50]!r}")
+    at_most(CLOSING, word_count(as_read(FOLDED.sub("", words[-1]))), "unfolded words in the last cell")
+    first = words[0].partition("\n")[0]
+    if not (first.startswith("# ") and first.endswith("?")):
+        found.append(f"the title {first!r} is no question")
+    found += [
+        f"the first cell lacks {w!r}" for w in ("Previous", "Next", "Reading", "running") if w not in words[0]
+    ]
+    if "\n## Exercises" not in "\n".join(words) or len(FOLDED.findall("\n".join(words))) < 1:
+        found.append("no exercises with folded answers")
+    if not re.search(r"\bpredict\b", "\n".join(words), re.I):
+        found.append("nothing to predict")
+    for cell in code:
+        for output in cell.outputs:
+            if output.output_type == "stream" and re.search(r"\b(True|False)\b", output.text):
+                found.append(f"cell {cell.id} prints {output.text!r}, and no number")
+            data = output.get("data", {})
+            if WIDGET in data and not any(kind.startswith("image/") for kind in data):
+                found.append(f"the widget of cell {cell.id} leaves no picture")
+    return found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_are_short_and_plain(path):
+    broken = broken_rules(nbformat.read(path, as_version=4), MORE_CELLS.get(path.stem, CELLS))
+    if path.stem in NOT_YET:
+        assert broken, f"{path.name} keeps to all rules: take it off NOT_YET"
+    else:
+        assert broken == []
+
+
+def test_the_list_of_those_that_do_not_yet_names_notebooks():
+    assert {p.stem for p in NOTEBOOKS} >= NOT_YET
+
+
+def test_words_and_sentences_are_those_that_are_read():
+    text = (
+        "# A title?\n\nOne two, e.g. three $x + y$ [four](five six.md). `Six` 7 eight!\n\n"
+        "- nine\n- ten: Fig. 4 ends.\n\n| a | b |\n"
+    )
+    assert sentences(text) == ["One two, e.g. three four.", "`Six` 7 eight!", "nine", "ten: Fig. 4 ends."]
+    assert word_count(as_read("<b>one</b> - $two$ [three](four.md)\n\n    code()\n")) == 2
+
+
+def test_each_rule_is_noticed():
+    cells = [
+        nbformat.v4.new_markdown_cell("# No question\n\n" + "word " * 31 + "."),
+        nbformat.v4.new_code_cell("\n".join(["x = 1"] * 16)),
+        nbformat.v4.new_markdown_cell("Words. " * 121),
+    ]
+    cells[1].outputs = [
+        nbformat.v4.new_output("stream", text="more than chance: True"),
+        nbformat.v4.new_output("display_data", {WIDGET: {}, "text/plain": "Explorer"}),
+    ]
+    broken = " / ".join(broken_rules(nbformat.v4.new_notebook(cells=cells), cells=2))
+    for rule in (
+        "31 words in", "16 lines", "3 cells", "121 unfolded", "no question", "lacks 'Previous'", "no exercises",
+        "nothing to predict", "prints", "leaves no picture",
+    ):  # fmt: skip
+        assert rule in broken
+    cells[2].source = "Words. " * 1201
+    assert "words, at most 1200" in " / ".join(broken_rules(nbformat.v4.new_notebook(cells=cells)))
