@@ -307,6 +307,16 @@ def test_some_maps_only_link_to_each_other(tmp_path):
     assert {layer for row in said["inputs"] for layer, _, _ in row} == {"conv1"}
 
 
+def test_a_layer_without_active_maps_has_a_page_that_says_so(tmp_path):
+    net = small_net()
+    with torch.no_grad():
+        net.conv2.bias.fill_(-1e6)
+    folder = written(tmp_path / "site", wrapped(net), maps=4)
+    first, second = data(folder / "site.js")["models"][0]["layers"]
+    assert len(first["channels"]) == 4
+    assert (second["channels"], second["dead"], second["count"]) == ([], 10, 10)
+
+
 # ------------------------------------------------------------------------------------------- in a real browser
 
 HOSTILE = [

@@ -124,6 +124,10 @@ def test_mean_frequency_of_pictures():
     assert zfkit.frequency.mean_frequency(torch.zeros(1, 3, 8, 8)).isnan().all()
 
 
+def test_no_pictures_have_no_frequencies():
+    assert zfkit.frequency.mean_frequency(torch.zeros(0, 3, 9, 9)).shape == (0,)
+
+
 # ------------------------------------------------------------------------------------- what belongs to a layer
 
 

@@ -22,7 +22,7 @@ from ..frequency import mean_frequency, power_spectrum
 from ..images.colour import signed_to_rgb
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel
-from ..topk.patches import GREY, Units, cut_top, empty_patches, projected
+from ..topk.patches import GREY, Projected, Units, cut_top, empty_patches, projected
 from ..topk.profile import label_of
 from ..topk.table import TopK
 
@@ -54,7 +54,7 @@ def shrink(pictures: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class LayerSheets:
-    """The sheets of one layer, written a portion of its maps at a time.
+    """The sheets of one layer, written a portion of its maps at a time; `draw_sheets` says in which order.
 
     A sheet has a row for each of 16 maps, and in it the k tiles. `photo-0.webp` holds the patches of the first 16 maps,
     `deconvnet-0.webp` their projections; `wall-photo.webp` the strongest of each of all maps, row by row.
@@ -94,40 +94,55 @@ class LayerSheets:
     def frequency(self) -> np.ndarray:
         return torch.cat(self._frequency).numpy()
 
-    def write(self, channels: Sequence[int], done: Callable[[int], Any]) -> None:
-        """The sheets of these maps; all but those of a layer's last portion are full."""
+    def begin(self, channels: Sequence[int]) -> None:
+        """Make room for the tiles of these maps; all but a layer's last portion fill their sheets."""
         empty = empty_patches(self.model, self.images, self.top, self.layer, channels, tile=TILE)
-        C, k = empty.image.shape
+        self.units, self._shape = Units.of(empty), (len(channels), empty.image.shape[1])
         self._boxes.append(empty.box.numpy())
-        blank = torch.full((C * k, 3, *self.tile), GREY, dtype=torch.uint8)
-        photo, frequency = blank.clone(), torch.full((C * k,), torch.nan)
-        for rule in self.rules:
-            tiles = blank.clone()
-            for part in projected(self.model, self.images, {self.layer: Units.of(empty)}, Options(rule)):
-                tiles[part.slot] = shrink(signed_to_rgb(part.projection.float()), self.tile)
-                if rule == self.rules[0]:
-                    photo[part.slot] = shrink(part.photo, self.tile)
-                    leading = part.slot % k < 3
-                    frequency[part.slot[leading]] = mean_frequency(part.projection[leading]).float()
-                done(len(part.slot))
-            self._save(rule, tiles, k)
+        self._photo = self._blank()
+        self._means = torch.full((len(self._photo),), torch.nan)
+
+    def _blank(self) -> Tensor:
+        C, k = self._shape
+        return torch.full((C * k, 3, *self.tile), GREY, dtype=torch.uint8)
+
+    def draw(self, rule: Rule) -> None:
+        """From now on tiles are those of this rule."""
+        self._tiles = self._blank()
+
+    def put(self, part: Projected, rule: Rule) -> None:
+        """Some units' projections, and their patches with the first rule."""
+        self._tiles[part.slot] = shrink(signed_to_rgb(part.projection.float()), self.tile)
+        if rule == self.rules[0]:
+            self._photo[part.slot] = shrink(part.photo, self.tile)
+            leading = part.slot % self._shape[1] < 3
+            self._means[part.slot[leading]] = mean_frequency(part.projection[leading]).float()
+
+    def drawn(self, rule: Rule) -> None:
+        """All of this rule has been put: write its sheets."""
+        self._save(rule, self._tiles, self._shape[1])
+
+    def end(self, channels: Sequence[int]) -> None:
+        """The patches' sheets of the maps that `begin` was called with."""
         if not self.rules:
             patches = cut_top(self.model, self.images, self.top, self.layer, channels, tile=TILE)
-            photo = shrink(patches.photo.flatten(0, 1), self.tile)
-        self._save("photo", photo, k)
-        self._frequency.append(frequency.view(C, k)[:, :3].nanmean(1))
-        self._sheets += -(-C // MAPS)
+            self._photo = shrink(patches.photo.flatten(0, 1), self.tile)
+        self._save("photo", self._photo, self._shape[1])
+        self._frequency.append(self._means.view(self._shape)[:, :3].nanmean(1))
+        self._sheets += -(-self._shape[0] // MAPS)
 
     def _save(self, kind: str, tiles: Tensor, k: int) -> None:
         """Sheets of one kind of tiles (C * k, 3, h, w), and the strongest ones for the wall."""
         of_maps = tiles.view(-1, k, *tiles.shape[1:])
         self.walls[kind].append(shrink(of_maps[:, 0], self.thumb))
-        for n, maps in enumerate(of_maps.split(MAPS)):
+        for n, maps in enumerate(of_maps.split(MAPS)) if len(of_maps) else ():
             sheet = maps.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)  # (3, maps * h, k * w)
             save(to_picture(sheet), self.folder / f"{kind}-{self._sheets + n}.webp", max(self.tile) <= CRISP)
 
     def finish(self, channels: Sequence[int]) -> None:
         """The walls of the whole layer, and the filters of a layer that looks at the picture itself."""
+        if not channels:  # none is ever active
+            return
         for kind, parts in self.walls.items():
             save(
                 to_picture(grid(torch.cat(parts))),
@@ -153,6 +168,30 @@ class LayerSheets:
         step = self.model.network.steps[self.layer]
         reads_picture = step.inputs[0] == self.model.network.input
         return isinstance(step.module, nn.Conv2d) and reads_picture and step.module.weight.shape[1] in (1, 3)
+
+
+def draw_sheets(
+    sheets: Mapping[str, LayerSheets],
+    channels: Mapping[str, Sequence[int]],
+    rules: Sequence[Rule],
+    done: Callable[[int], Any],
+) -> None:
+    """The sheets of these maps of some layers, which share their passes through the network."""
+    for name, layer in sheets.items():
+        layer.begin(channels[name])
+    first = next(iter(sheets.values()))
+    projected_ones = {name: layer for name, layer in sheets.items() if layer.rules}
+    for rule in rules:
+        for layer in projected_ones.values():
+            layer.draw(rule)
+        units = {name: layer.units for name, layer in projected_ones.items()}
+        for part in projected(first.model, first.images, units, Options(rule)):
+            projected_ones[part.layer].put(part, rule)
+            done(len(part.slot))
+        for layer in projected_ones.values():
+            layer.drawn(rule)
+    for name, layer in sheets.items():
+        layer.end(channels[name])
 
 
 def columns_of(count: int) -> int:

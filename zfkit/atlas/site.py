@@ -11,7 +11,7 @@ import datetime
 import json
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ import torch
 from ..batching import steps
 from ..checks import in_px, layer_names, pair, whole_number, writable_folder
 from ..deconv.project import refusals
-from ..deconv.receptive_field import Field, field_in, fits_inside
+from ..deconv.receptive_field import Field, field_in, fits_inside, window_in
 from ..deconv.rules import Options, Rule
 from ..errors import ImageError, WriteError, ZfkitError, printable
 from ..files import only_writer, private_prefix, sweep_away, write_whole
@@ -38,12 +38,13 @@ from ..topk.profile import Profile, profile, sources
 from ..topk.table import TopK
 from ..version import __version__
 from .page import file_names
-from .sheets import LayerSheets, Thumbnails
+from .sheets import TILE, LayerSheets, Thumbnails, draw_sheets
 
 FORMAT = 1
 RULES: tuple[Rule, ...] = ("deconvnet", "guided", "gradient")
 PROFILED = 400  # pictures in which every map is measured
-PORTION = 256  # maps of a layer that are in memory at once
+PORTION = 512  # maps of a layer whose tiles are in memory at once
+HELD_BYTES = 3 * 2**27  # of tiles that layers which share passes hold together
 NEAREST, INPUTS, LABELS, STRONGEST = 8, 8, 6, 8  # of each map that are listed; maps of a layer for a picture
 BINS = 24  # of a map's histogram
 
@@ -201,8 +202,8 @@ class NetworkPart:
             )  # fmt: skip
             units = sum(len(self.channels[name]) for name in missing) * self.top.k * len(self.rules)
             with steps(units, f"drawing {self.model.name}", "tile", progress) as done:
-                for name in missing:
-                    self._write_layer(name, profiles.pop(name), done)
+                for group in self._groups(missing):
+                    self._write_layers(group, profiles, done)
         return [json.loads((self._folder(n) / "front.json").read_text(encoding="utf-8")) for n in self.layers]
 
     def _folder(self, layer: str) -> Path:
@@ -235,29 +236,55 @@ class NetworkPart:
             return False
         return True
 
-    def _write_layer(self, layer: str, measured: Profile, done: Any) -> None:
-        """One layer's folder, made beside its place and moved there when it is whole."""
+    def _groups(self, layers: Sequence[str]) -> Iterator[list[str]]:
+        """The layers in groups that share passes, as many as memory is meant for; a large one is a group of its own."""
+        group: list[str] = []
+        held = 0
+        for name in layers:
+            rows, columns = window_in(self.model, self.images.size, name)
+            tile = min(rows.size, TILE) * min(columns.size, TILE) * 3
+            need = 2 * self.top.k * tile * min(len(self.channels[name]), PORTION)  # a patch and a projection
+            if group and (held + need > HELD_BYTES or len(self.channels[name]) > PORTION):
+                yield group
+                group, held = [], 0
+            group.append(name)
+            held += need
+            if len(self.channels[name]) > PORTION:
+                yield group
+                group, held = [], 0
+        if group:
+            yield group
+
+    def _write_layers(self, layers: Sequence[str], profiles: Mapping[str, Profile], done: Any) -> None:
+        """Some layers' folders, each made beside its place and moved there when it is whole."""
         # Not `tempfile.mkdtemp`, whose folders nobody else may read, a web server say.
-        part, folder = self.folder / f"{private_prefix()}{secrets.token_hex(4)}", self._folder(layer)
-        channels = self.channels[layer]
+        parts = {name: self.folder / f"{private_prefix()}{secrets.token_hex(4)}" for name in layers}
+        sheets = {}
         try:
-            part.mkdir(parents=True)
-            rules = [] if layer in self.reasons else self.rules
-            sheets = LayerSheets(self.model, self.images, self.top, layer, rules, part)
-            for start in range(0, len(channels), PORTION):
-                sheets.write(channels[start : start + PORTION], done)
-            sheets.finish(channels)
-            data = self._layer_data(layer, measured, sheets.boxes, sheets.frequency)
-            _write_data(part / "layer.js", f"{self.folder.name}/{self.folders[layer]}", data)
-            strongest = {"strongest": self._strongest(layer, measured)}
-            _write_data(part / "pictures.js", f"{self.folder.name}/{self.folders[layer]}/pictures", strongest)
-            front = self._layer_front(layer, data, sheets)
-            _write_text(part / "front.json", json.dumps(front))
-            part.replace(folder)
+            for name, part in parts.items():
+                part.mkdir(parents=True)
+                rules = [] if name in self.reasons else self.rules
+                sheets[name] = LayerSheets(self.model, self.images, self.top, name, rules, part)
+            for start in range(0, max(1, *(len(self.channels[name]) for name in layers)), PORTION):
+                portion = {name: self.channels[name][start : start + PORTION] for name in layers}
+                draw_sheets(sheets, portion, self.rules, done)
+            for name, part in parts.items():
+                self._finish(name, part, sheets[name], profiles[name])
         except OSError as error:
-            raise error if isinstance(error, WriteError) else WriteError(folder, error) from error
+            raise error if isinstance(error, WriteError) else WriteError(self.folder, error) from error
         finally:
-            shutil.rmtree(part, ignore_errors=True)
+            for part in parts.values():
+                shutil.rmtree(part, ignore_errors=True)
+
+    def _finish(self, layer: str, part: Path, sheets: LayerSheets, measured: Profile) -> None:
+        """The layer's walls and data, and the folder to its place."""
+        sheets.finish(self.channels[layer])
+        data = self._layer_data(layer, measured, sheets.boxes, sheets.frequency)
+        name = f"{self.folder.name}/{self.folders[layer]}"
+        _write_data(part / "layer.js", name, data)
+        _write_data(part / "pictures.js", f"{name}/pictures", {"strongest": self._strongest(layer, measured)})
+        _write_text(part / "front.json", json.dumps(self._layer_front(layer, data, sheets)))
+        part.replace(self._folder(layer))
 
     def _layer_front(self, layer: str, data: Mapping[str, Any], sheets: LayerSheets) -> dict[str, Any]:
         """What the front page says of a layer, and where its maps lie in the map of maps."""
@@ -342,7 +369,7 @@ class NetworkPart:
 
     def _strongest(self, layer: str, measured: Profile) -> dict[int, list[tuple[int, float]]]:
         """For each picture, the maps that it brings nearest to their strongest activation, and how near (0 to 1)."""
-        table, shown = self.top[layer], np.array(self.channels[layer])
+        table, shown = self.top[layer], np.array(self.channels[layer], dtype=int)
         most = table.max.clamp(min=1e-30).numpy()
         near: dict[int, dict[int, float]] = {}
         for i, row in zip(measured.image.tolist(), measured.values / most, strict=True):

@@ -65,6 +65,8 @@ def frequency_bins(size: int) -> Tensor:
 
 def power_spectrum(pictures: Tensor, size: int = SIZE) -> Tensor:
     """Power (..., size, size) of pictures or filters (..., C, h, w), summed over channels; 0 in the middle."""
+    if not pictures.numel():  # MKL has no transform of nothing
+        return pictures.new_zeros(*pictures.shape[:-3], size, size)
     power = torch.fft.fft2(pictures, s=(size, size)).abs().square().sum(-3)
     return torch.fft.fftshift(power, dim=(-2, -1))
 
