@@ -10,8 +10,7 @@ pictures      load_images  open_image  ImageSet
 deconvnet     project  receptive_field  register_rule  way_back
 strongest     mine  project_top  TopK  Patches
 frequencies   filter_spectra  measure_aliasing  shift_consistency
-training      fit  evaluate  Recipe  Run
-faults        diagnose
+training      fit  evaluate  Recipe  Run    faults  diagnose
 experiments   occlude  invariance  correspondence  evolution  selectivity  sanity_checks  transfer
 to look at    explore  write_atlas  write_site  draw_layer
 many runs     sweep  record                 errors  ZfkitError
@@ -69,6 +68,10 @@ _ROOM_OF = {name: room for room, names in _NAMES.items() for name in names.split
 
 
 def __getattr__(name: str) -> Any:
+    if "widgets" in (name, _ROOM_OF.get(name)):
+        from .checks import expect_extra
+
+        expect_extra("notebooks", f"zfkit.{name}", "ipywidgets", "anywidget", "cachetools")
     if name in _NAMES:
         return importlib.import_module(f".{name}", __name__)
     room = _ROOM_OF.get(name)

@@ -6,6 +6,7 @@ expected, and what exists.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import stat
 import tempfile
@@ -26,6 +27,12 @@ def expect(value: object, kind: type, what: str, how: str) -> None:
     if not isinstance(value, kind):
         shown = f"{value!r:.60}"
         raise ZfkitError(f"{what} must be {kind.__name__}, {how}; not {type(value).__name__} {shown}")
+
+
+def expect_extra(extra: str, what: str, *packages: str) -> None:
+    """Raise ZfkitError, with what to install, where one of these packages is not there."""
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise ZfkitError(f"{what} needs {', '.join(missing)}: pip install 'zfkit[{extra}]'")
 
 
 def whole_number(

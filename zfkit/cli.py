@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,14 +15,27 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from .arguments import (
+    ATLAS_EXAMPLE,
+    CACHE_EXAMPLE,
+    DOCTOR_EXAMPLE,
+    MINE_EXAMPLE,
+    SWEEP_EXAMPLE,
+    TRAIN_EXAMPLE,
+    feature_maps,
+    file_path,
+    key,
+    number,
+    side,
+)
 from .atlas.page import write_atlas
 from .batching import out_of_memory
-from .checks import Size, as_path
+from .checks import between, expect_extra
 from .deconv.rules import Options
 from .doctor import examine
 from .errors import ZfkitError
 from .figures.training import training_figure
-from .files import check_room, write_whole
+from .files import cache_folder, cached, check_room, limit_cache, write_whole
 from .images.imageset import ImageSet
 from .images.sources import load_images
 from .nets.model import VisionModel
@@ -38,49 +51,6 @@ from .training.fit import fit
 from .training.recipe import RECIPES, Recipe
 from .training.run import Run
 from .version import __version__
-
-ATLAS_EXAMPLE = """examples:
-  zfkit atlas                                                   the bundled network on the bundled photographs
-  zfkit atlas --images folder:my/pictures --out mine --maps all
-  zfkit atlas --model torchvision:vgg11 --maps features.8:17,42 features.18:5
-  zfkit atlas --model my_module.py:make_net --weights my.pt --mean 123.7 116.3 103.5 --scale 0.017 \\
-      --input-size 66x200 --classes names.txt --images folder:my/pictures --size 66x200
-"""
-MINE_EXAMPLE = """examples:
-  zfkit mine --images "parquet:shards/*.parquet" --size 64 --out topk.parquet
-  zfkit mine --images folder:my/pictures --dry-run                           how long it will take, how much disk
-  torchrun --nproc-per-node 2 -m zfkit mine --images folder:my/pictures      in two processes, the same table
-  zfkit mine --images folder:/data/pictures --scheduler tcp://10.0.0.1:8786  on a Dask cluster, the same table
-  python -c 'import zfkit; print(zfkit.TopK.load("topk.parquet").table("conv5"))'
-"""
-
-
-TRAIN_EXAMPLE = """examples:
-  zfkit train --epochs 30                                       a narrow network on drawn textures, a few minutes
-  zfkit train --model zfnet64 --images "parquet:tiny/train-*.parquet" --val "parquet:tiny/valid-*.parquet" \\
-      --size 64 --epochs 50 --out runs/zfnet64
-  torchrun --nproc-per-node 8 -m zfkit train --model zfnet224 --images "parquet:imagenet/train-*.parquet" \\
-      --val "parquet:imagenet/val-*.parquet" --size 256 --save-every 1000 --out runs/zfnet224
-
-Stopped for any reason, the same command goes on where it was.
-"""
-SWEEP_EXAMPLE = """examples:
-  zfkit sweep notebooks/01_what_do_the_layers_see.ipynb --grid grid.yaml --out runs
-  zfkit sweep notebooks/01_what_do_the_layers_see.ipynb --grid grid.yaml --out runs --scheduler tcp://10.0.0.1:8786
-
-grid.yaml, every combination:                 or each run by itself:
-  model: [zfnet64, alexnet64]                   - {model: zfnet64, layer: conv3}
-  seed: [0, 1, 2]                               - {model: alexnet64, layer: conv5, seed: 7}
-
-The same command again runs what is missing or failed. Exit code 1: at least one run failed.
-"""
-DOCTOR_EXAMPLE = """examples:
-  zfkit doctor                  look at it
-  zfkit doctor > report.md      to paste into a bug report
-
-Exit code 1: something is broken.
-"""
-
 
 OWN_NETWORK = "mean scale input_size classes channels output show".split()  # options for `load_model`
 
@@ -122,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         (_sweep, SWEEP_EXAMPLE, _sweep_options),
         (_doctor, DOCTOR_EXAMPLE, None),
         (_models, "example:\n  zfkit models\n", None),
+        (_cache, CACHE_EXAMPLE, _cache_options),
     ):
         name, what = run.__name__[1:], str(run.__doc__)
         short = what[0].lower() + what[1:].rstrip(".")
@@ -152,7 +123,7 @@ def _input_options(parser: argparse.ArgumentParser) -> None:
     add("--weights", default="DEFAULT", help="their name, 'none' for random ones, or a file (.pt ...)")
     sources = "photos, photos-small, textures, folder:PATH, parquet:PATH or torchvision:NAME"
     add("--images", default="photos", help=sources)
-    add("--size", type=_size, help="of the pictures in px, or HEIGHTxWIDTH (default: 224, for textures 64)")
+    add("--size", type=side, help="of the pictures in px, or HEIGHTxWIDTH (default: 224, for textures 64)")
     add("--limit", type=int, help="only the first so many pictures")
     add("--layers", nargs="+", help="layer names (default: every convolutional layer)")
     add("-k", default=9, type=int, help="pictures for each feature map")
@@ -160,17 +131,17 @@ def _input_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("your own network: input = (rgb_0_255 - mean) * scale").add_argument
     add("--mean", type=float, nargs="+", metavar="N", help="one number, or one for each channel")
     add("--scale", type=float, nargs="+", metavar="N", help="likewise")
-    add("--input-size", type=_size, metavar="PX", help="of the pictures it was trained on, or HEIGHTxWIDTH")
+    add("--input-size", type=side, metavar="PX", help="of the pictures it was trained on, or HEIGHTxWIDTH")
     add("--classes", metavar="FILE", help="names of its classes, one on each line")
     add("--channels", choices=("rgb", "bgr"), help="the order in which it takes them (default: rgb)")
-    add("--output", metavar="KEY", type=_key, help="which to look at of several outputs")
+    add("--output", metavar="KEY", type=key, help="which to look at of several outputs")
     add("--show", type=int, nargs=3, metavar="BAND", help="bands to show as red, green and blue, from 0")
 
 
 def _atlas_options(parser: argparse.ArgumentParser) -> None:
     _input_options(parser)
     add = parser.add_argument
-    add("--out", default="atlas", type=_path, help="folder to write to")
+    add("--out", default="atlas", type=file_path, help="folder to write to")
     maps = (
         "how many feature maps of each layer, 'all', or which: 17,42 of every layer, conv5:17,42 of this one"
     )
@@ -179,13 +150,13 @@ def _atlas_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", default=0, type=int, help="draws the feature maps")
     add("--patches-only", action="store_true", help="leave out the projections, as for layers that have none")
     add("--colours", default="signed", help="natural: projections in the colours of photographs, for looking")
-    add("--notebook", type=_path, help="make it through this notebook and leave the executed copy in --out")
+    add("--notebook", type=file_path, help="make it through this notebook and leave the executed copy in --out")
 
 
 def _mine_options(parser: argparse.ArgumentParser) -> None:
     _input_options(parser)
     add = parser.add_argument
-    add("--out", default="topk.parquet", type=_path, help="Parquet file to write")
+    add("--out", default="topk.parquet", type=file_path, help="Parquet file to write")
     add("--batch-size", type=int, help="pictures at a time (default: by the size of the activations)")
     add("--precision", default="float32", help="float32 or bf16")
     add("--inside", action="store_true", help="leave out units that look beyond the picture's border")
@@ -203,7 +174,7 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     add("--val", help="pictures to measure with (default: the other split of --images)")
     add("--size", type=int, help="side of the pictures in px (default: the network's input)")
     add("--limit", type=int, help="only the first so many training pictures")
-    add("--out", type=_path, help="folder of the run (default: runs/MODEL)")
+    add("--out", type=file_path, help="folder of the run (default: runs/MODEL)")
     add = parser.add_argument_group("the network (default: as the model has it)").add_argument
     add("--widths", type=int, nargs=5, metavar="N", help="maps of conv1 ... conv5")
     add("--hidden", type=int, metavar="N", help="units of fc6 and fc7")
@@ -220,7 +191,7 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     for setting in dataclasses.fields(Recipe):
         flag, default = f"--{setting.name.removeprefix('random_').replace('_', '-')}", setting.default
         why = f"{setting.metadata['why']} (default: {default})".replace("%", "%%")
-        kind: dict[str, Any] = {"type": int if type(default) is int or setting.name == "shift" else _number}
+        kind: dict[str, Any] = {"type": int if type(default) is int or setting.name == "shift" else number}
         if setting.name == "snapshots":
             kind = {"type": int, "nargs": "*", "metavar": "EPOCH"}
         elif isinstance(default, str):
@@ -239,9 +210,14 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
 
 def _sweep_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("notebook", metavar="NOTEBOOK", type=_path, help="a notebook with a cell tagged 'parameters'")
-    add("--grid", required=True, type=_path, help="YAML: parameters with lists of values, or a list of runs")
-    add("--out", default="runs", type=_path, help="folder to write to")
+    add("notebook", metavar="NOTEBOOK", type=file_path, help="a notebook with a cell tagged 'parameters'")
+    add(
+        "--grid",
+        required=True,
+        type=file_path,
+        help="YAML: parameters with lists of values, or a list of runs",
+    )
+    add("--out", default="runs", type=file_path, help="folder to write to")
     add("--jobs", type=int, help="runs at a time (default: what cores and memory allow)")
     add("--scheduler", metavar="ADDRESS", help="run on a Dask cluster, as tcp://10.0.0.1:8786")
     add("--timeout", type=float, default=3600, metavar="S", help="longest that a run may take, in seconds")
@@ -249,41 +225,6 @@ def _sweep_options(parser: argparse.ArgumentParser) -> None:
     add("--again", action="store_true", help="run also what is done")
     add("--max-runs", type=int, default=1000, metavar="N", help="refuse more")
     add("--dry-run", action="store_true", help="check everything, list the runs, run none")
-
-
-def _path(text: str) -> Path:
-    try:
-        return as_path(text)
-    except ZfkitError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _key(text: str) -> str | int:
-    return int(text) if text.isdecimal() else text
-
-
-def _size(text: str) -> Size:
-    sides = text.split("x")
-    if len(sides) > 2 or not all(n.isdecimal() for n in sides):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a side in pixels nor HEIGHTxWIDTH")
-    return int(text) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
-
-
-def _number(text: str) -> float | None:
-    return None if text.lower() == "none" else float(text)
-
-
-def _maps(texts: list[str]) -> Any:
-    """How many feature maps, or which, as `write_atlas` takes them; see the help of --maps."""
-    if len(texts) == 1 and (texts[0] == "all" or (texts[0].isdecimal() and int(texts[0]))):
-        return "all" if texts[0] == "all" else int(texts[0])
-    matches = [re.fullmatch(r"(?:(.+):)?(\d+(?:,\d+)*),?", text) for text in texts]
-    maps = {m[1]: [int(n) for n in m[2].split(",")] for m in matches if m}
-    if len(maps) == len(texts) and (None not in maps or (len(texts) == 1 and "," in texts[0])):
-        return maps.get(None) or maps
-    raise ZfkitError(
-        f"--maps {' '.join(texts)} is neither a number, 'all', maps as 17,42, nor conv3:5 conv5:17,42"
-    )
 
 
 def _inputs(args: argparse.Namespace, progress: bool = True) -> tuple[VisionModel, ImageSet]:
@@ -300,7 +241,7 @@ def _own_network(args: argparse.Namespace) -> dict[str, Any]:
 
 def _atlas(args: argparse.Namespace) -> None:
     """Top patches beside their projections, as a page and a PNG per layer."""
-    args.maps = _maps(args.maps)
+    args.maps = feature_maps(args.maps)
     if args.notebook:
         _atlas_through_notebook(args)
         return
@@ -410,6 +351,7 @@ def _mine(args: argparse.Namespace) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     """Train a network by the paper's recipe."""
+    expect_extra("train", "training", "lightning")
     changed = {f.name: vars(args)[f.name] for f in dataclasses.fields(Recipe) if f.name in args}
     if "snapshots" in changed:
         changed["snapshots"] = tuple(changed["snapshots"])
@@ -448,6 +390,9 @@ def _report_training(run: Run, model: VisionModel, val: ImageSet, out: Path) -> 
         pass
     print(f"  time        {run.history.seconds.sum():.0f} s, {last.images_per_second:,.0f} images/s")
     print(f"  network     {out / 'model.safetensors'}\n  history     {out / 'history.parquet'}")
+    if last.top1 < 150 / len(model.classes):
+        print("\nNothing was learned. Try next: zfkit train --recipe he --batch-size 32 ...")
+        return
     print(
         f"\nTry next:\n  zfkit atlas --model {out / 'model.safetensors'} --images photos --out {out / 'atlas'}"
     )
@@ -496,3 +441,17 @@ def _models(args: argparse.Namespace) -> None:
         "wrote, and that of the ONNX model zoo's zfnet512.onnx. Those that are untrained are there to be trained:\n"
         "zfkit train --help"
     )
+
+
+def _cache_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--limit", type=float, metavar="MB", help="delete, until so much is left")
+
+
+def _cache(args: argparse.Namespace) -> None:
+    """What zfkit keeps to be quicker the next time: tables, and data sets of torchvision."""
+    if args.limit is not None:
+        limit_cache(round(1e6 * between(args.limit, "--limit, in MB,", -1e-9, math.inf)))
+    entries = cached()
+    for path, held, _ in entries:
+        print(f"{held / 1e6:10.1f} MB  {path}")
+    print(f"{sum(held for _, held, _ in entries) / 1e6:10.1f} MB in {cache_folder()}")

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from .deconv.project import project
 from .deconv.rules import Rule
+from .files import cache_folder
 from .images.album import photographs
 from .images.decode import decode
 from .images.sources import load_images
@@ -246,9 +247,7 @@ def _folders() -> Iterator[Line]:
     yield _folder(
         "temporary files", Path(tempfile.gettempdir()), "set TMPDIR to a folder that works", "broken"
     )
-    yield _folder(
-        "data sets (~/.cache/zfkit)", Path.home() / ".cache/zfkit", "give load_images a root=", "note"
-    )
+    yield _folder("cache (ZFKIT_CACHE)", cache_folder(), "set ZFKIT_CACHE to a folder that works", "note")
     yield _folder("torchvision's weights", Path(torch.hub.get_dir()), "set TORCH_HOME elsewhere", "note")
 
 

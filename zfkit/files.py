@@ -153,3 +153,47 @@ def only_writer(file: Path, refusal: Exception) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+TAG = "Signature: 8a477f597d28d172789f06886806bc55"  # of a cache folder: https://bford.info/cachedir/
+
+
+def cache_folder(part: str = "") -> Path:
+    """Where zfkit keeps what can be made or fetched again: ZFKIT_CACHE, or "zfkit" in XDG_CACHE_HOME or ~/.cache.
+
+    The folder of a part is made and marked, so that only what zfkit put there is ever deleted.
+    """
+    own, shared = os.environ.get("ZFKIT_CACHE"), Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    base = Path(own) if own else shared / "zfkit"
+    if not own and not shared.expanduser().is_absolute():  # which its specification says to ignore
+        base = Path("~/.cache/zfkit")
+    folder = base.expanduser() / part
+    if part and not folder.exists():
+        with contextlib.suppress(OSError):  # nowhere to keep anything
+            folder.mkdir(parents=True)
+            (folder / "CACHEDIR.TAG").write_text(f"{TAG}\n# Made by zfkit; `zfkit cache` looks after it.\n")
+    return folder
+
+
+def cached() -> list[tuple[Path, int, float]]:
+    """What lies in the parts of the cache that zfkit made: path, bytes and when it was used, longest ago first."""
+    entries = []
+    for tag in cache_folder().glob("*/CACHEDIR.TAG"):
+        if tag.read_text().startswith(TAG):
+            for path in tag.parent.iterdir():
+                files = [f for f in (path, *path.rglob("*")) if f.is_file()] if path != tag else []
+                if files:
+                    stats = [f.stat() for f in files]
+                    used = max(max(s.st_atime, s.st_mtime) for s in stats)
+                    entries.append((path, sum(s.st_size for s in stats), used))
+    return sorted(entries, key=lambda entry: entry[2])
+
+
+def limit_cache(most: int) -> None:
+    """Delete what was not used for the longest, until at most so many bytes are left."""
+    entries = cached()
+    held = sum(size for _, size, _ in entries)
+    for path, size, _ in entries:
+        if held > most:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            held -= size

@@ -284,7 +284,7 @@ def test_files_of_a_network_that_zfkit_did_not_train(tmp_path, images):
 
 
 def test_an_empty_folder_and_a_wrong_path_are_told(tmp_path, small):
-    with pytest.raises(ZfkitError, match=r"holds no snapshots \(\*.safetensors\).*zfkit.fit"):
+    with pytest.raises(ZfkitError, match=r"holds no snapshots \(\*.safetensors, .*\*.pth\).*zfkit.fit"):
         evolution(tmp_path, small)
     with pytest.raises(ZfkitError, match="there is no folder"):
         evolution(tmp_path / "nowhere", small)

@@ -134,7 +134,7 @@ def test_class_agreement_is_counted_window_by_window(circular):
                 assert float(found.probability[axis, d, n]) == pytest.approx(np.mean(change), abs=1e-6)
     assert found.layers == ("0", "3") and found.spacing == (2, 0) and found.circular == circular
     table = found.table()
-    assert list(table.columns) == ["agreement", "probability", "0", "3"]
+    assert list(table.columns) == ["agreement", "agreement_low", "agreement_high", "probability", "0", "3"]
     assert table.index.tolist() == [0, 1, 2, 3]
     assert table["agreement"].tolist() == pytest.approx(found.agreement.mean((0, 2)).tolist())
 

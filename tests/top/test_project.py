@@ -29,7 +29,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ORDER = [
     "version", "errors", "checks", "files", "batching", "cluster", "images", "nets", "deconv", "topk",
     "frequency", "training", "health", "experiments", "figures", "atlas", "widgets", "sweeps", "doctor",
-    "cli", "__init__", "__main__",
+    "arguments", "cli", "__init__", "__main__",
 ]  # fmt: skip
 LONGEST = 500  # lines of a file of zfkit
 MOST = {

@@ -281,8 +281,8 @@ def evolution(
     """What each feature map answers to most after each epoch, projected (Fig. 4), and how far it is from its end.
 
     Args:
-        snapshots: a `Run` or its folder, any folder of .safetensors snapshots of one training, or pairs
-            (epoch, VisionModel). One network at a time is in memory.
+        snapshots: a `Run` or its folder, any folder of .safetensors, .pt or .pth snapshots of one training (of a loop
+            of your own, with `model`), or pairs (epoch, VisionModel). One network at a time is in memory.
         images: pictures to find the strongest activations in, with or without labels. The paper takes all of the
             training set; memory does not grow with their number.
         layers: names, also of fully connected layers; None for every convolution.

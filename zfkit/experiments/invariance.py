@@ -27,7 +27,7 @@ from ..errors import ImageError, LayerError, ZfkitError
 from ..images.imageset import ImageSet
 from ..nets.activations import features, pictures_at
 from ..nets.model import VisionModel, expect_model
-from .occlusion import Colour, TargetFrom, choose_target, probabilities, shown_colour
+from .occlusion import Colour, TargetFrom, choose_target, last_block, probabilities, shown_colour
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -302,17 +302,18 @@ def invariance(
 def paper_layers(model: VisionModel) -> tuple[str, str, str]:
     """The layers in the places of the paper's 1, 5 and 7, each after its ReLU where it has one.
 
-    That is the first layer, the last convolutional one, and the last before the classes (in a network without ReLUs
-    as modules, the last layer but one).
+    That is the first layer, the last convolutional one (or the output of the last block, `last_block`), and the last
+    before the classes (in a network without ReLUs as modules, the last layer but one).
     """
     steps, leaves = model.network.steps, model.network.leaves
     idle = nn.Dropout | nn.Dropout2d | nn.Flatten | nn.Identity | nn.Softmax | nn.LogSoftmax
     active = [name for name in leaves if not isinstance(steps[name].module, idle)]
     rectified = [name for name in active if isinstance(steps[name].module, nn.ReLU)]
-    fifth = leaves.index(model.conv_layers[-1])
-    if fifth + 1 < len(leaves) and leaves[fifth + 1] in rectified:
-        fifth += 1
-    return (rectified or active)[0], leaves[fifth], (active[-2:] or active)[0]
+    fifth = last_block(model)
+    after = leaves.index(fifth) + 1 if fifth in leaves else len(leaves)
+    if after < len(leaves) and leaves[after] in rectified:
+        fifth = leaves[after]
+    return (rectified or active)[0], fifth, (active[-2:] or active)[0]
 
 
 # ------------------------------------------------------------------------------------------ moving pictures

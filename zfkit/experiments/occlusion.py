@@ -24,6 +24,7 @@ from ..topk.mine import mine
 from ..topk.table import TopK
 from .occluder import Occluder
 
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Mish, nn.PReLU)
 Strongest = Literal["sum", "max"]
 Colour = float | Sequence[float] | None  # RGB 0-255; None for the model's mean
 TargetFrom = Literal["named", "label", "model"]
@@ -140,7 +141,8 @@ def occlude(
         target: the correct class, by name or by place in `model.classes` (labels of a set are places in its own
             `classes`: `zfkit.images.align_labels(photos, model.classes)` brings them together). None, or the -1 of
             unlabelled pictures, for the model's own top class; `Occlusion.target_from` says which it was.
-        layer: whose strongest map is watched; default the last convolutional layer, the paper's layer 5.
+        layer: whose strongest map is watched; default the last convolutional layer, the paper's layer 5, or, in a
+            network that branches, what comes out of its last block (`last_block`).
         channel: a feature map; None for the strongest one of the picture without a square.
         strongest: by the "sum" of its activity over all positions, which is what is then shown, or by its "max".
         size: of the square in pixels. The paper does not say; default a quarter of the smaller side, about what
@@ -166,7 +168,7 @@ def occlude(
     expect_model(model)
     x = model.preprocess(uint8_rgb(image, axes=3))
     H, W = x.shape[2:]
-    layer = layer or model.conv_layers[-1]
+    layer = layer or last_block(model)
     model.network.find(layer)
     one_of(strongest, "way to choose the strongest map", get_args(Strongest))
     size = max(1, min(H, W) // 4) if size is None else size
@@ -306,6 +308,25 @@ def probabilities(model: VisionModel, outputs: Tensor) -> Tensor:
     if isinstance(ending.module, nn.LogSoftmax) or ending.operation == "log_softmax":
         return outputs.exp()
     return outputs if isinstance(ending.module, nn.Softmax) else outputs.softmax(1)
+
+
+def last_block(model: VisionModel) -> str:
+    """The last convolutional layer; in a network that branches, the output of its last block, after the ReLU.
+
+    There the convolution that runs last may be a shortcut's. What comes out of the block is the last layer of the same
+    rows and columns: an activation, or the block itself.
+    """
+    network, last = model.network, model.conv_layers[-1]
+    if not any(len(step.maps) > 1 for step in network.steps.values()):
+        return last
+    size, output = network.shapes[last][1:], last
+    for name in model.layers[model.layers.index(last) + 1 :]:
+        step, shape = network.steps[name], network.shapes.get(name, ())
+        if len(shape) != 3 or shape[1:] != size:
+            break
+        if step.block or isinstance(step.module, ACTIVATIONS):
+            output = name
+    return output
 
 
 def choose_target(model: VisionModel, target: int | str | None, answer: Tensor) -> tuple[int, TargetFrom]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..checks import as_path
 from ..errors import ModelError, ZfkitError
 from ..nets.model import VisionModel
-from ..nets.weights import read_provenance
+from ..nets.weights import load_state, read_provenance
 from ..nets.zoo import load_model
 from ..training.run import Run
 
@@ -36,8 +36,8 @@ def snapshots_of(source: Source) -> tuple[str, Snapshots]:
     """Name of a training, and its snapshots by epoch, ascending, without reading them.
 
     Args:
-        source: a `Run` or its folder; any folder of .safetensors files; or networks by epoch. The epoch of a file is
-            the last number in its name, or else what its provenance says.
+        source: a `Run` or its folder; any folder of .safetensors files, or of .pt or .pth; or networks by epoch. The
+            epoch of a file is the last number in its name, or else what its provenance says.
 
     Raises ZfkitError for a folder without snapshots, with files whose epoch cannot be known, or with two of one epoch.
     """
@@ -64,9 +64,11 @@ def _files(folder: Path) -> Snapshots:
     if not folder.is_dir():
         raise ZfkitError(f"there is no folder {str(folder)!r}; check the path")
     # Names that begin with a dot are files that are being written.
-    files = [sorted(place.glob("[!.]*.safetensors")) for place in (folder / "snapshots", folder)]
+    kinds = (".safetensors", ".pt", ".pth")
+    places = [(place, kind) for kind in kinds for place in (folder / "snapshots", folder)]
+    files = [sorted(place.glob(f"[!.]*{kind}")) for place, kind in places]
     snapshots: Snapshots = {}
-    for file in files[0] or files[1]:
+    for file in next(filter(None, files), []):
         numbers = re.findall(r"\d+", file.stem)
         try:
             epoch = int(numbers[-1] if numbers else read_provenance(file)["epoch"])
@@ -82,8 +84,8 @@ def _files(folder: Path) -> Snapshots:
         snapshots[epoch] = file
     if not snapshots:
         raise ZfkitError(
-            f"{str(folder)!r} holds no snapshots (*.safetensors): give the folder that a training wrote to, as "
-            "zfkit.fit(..., out=FOLDER)"
+            f"{str(folder)!r} holds no snapshots (*{', *'.join(kinds)}): give the folder that a training wrote to, as "
+            "zfkit.fit(..., out=FOLDER), or pairs (epoch, model)"
         )
     return dict(sorted(snapshots.items()))
 
@@ -97,13 +99,18 @@ def load_snapshot(
     """
     if isinstance(snapshot, VisionModel):
         return snapshot
+    if base is None and snapshot.suffix != ".safetensors":
+        raise ZfkitError(
+            f"{snapshot.name} does not say which network it belongs to: give it, as in evolution(..., "
+            "model=zfkit.wrap_model(net, ...)), or pairs (epoch, model)"
+        )
     if base is None:
         return load_model(snapshot, device=device)
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        tensors = load_file(snapshot)
+        tensors = load_file(snapshot) if snapshot.suffix == ".safetensors" else load_state(snapshot)
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{snapshot.name} is damaged ({error}); copy it again") from None
     net = copy.deepcopy(base.net)

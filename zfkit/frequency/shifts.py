@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+STARTS = 16  # of windows in larger pictures, at most
+
+
 @dataclass(frozen=True, eq=False)
 class ShiftConsistency:
     """What changes when the picture moves by a few pixels; made by `shift_consistency`.
@@ -63,10 +66,14 @@ class ShiftConsistency:
         return interval(bootstrap_sums(kept.T, random_seed) / kept.shape[1], level).T
 
     def table(self) -> pd.DataFrame:
-        """One row per shift, both directions together: class agreement, change of probability, then every layer."""
+        """One row per shift, both directions together: class agreement with its 95 % interval, change of probability,
+        then every layer.
+        """
         import pandas as pd
 
-        columns = {"agreement": self.consistency(), "probability": self.probability.mean((0, 2))}
+        low, high = self.interval().T
+        columns = {"agreement": self.consistency(), "agreement_low": low, "agreement_high": high}
+        columns["probability"] = self.probability.mean((0, 2))
         columns |= dict(zip(self.layers, self.distance.mean(1), strict=True))
         return pd.DataFrame(columns, index=pd.Index(self.shifts.tolist(), name="shift"))
 
@@ -80,8 +87,9 @@ def shift_consistency(
     layers: Sequence[str] | None = None,
     window: int | None = None,
     circular: bool = False,
+    limit: int | None = 100,
     random_seed: int = 0,
-    progress: bool = False,
+    progress: bool = True,
 ) -> ShiftConsistency:
     """Feature distance and class agreement under shifts of 0 to `shifts` pixels, down and to the right.
 
@@ -99,11 +107,13 @@ def shift_consistency(
 
     Args:
         images: an `ImageSet`, or uint8 (N, 3, H, W), of at least two pictures. Without `circular`, larger than
-            `window` by `shifts` px; where they are larger still, every start that leaves room is averaged over.
+            `window` by `shifts` px; where they are larger still, up to 16 neighbouring starts in their middle are
+            averaged over: a whole period of any stride up to that.
         layers: None for convolutional and fully connected ones.
         window: side in px; None for the model's input size. With another, only layers before the first fully
             connected one can be asked, and there is no class agreement.
         circular: roll windows of the whole picture round instead. That invents an edge.
+        limit: so many of the pictures, evenly spread over them; None for all. `interval` says what that leaves open.
         random_seed: of the other pictures y.
 
     Raises ZfkitError for pictures without room for the shifts, and LayerError for an unknown layer.
@@ -124,8 +134,11 @@ def shift_consistency(
             + ("" if circular else f" that shift by {shifts} px")
             + f"; take pictures of {need} px, as load_images(..., size={need}) gives them"
         )
-    N, D = len(images), shifts + 1
-    starts = 1 if circular else min(height, width) - need + 1  # places that leave room for all shifts
+    N = len(images) if limit is None else min(len(images), whole_number(limit, "limit, in pictures,", 2))
+    places, D = torch.linspace(0, len(images) - 1, N).round().long(), shifts + 1
+    room = 1 if circular else min(height, width) - need + 1  # places that leave room for all shifts
+    starts = min(room, STARTS)
+    first = (room - starts) // 2
     distance = torch.zeros(len(names), 2, D, dtype=torch.float64)
     agreement = torch.full((2, D, N), math.nan if classes is None else 0.0, dtype=torch.float64)
     probability = agreement.clone()
@@ -137,12 +150,13 @@ def shift_consistency(
         return {name: y.clone() for name, y in activations(model, window, layers)}
 
     chunks = torch.arange(N).split(max(1, min(32, 2**18 // side**2)))
-    with steps(2 * N * (starts + shifts), "shifting", progress=progress) as done:
+    shorter = "fewer pictures (limit=50), shifts or layers take less"
+    with steps(2 * N * (starts + shifts), "shifting", progress=progress, shorter=shorter) as done:
         for chunk, axis in itertools.product(chunks, (0, 1)):
-            pictures = pictures_at(images, chunk)
+            pictures = pictures_at(images, places[chunk])
             anchors: dict[int, dict[str, Tensor]] = {}  # outputs at starts that may still be shifted from
             for start in range(starts + shifts):
-                now = outputs(pictures, axis, start)
+                now = outputs(pictures, axis, first + start)
                 if start < starts:
                     anchors[start] = now
                 anchors.pop(start - D, None)
@@ -159,7 +173,7 @@ def shift_consistency(
     order = torch.randperm(N, generator=torch.Generator().manual_seed(random_seed))
     between = torch.zeros(len(names), 1, 1, dtype=torch.float64)  # summed distance to another picture
     for chunk in chunks:
-        x, y = (outputs(pictures_at(images, o[chunk]), 0, 0) for o in (order, order.roll(1)))
+        x, y = (outputs(pictures_at(images, places[o[chunk]]), 0, first) for o in (order, order.roll(1)))
         for i, layer in enumerate(compare):
             between[i] += layer.shifted(x[layer.name], y[layer.name], 0, 0).sum()
     return ShiftConsistency(

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..checks import Size, expect, one_of, whole_number
 from ..errors import ImageError, ZfkitError, printable, unknown
+from ..files import cache_folder
 from .caching import CachedReads
 from .decode import OTHER_PICTURES, begins_as_picture, decode, one_line
 from .given import data_set, sizes
@@ -107,7 +108,7 @@ def load_images(
             (`zfkit.images.image_source`).
         size: side in pixels, or (height, width); default 224, for textures 64.
         limit: only the first so many.
-        root: where torchvision keeps its data; default ``~/.cache/zfkit``.
+        root: where torchvision keeps its data; default in zfkit's cache (`zfkit cache` says where).
         split: ``"val"`` or ``"train"``, for textures, and for torchvision data sets and folders that are divided.
         value_range: which values of grey pictures of more than 8 bits become black and white, as ``(0, 4095)`` for 12
             bits in 16; default 0 to 65535, unless the file states another.
@@ -316,7 +317,7 @@ def torchvision(
 ) -> ImageSet:
     """A data set of torchvision by class name, downloaded on first use."""
     one_of(split, "split", SPLITS, ImageError)
-    cache = Path(root).expanduser() if root else Path.home() / ".cache" / "zfkit" / "torchvision"
+    cache = Path(root).expanduser() if root else cache_folder("torchvision")
     dataset = _open_dataset(name, split, cache)
     # FakeData draws a picture by reseeding torch's global generator, which threads would do all at once.
     alone = CachedReads(dataset.__getitem__, 1) if name == "FakeData" else None

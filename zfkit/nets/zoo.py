@@ -162,7 +162,7 @@ def _load(name: str, weights: str | None, random_seed: int) -> tuple[nn.Module, 
     if path.suffix == ".onnx":
         return _from_onnx(path)
     if path.suffix == ".safetensors" or path.is_file():
-        return _from_file(path, path.stem)
+        return _from_file(path, _name(path))
     from torchvision import models
 
     meant = [f"torchvision:{name}"] if name in models.list_models(models) else []  # "resnet18"
@@ -261,6 +261,11 @@ def _build(provenance: Provenance) -> tuple[nn.Module, str, int]:
             return net, net.architecture.family, net.architecture.input_size
     except Exception as error:  # whatever the file holds in place of an architecture
         raise ModelError(f"its provenance names no architecture that zfkit can build ({error})") from None
+
+
+def _name(path: Path) -> str:
+    """Of a run's `model.safetensors` its folder's, which says which run it was."""
+    return path.resolve().parent.name if path.stem == "model" else path.stem
 
 
 def _from_file(path: Path, name: str) -> tuple[nn.Module, Own]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..batching import steps
-from ..checks import as_path, number, whole_number, writable_folder
+from ..checks import as_path, expect_extra, number, whole_number, writable_folder
 from ..cluster import connected
 from ..errors import WriteError, ZfkitError
 from ..files import only_writer, write_whole
@@ -113,6 +113,7 @@ def plan_sweep(
 
     Raises ZfkitError as `sweep` does.
     """
+    expect_extra("notebooks", "a sweep", "papermill", "nbformat", "yaml", "joblib")
     path = as_path(notebook)
     source = read_notebook(path)
     parameters = read_parameters(source, path.name)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..checks import as_path
 from ..deconv.receptive_field import fits_inside
 from ..errors import ZfkitError
+from ..files import cache_folder
 from ..images.imageset import ImageSet
 from ..nets.activations import activations
 from ..nets.model import VisionModel
@@ -26,8 +27,10 @@ QUANTILE = 0.999  # of a map's maximum over pictures: its record
 LITTLE = 0.25  # of its record: with less, nothing in the pictures is what a map is for
 
 
-def mined(model: VisionModel, photos: ImageSet, folder: str | Path = "~/.cache/zfkit/top") -> TopK:
+def mined(model: VisionModel, photos: ImageSet, folder: str | Path | None = None) -> TopK:
     """The table of `mine` for these: the one that ships, one that `folder` kept, or else made now and kept there.
+
+    The folder is by default one in zfkit's cache, of which `zfkit cache` says where it is.
 
     Units that look beyond a picture's border are left out where pictures are large enough for that. A table is used
     only where its fingerprints are right, and a forward pass of one of its pictures gives the same numbers.
@@ -36,7 +39,7 @@ def mined(model: VisionModel, photos: ImageSet, folder: str | Path = "~/.cache/z
     inside = fits_inside(model, list(model.conv_layers), photos.size)
     name = f"{model.fingerprint()}-{photos.fingerprint()}-{'inside' if inside else 'all'}.parquet"
     shipped = {path.stem: path for path in DATA.glob("*.parquet")}
-    file = as_path(folder) / name
+    file = (cache_folder("top") if folder is None else as_path(folder)) / name
     for path in (shipped.get(f"{model.name}-{photos.source}"), file):
         if path is not None and path.is_file():
             with suppress(ZfkitError):  # of another version, or damaged: it is made again

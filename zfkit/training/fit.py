@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm.auto import tqdm
 
-from ..checks import one_of, whole_number
+from ..checks import expect_extra, one_of, whole_number
 from ..errors import TrainingError
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel
@@ -86,6 +86,7 @@ def fit(
     a disk too full, before the first step where that can be known; and TrainingError with a diagnosis when the loss is
     not finite or does not leave that of guessing.
     """
+    expect_extra("train", "training", "lightning")
     if workers is not None:
         whole_number(workers, "workers", 0, 1024, TrainingError)
     if save_every is not None:
@@ -161,10 +162,9 @@ def make_fabric(device: str | None = None, precision: str | None = None) -> Any:
 
     Raises TrainingError for a device or precision that there is not.
     """
-    try:
-        from lightning.fabric import Fabric
-    except ImportError:
-        raise TrainingError("training needs Lightning Fabric: pip install 'zfkit[train]'") from None
+    expect_extra("train", "training", "lightning")
+    from lightning.fabric import Fabric
+
     world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     kind, _, index = (device or "auto").partition(":")
     if kind == "auto":

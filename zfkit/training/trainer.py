@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from .evaluate import Accuracy
 from .network import Dropout, untrained
 from .plan import TrainingPlan
 from .run import Run, State
+
+SHORT = 1000  # steps of a whole training, in which the paper's start does not leave guessing
 
 
 @torch.no_grad()
@@ -176,18 +179,34 @@ class Trainer:
         )
 
     def check_that_it_moves(self) -> None:
-        """Raise TrainingError with a diagnosis where the loss has stayed at that of guessing."""
+        """Raise TrainingError with a diagnosis where the loss has stayed at that of guessing.
+
+        Where the whole training is too short for the recipe's start, say so after two epochs, and at its end.
+        """
         recipe, history = self.recipe, self.state.history[-self.recipe.flat_epochs :]
+        short = recipe.epochs * self.plan.steps < SHORT and self.state.epoch == 2
+        if (short or self.state.epoch == recipe.epochs > 1) and self._is_flat(self.state.history[-2:]):
+            init, flag = ("", "") if recipe.init == "he" else ("init='he', inputs='std', ", "--recipe he ")
+            warnings.warn(
+                f"after {self.state.epoch} epochs the loss is still that of guessing, {self.plan.guessing:.2f}: "
+                f"nothing is learned. {self.plan.count:,} pictures are {self.plan.steps} steps an epoch; for few "
+                f"pictures take Recipe({init}batch_size=32), `zfkit train {flag}--batch-size 32`, or more epochs",
+                stacklevel=3,
+            )
         enough = recipe.flat_epochs and len(history) == recipe.flat_epochs
         if not enough or self.state.epoch * self.plan.steps < recipe.flat_steps:
             return
         guess = self.plan.guessing
-        if all(abs(row["loss"] - guess) < 0.01 * guess for row in history):
+        if self._is_flat(history):
             raise TrainingError(
                 f"the loss has stayed at {guess:.2f}, that of guessing among {len(self.plan.classes)} classes "
                 f"(ln {len(self.plan.classes)} where they are equally many), for {recipe.flat_epochs} epochs: "
                 + self._why_flat()
             )
+
+    def _is_flat(self, history: Sequence[dict[str, float]]) -> bool:
+        guess = self.plan.guessing
+        return all(abs(row["loss"] - guess) < 0.01 * guess for row in history)
 
     def _why_flat(self) -> str:
         spread = float(self.model.preprocess(self.plan.sample).std())

@@ -19,6 +19,7 @@ from ..experiments.occluder import Occluder
 from ..experiments.occlusion import (
     Colour,
     choose_target,
+    last_block,
     preprocessed_colour,
     probabilities,
     shown_colour,
@@ -82,7 +83,7 @@ class OcclusionExplorer(Panel):
         if not isinstance(image, Tensor) or image.dim() != 3:
             raise ImageError("expected one uint8 RGB picture (3, H, W), as photos[0][0] is")
         self.model, self.image = model, image
-        self.layer = layer or model.conv_layers[-1]
+        self.layer = layer or last_block(model)
         model.network.find(self.layer)
         self.grey, self.colour = preprocessed_colour(model, fill), shown_colour(model, fill)
         self.occluder = Occluder.of(model, model.preprocess(image), self.layer)

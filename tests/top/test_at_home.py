@@ -1,0 +1,209 @@
+"""What somebody meets who brings a network, pictures and checkpoints of their own, on a machine of their own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny import image_set, network, noise, random_pixels
+from torch import nn
+
+import zfkit
+from zfkit.cli import main
+from zfkit.experiments.invariance import paper_layers
+from zfkit.experiments.occlusion import last_block
+from zfkit.files import cache_folder, cached
+from zfkit.topk.bundled import mined
+
+ROOT = Path(zfkit.__file__).resolve().parents[1]
+
+# ------------------------------------------------------------------------------------- branching networks
+
+
+class Block(nn.Module):
+    """A residual block whose shortcut is computed after its branch, as torchvision's are."""
+
+    def __init__(self, width, out, stride):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(width, out, 3, stride, 1), nn.Conv2d(out, out, 3, 1, 1)
+        self.shortcut, self.relu = nn.Conv2d(width, out, 1, stride), nn.ReLU()
+
+    def forward(self, x):
+        return self.relu(self.conv2(self.relu(self.conv1(x))) + self.shortcut(x))
+
+
+def residual():
+    torch.manual_seed(0)
+    blocks = nn.Sequential(Block(3, 6, 1), Block(6, 8, 2))
+    net = nn.Sequential(blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    return zfkit.wrap_model(net, mean=128, scale=1 / 64, input_size=20, name="residual")
+
+
+def test_the_default_layer_is_what_comes_out_of_the_last_block():
+    model, pixels = residual(), noise(1, 20)
+    assert model.conv_layers[-1] == "0.1.shortcut"  # the convolution that runs last
+    layer = last_block(model)
+    assert paper_layers(model)[1] == layer
+    with torch.no_grad():
+        truth = model.net[0](model.preprocess(pixels)).relu()  # the ReLU has been already: nothing changes
+    result = zfkit.occlude(model, pixels[0], size=8, stride=8, progress=False)
+    assert result.layer == layer
+    assert result.whole_activity == pytest.approx(float(truth[0].sum((1, 2)).max()), rel=1e-5)
+
+
+def test_in_a_chain_it_is_the_last_convolution():
+    assert last_block(network(0)) == "3"
+    assert last_block(zfkit.load_model("zfnet64-narrow", weights=None)) == "conv5"
+
+
+# ------------------------------------------------------------------------------ snapshots of one's own loop
+
+
+@pytest.mark.parametrize("suffix, wrapped", [(".pt", False), (".pth", True)])
+def test_evolution_reads_checkpoints_of_torch(tmp_path, suffix, wrapped):
+    """Of a loop that saves state dicts, or dictionaries with one: the same as from the networks themselves."""
+    models = {epoch: network(epoch) for epoch in (0, 3, 10)}
+    images = image_set(random_pixels(6))
+    for epoch, model in models.items():
+        state = model.net.state_dict()
+        kept = {"model_state_dict": state, "epoch": epoch} if wrapped else state
+        torch.save(kept, tmp_path / f"checkpoint_{epoch}{suffix}")
+    options = {"maps": 2, "compare": 6, "progress": False}
+    truth = zfkit.evolution(models, images, **options)
+    read = zfkit.evolution(tmp_path, images, model=network(99), **options)
+    assert read.epochs == truth.epochs == (0, 3, 10)
+    for layer in truth.layers:
+        assert torch.allclose(read.layers[layer].projection, truth.layers[layer].projection, atol=1e-6)
+    with pytest.raises(
+        zfkit.ZfkitError, match=r"does not say which network .* model=zfkit\.wrap_model.* pairs"
+    ):
+        zfkit.evolution(tmp_path, images, **options)
+
+
+# ----------------------------------------------------------------------------------------------- the cache
+
+
+@pytest.fixture
+def nowhere(monkeypatch, tmp_path):
+    """A home without a cache, and no variable that says where one is."""
+    monkeypatch.delenv("ZFKIT_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+def test_where_the_cache_is(nowhere, monkeypatch):
+    assert cache_folder() == nowhere / "home" / ".cache" / "zfkit"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(nowhere / "xdg"))
+    assert cache_folder() == nowhere / "xdg" / "zfkit"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, says its specification
+    assert cache_folder() == nowhere / "home" / ".cache" / "zfkit"
+    monkeypatch.setenv("ZFKIT_CACHE", "~/elsewhere")
+    assert cache_folder() == nowhere / "home" / "elsewhere"
+
+
+def test_zfkit_cache_shows_bounds_and_clears_what_is_zfkits_own(nowhere, monkeypatch, capsys):
+    monkeypatch.setenv("ZFKIT_CACHE", str(nowhere / "shared"))
+    (nowhere / "shared" / "photographs").mkdir(parents=True)
+    (nowhere / "shared" / "photographs" / "holiday.jpg").write_bytes(b"mine")
+    tables = []
+    for seed in (0, 1):
+        mined(network(seed), image_set(random_pixels(4)))
+        tables += [path for path, _, _ in cached() if path not in tables]
+    assert len(tables) == 2 and {path.suffix for path in tables} == {".parquet"}
+    os.utime(tables[1], (1, 1))  # used long ago
+    assert main(["cache"]) == 0
+    printed = capsys.readouterr().out
+    assert all(str(path) in printed for path in tables) and "holiday" not in printed
+    assert main(["cache", "--limit", str(tables[0].stat().st_size / 1e6)]) == 0
+    assert [path.exists() for path in tables] == [True, False]
+    assert main(["cache", "--limit", "0"]) == 0
+    assert not tables[0].exists() and (nowhere / "shared" / "photographs" / "holiday.jpg").exists()
+    assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["0.0", "MB"]
+    assert main(["cache", "--limit", "-3"]) == 2
+
+
+# --------------------------------------------------------------------------------------- what is not there
+
+
+@pytest.mark.parametrize(
+    "code, missing, extra",
+    [
+        ("zfkit.explore", "ipywidgets", "notebooks"),
+        ("zfkit.sweep('a.ipynb', 'grid.yaml')", "papermill", "notebooks"),
+        ("zfkit.fit('zfnet64-narrow', None, None)", "lightning", "train"),
+        ("main(['train', '--images', 'folder:/nowhere', '--val', 'photos'])", "lightning", "train"),
+        ("main(['sweep', 'a.ipynb', '--grid', 'grid.yaml'])", "papermill", "notebooks"),
+    ],
+)
+def test_what_needs_an_extra_says_which_before_anything_else(code, missing, extra, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, missing, None)  # as where it is not installed
+    vars(zfkit).pop("explore", None)
+    try:
+        assert eval(code) == 2
+        said = capsys.readouterr().err
+    except zfkit.ZfkitError as error:
+        said = str(error)
+    assert f"needs {missing}: pip install 'zfkit[{extra}]'" in said
+
+
+# -------------------------------------------------------------------------------------------------- citing
+
+
+def test_zfkit_can_be_cited():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= cited.keys()  # what version 1.2 requires
+    assert cited["version"] == zfkit.__version__
+    readme = (ROOT / "README.md").read_text()
+    assert f"version = {{{zfkit.__version__}}}" in readme and cited["repository-code"] in readme
+
+
+def test_a_set_is_sampled_evenly_and_windows_start_in_the_middle():
+    """`shift_consistency` with a limit is that of the pictures it takes; of many starts it takes the middle ones."""
+    model, pixels = network(0), noise(9, 60)
+    options = {"shifts": 2, "progress": False, "layers": ["0"], "random_seed": 3}
+    sampled = zfkit.shift_consistency(model, pixels, limit=5, **options)
+    chosen = zfkit.shift_consistency(model, pixels[[0, 2, 4, 6, 8]], **options)
+    assert torch.equal(sampled.distance, chosen.distance) and torch.equal(sampled.agreement, chosen.agreement)
+    # 60 px leave 39 starts; of the middle 16 the first is at 11, and the other axis lies in the middle anyway.
+    cut = pixels[:, :, 11 : 11 + 20 + 2 + 15]
+    whole = zfkit.shift_consistency(model, pixels, **options)
+    rows = zfkit.shift_consistency(model, cut, **options)
+    assert torch.allclose(whole.agreement[0], rows.agreement[0])
+    table = whole.table()
+    assert (table.agreement_low <= table.agreement).all() and (table.agreement <= table.agreement_high).all()
+
+
+# --------------------------------------------------------------------------- a training that learns nothing
+
+
+def test_a_training_on_few_pictures_says_within_two_epochs_that_it_learns_nothing(tmp_path, capsys):
+    """With the paper's start, on 64 pictures of 16 classes; the network is called after its folder."""
+    out = tmp_path / "first try"
+    command = [
+        "train",
+        "--limit",
+        "64",
+        "--epochs",
+        "3",
+        "--batch-size",
+        "32",
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+    ]
+    with pytest.warns(UserWarning) as said:
+        assert main(command) == 0
+    first = next(str(w.message) for w in said if "guessing" in str(w.message))
+    assert first.startswith(
+        "after 2 epochs the loss is still that of guessing, 2.77: nothing is learned"
+    )  # ln 16
+    assert "64 pictures are 2 steps an epoch" in first and "--recipe he --batch-size 32" in first
+    printed = capsys.readouterr().out
+    assert "Nothing was learned" in printed and "zfkit atlas" not in printed
+    assert zfkit.load_model(out / "model.safetensors").name == "first try"
