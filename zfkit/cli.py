@@ -150,7 +150,11 @@ def _atlas_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", default=0, type=int, help="draws the feature maps")
     add("--patches-only", action="store_true", help="leave out the projections, as for layers that have none")
     add("--colours", default="signed", help="natural: projections in the colours of photographs, for looking")
-    add("--notebook", type=file_path, help="make it through this notebook and leave the executed copy in --out")
+    add(
+        "--notebook",
+        type=file_path,
+        help="make it through this notebook and leave the executed copy in --out",
+    )
 
 
 def _mine_options(parser: argparse.ArgumentParser) -> None:
