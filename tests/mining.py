@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 import zfkit
+from zfkit.checksums import digest
 from zfkit.images.imageset import ImageSet, Windows
 
 WEIGHTS = torch.randint(-2, 3, (6, 3, 3, 3), generator=torch.Generator().manual_seed(1)).float()
@@ -60,7 +61,8 @@ def pictures(count: int, windows: bool = False, before=lambda i: None) -> ImageS
         left = rng.integers(0, 40, count)
         box = np.stack([left, np.zeros(count), left + 16, np.full(count, 16)], 1)
         where = Windows(torch.from_numpy(photograph), torch.from_numpy(box).float())
-    return ImageSet(read, [f"picture {i}" for i in range(count)], size=16, windows=where)
+    names = [f"picture {i}" for i in range(count)]
+    return ImageSet(read, names, size=16, windows=where, stamp=lambda: "few colours")
 
 
 def image_set(pixels, windows=None, in_memory=True):
@@ -70,7 +72,9 @@ def image_set(pixels, windows=None, in_memory=True):
         return Image.fromarray(pixels[i].permute(1, 2, 0).numpy()), -1
 
     names = [f"picture {i}" for i in range(len(pixels))]
-    images = ImageSet(read, names, size=pixels.shape[-1], source="made up", windows=windows)
+    images = ImageSet(
+        read, names, size=pixels.shape[-1], source="made up", windows=windows, stamp=lambda: digest([pixels])
+    )
     return images.in_memory(progress=False) if in_memory else images
 
 

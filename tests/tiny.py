@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 import zfkit
+from zfkit.checksums import digest
 from zfkit.images.imageset import ImageSet
 from zfkit.nets.paper import Architecture, build
 from zfkit.nets.weights import save_weights
@@ -34,7 +35,7 @@ def image_set(pixels, labels=None, classes=(), memory=True, source="made", windo
     size = pixels.shape[1]
     images = ImageSet(
         lambda i: (Image.fromarray(pixels[i]), labels[i]), names, size=size, classes=classes, source=source,
-        windows=windows,
+        windows=windows, stamp=lambda: digest([torch.from_numpy(pixels)]),
     )  # fmt: skip
     return images.in_memory(progress=False) if memory else images
 

@@ -6,14 +6,13 @@
     zfkit.write_atlas(model, photos, "atlas", top=top)
 
 networks      list_models  load_model  wrap_model  save_weights  VisionModel
-pictures      load_images  open_image  ImageSet
+pictures      load_images  open_image  ImageSet     many runs  sweep  record
 deconvnet     project  receptive_field  register_rule  way_back
 strongest     mine  project_top  TopK  Patches
 frequencies   filter_spectra  measure_aliasing  shift_consistency
 training      fit  evaluate  Recipe  Run    faults  diagnose
 experiments   occlude  invariance  correspondence  evolution  selectivity  sanity_checks  transfer
-to look at    explore  write_atlas  write_site  draw_layer
-many runs     sweep  record                 errors  ZfkitError
+to look at    explore  write_atlas  write_site  draw_layer     errors  ZfkitError
 
 More stands in the rooms, each with its own help: zfkit.frequency, zfkit.experiments, zfkit.figures, zfkit.widgets ...
 """

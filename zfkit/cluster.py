@@ -1,9 +1,9 @@
-"""Other processes: those of ``torchrun``, and a Dask cluster, or why that cannot be used."""
+"""Other processes: those of ``torchrun``, which have to agree, and a Dask cluster, or why it cannot be used."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from .checks import expect
+from .checksums import digest
 from .errors import ZfkitError
 from .version import __version__
 
@@ -82,3 +83,27 @@ def _check_workers(client: Any) -> None:
 
 def _version() -> str:
     return __version__
+
+
+def expect_same(known: Mapping[str, str]) -> None:
+    """Under torchrun, see that every process has the same network, pictures and so on, before any of them works.
+
+    Args:
+        known: a text of each, such as a fingerprint.
+
+    Raises ZfkitError, in every process, where one differs.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    own = torch.tensor([[*bytes.fromhex(digest([text]))] for text in known.values()], dtype=torch.uint8)
+    own = own.to("cuda" if dist.get_backend() == "nccl" else "cpu")
+    all_of_them = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(all_of_them, own)
+    for process, other in enumerate(all_of_them):
+        for name, a, b in zip(known, other, all_of_them[0], strict=True):
+            if not torch.equal(a, b):
+                raise ZfkitError(
+                    f"process {process} has other {name} than process 0: start all with the same command, on machines "
+                    "that find the same files, with the same times of change, under the same paths (an ImageSet of "
+                    "your own that streams says with stamp= what it has)"
+                )

@@ -323,7 +323,7 @@ def _network_and_photo() -> tuple[VisionModel, Tensor]:
     """zfnet64 in float64, and a photograph (1, 3, 128, 128)."""
     model = load_model("zfnet64", device="cpu")
     x = model.preprocess(load_images("photos", size=128, limit=1, progress=False)[0][0]).double()
-    return replace(model, net=copy.deepcopy(model.net).double(), _traced={}, _hashed={}), x
+    return replace(model, net=copy.deepcopy(model.net).double(), _traced=[]), x
 
 
 def _self_test() -> Iterator[Line]:

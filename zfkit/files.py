@@ -8,6 +8,7 @@ import hashlib
 import os
 import platform
 import re
+import secrets
 import shutil
 import stat
 import sys
@@ -21,25 +22,26 @@ from .errors import WriteError
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` with a temporary path beside `path`, then rename it: nobody sees half a file.
+    """Call `write` with a temporary path beside `path`, then rename it: nobody sees half a file, whatever happens.
 
     Raises WriteError, an OSError, for a full disk, a read-only folder, and where anything but a file would be replaced,
     leaving what was there before.
     """
     from safetensors import SafetensorError
 
-    part: Path | None = None
     expect_replaceable(path)
+    part = path.with_name(f"{private_prefix()}{secrets.token_hex(4)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(path.suffix, private_prefix(), path.parent)
-        os.close(handle)
-        part = Path(name)
+        # With the rights of any new file: 0o666 less what the umask takes. Some writers give their own.
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        rights = stat.S_IMODE(part.stat().st_mode)
         write(part)
-        umask = os.umask(0)  # which can be read only by setting it
-        os.umask(umask)
-        part.chmod(0o666 & ~umask)  # as any new file: mkstemp makes private ones
+        part.chmod(rights)
+        _to_disk(part)  # before its name is there, or after a power cut the name might be all that is
         part.replace(path)
+        with contextlib.suppress(OSError):  # some systems open no folders
+            _to_disk(path.parent)
     except WriteError:
         raise
     except OSError as error:
@@ -47,8 +49,16 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     except SafetensorError as error:  # which a full disk becomes when safetensors writes
         raise WriteError(path, OSError(None, str(error))) from error
     finally:
-        if part is not None:
+        with contextlib.suppress(OSError):  # a folder that is none, or that may not be written to
             part.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def expect_replaceable(*paths: Path) -> None:

@@ -1,6 +1,7 @@
 """The atlas as files: pictures pixel by pixel against `project`, and the page in a parser and a browser."""
 
 import base64
+import contextlib
 import io
 import re
 from html.parser import HTMLParser
@@ -16,6 +17,7 @@ from torch import nn
 
 import zfkit
 from zfkit.atlas import write_atlas
+from zfkit.atlas.page import _replacing
 from zfkit.figures.pictures import TILE
 from zfkit.images.colour import signed_to_rgb
 from zfkit.images.imageset import ImageSet
@@ -315,11 +317,45 @@ def test_the_table_is_kept_when_projecting_fails(tmp_path, monkeypatch, error):
 
     monkeypatch.setattr(zfkit.atlas.page, "project_many", fail)
     model, images = small_model(), image_set()
-    with pytest.raises(error, match=r"the GPU is gone; .*kept.*topk\.parquet"):
+    with pytest.raises(error, match=r"the GPU is gone; .*kept.*topk\.mined\.parquet"):
         written(tmp_path, model, images)
     monkeypatch.undo()
-    top = zfkit.TopK.load(tmp_path / "topk.parquet")
+    top = zfkit.TopK.load(tmp_path / "topk.mined.parquet")
     written(tmp_path, model, images, top=top)  # goes on from there
+
+
+def test_a_kill_while_files_take_their_places_never_mixes_old_and_new(tmp_path, monkeypatch):
+    """Killed before each removal and renaming: what is in the folder is all old, or all new."""
+    names = ["conv1.png", "conv2.png", "index.html", "topk.parquet"]
+
+    class Killed(BaseException):
+        """As SIGKILL."""
+
+    for kill_at in range(2 * len(names) + 1):
+        out, done = tmp_path / str(kill_at), []
+        out.mkdir()
+        for name in (*names, "user.txt"):
+            (out / name).write_text("old")
+
+        def counted(real, done=done, kill_at=kill_at):
+            def call(*paths, **options):
+                done.append(paths)
+                if len(done) > kill_at:
+                    raise Killed
+                return real(*paths, **options)
+
+            return call
+
+        with monkeypatch.context() as patched, contextlib.suppress(Killed), _replacing(out) as part:
+            for name in names:
+                (part / name).write_text("new")
+            patched.setattr(Path, "replace", counted(Path.replace))
+            patched.setattr(Path, "unlink", counted(Path.unlink))
+        left = {name: (out / name).read_text() for name in names if (out / name).exists()}
+        assert len(set(left.values())) <= 1
+        assert "index.html" not in left or len(left) == len(names)  # no page without what belongs to it
+        assert (out / "user.txt").read_text() == "old"
+    assert set(left.values()) == {"new"} and len(done) == kill_at  # the last was not killed
 
 
 # ------------------------------------------------------------------------------------------------- writing
@@ -357,7 +393,8 @@ def test_a_full_disk_leaves_the_old_files(tmp_path, monkeypatch, fails):
     with pytest.raises(zfkit.ZfkitError, match=r"No space left on device.*choose another"):
         written(tmp_path, maps=2)
     # What was mined is kept, for the same again; no temporary file is left.
-    after = {f.name: f.read_bytes() for f in tmp_path.iterdir() if not f.name.startswith(".zfkit-mining-")}
+    kept = (".zfkit-mining-", "topk.mined.parquet")
+    after = {f.name: f.read_bytes() for f in tmp_path.iterdir() if not f.name.startswith(kept)}
     assert sorted(after) == sorted(before)
     assert after["index.html"] == before["index.html"]
     if fails == "picture":

@@ -27,14 +27,14 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 # In reading order: a room, or a file beside the rooms, imports only those above it.
 ORDER = [
-    "version", "errors", "checks", "files", "batching", "cluster", "images", "nets", "deconv", "topk",
+    "version", "errors", "checks", "files", "checksums", "batching", "cluster", "images", "nets", "deconv", "topk",
     "frequency", "training", "health", "experiments", "figures", "atlas", "widgets", "sweeps", "doctor",
     "arguments", "cli", "__init__", "__main__",
 ]  # fmt: skip
 LONGEST = 500  # lines of a file of zfkit
 MOST = {
     "zfkit": 29_500,
-    "tests": 24_100,
+    "tests": 25_000,
 }  # lines of Python: lowered as they get thinner, raised for new abilities only
 HEAVY = {
     "torch", "torchvision", "matplotlib", "plotly", "kaleido", "pandas", "IPython", "ipywidgets", "jupyter_core",

@@ -189,15 +189,37 @@ def test_activations_that_are_not_finite_name_the_layer_and_the_picture(batch_si
     net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3))
     model = zfkit.wrap_model(net, mean=0, scale=1, input_size=8)
     net[2].weight.data[1, 0, 0, 0] = torch.nan
-    with pytest.raises(ZfkitError, match="'2' on picture 0 are not finite: check the weights"):
+    with pytest.raises(
+        ZfkitError,
+        match=r"'2' gives .* not finite, first for picture 0 of the . at hand: its weight holds NaN",
+    ):
         zfkit.mine(model, image_set(random_pixels(4, 8)), batch_size=batch_size, progress=False)
     # Too large only where a picture is not black.
     net[0].weight.data.fill_(3e38)
     net[0].bias.data.zero_()
     pixels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     pixels[2] = 200
-    with pytest.raises(ZfkitError, match="'0' on picture 2 are not finite"):
+    with pytest.raises(
+        ZfkitError, match=f"'0' gives .* not finite, first for picture {2 % batch_size} of .* grow"
+    ):
         zfkit.mine(model, image_set(pixels), ["0"], batch_size=batch_size, progress=False)
+
+
+def test_another_batch_size_gives_the_same_places_and_values_to_a_millionth(zfnet64, photos64):
+    """And the same number of pictures at a time, every bit."""
+    images = photos64[:101]
+    tables = [zfkit.mine(zfnet64, images, "conv3", batch_size=n, progress=False) for n in (64, 64, 101, 7)]
+    assert_same(tables[0], tables[1])
+    expected = tables[0]["conv3"]
+    largest = expected.max.max()
+    for other in tables[2:]:
+        top = other["conv3"]
+        for name in ("image", "row", "col"):
+            assert torch.equal(getattr(top, name), getattr(expected, name))
+        for name in ("value", "max", "mean"):
+            torch.testing.assert_close(
+                getattr(top, name), getattr(expected, name), rtol=0, atol=1e-6 * largest
+            )
 
 
 def test_bfloat16_is_close_and_float32_is_the_default(zfnet64, photos64):

@@ -77,7 +77,7 @@ def test_a_stopped_run_goes_on_to_the_identical_table(windows, after, tmp_path, 
     first_of.clear()
     assert_same(zfkit.mine(model, images, checkpoint=file, **OPTIONS), whole)
     assert first_of == []
-    assert [f.name for f in tmp_path.iterdir()] == ["run.part"]
+    assert sorted(f.name for f in tmp_path.iterdir()) == [".run.part.lock", "run.part"]  # the lock stays
 
 
 def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path):
@@ -181,6 +181,50 @@ def test_several_processes_give_the_identical_table(processes, tmp_path):
                 assert_same(zfkit.TopK.load(tmp_path / f"{count}-{windows}-{rank}.parquet"), one)
 
 
+DIFFERENT = """
+import sys; sys.path.insert(0, {tests!r})
+import torch, torch.distributed as dist, zfkit
+from coloured import coloured, train
+from mining import exact_model
+dist.init_process_group("gloo")
+torch.set_num_threads(1)
+rank = dist.get_rank()
+model, other = exact_model(), exact_model()
+other.net[0].weight.data[0, 0, 0, 0] += rank
+mine, differs = (zfkit.load_images("folder:" + f, size=16, progress=False) for f in (sys.argv[1], sys.argv[1 + rank]))
+for work in (
+    lambda: zfkit.mine(model, differs, progress=False),
+    lambda: zfkit.mine(other, mine, progress=False),
+    lambda: zfkit.mine(model, mine, k=3 + rank, progress=False),
+    lambda: train(None, data=(coloured(40, random_seed=rank), coloured(24))),
+):
+    try:
+        work()
+        print("worked")
+    except zfkit.ZfkitError as error:
+        print(f"{{rank}}: {{error}}", flush=True)
+print(len(zfkit.mine(model, mine, progress=False).layers), "layers")
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_differ_are_told_before_they_work(folder, tmp_path):
+    """Other pictures under the same names, another weight, another argument, other training data."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for i, file in enumerate(sorted(folder.iterdir())):
+        (other / file.name).write_bytes((folder / f"{(i + 1) % 60:02d}.png").read_bytes())
+    script = tmp_path / "different.py"
+    script.write_text(DIFFERENT.format(tests=str(Path(__file__).parents[1])))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    printed = run(*torchrun, str(folder), str(other)).splitlines()
+    for what in ("pictures", "network", "arguments", "data"):
+        told = [line for line in printed if f"process 1 has other {what} than process 0: start all" in line]
+        assert sorted(line[0] for line in told) == ["0", "1"], printed
+    assert printed.count("2 layers") == 2 and "worked" not in printed
+
+
 @pytest.mark.slow
 def test_the_command_under_torchrun_gives_the_table_of_one_process(folder, tmp_path):
     assert main(mine_command(folder, tmp_path / "one.parquet")) == 0
@@ -188,7 +232,7 @@ def test_the_command_under_torchrun_gives_the_table_of_one_process(folder, tmp_p
     printed = run(*torchrun, *mine_command(folder, tmp_path / "two.parquet"))
     assert printed.count("two.parquet") == 1  # one process speaks
     assert (tmp_path / "two.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
-    assert sorted(p.name for p in tmp_path.glob("*.part*")) == []
+    assert not [p for p in tmp_path.glob("*.part*") if p.suffix != ".lock"]
 
 
 # ---------------------------------------------------------------------------------------------------- a cluster

@@ -83,13 +83,17 @@ def test_a_damaged_state_falls_back_to_the_one_before(tmp_path):
 
 
 def test_another_run_is_not_overwritten(tmp_path):
-    folder = tmp_path / "run"
+    folder, pictures = tmp_path / "run", coloured(40)
     train(folder)
+    relabelled = pictures.with_labels(pictures.classes, [1, 0, 2])
     for options, message in [
         ({"recipe": replace(QUICK, lr=0.5)}, "lr was 0.01 and is now 0.5"),
         ({"recipe": replace(QUICK, epochs=2)}, "at epoch 3 already, beyond the 2"),
         ({"architecture": replace(TINY, hidden=9)}, "hidden was 8 and is now 9"),
         ({"data": (coloured(41), coloured(24, random_seed=1))}, "fingerprint was"),
+        ({"data": (coloured(40, random_seed=2), coloured(24, random_seed=1))}, "fingerprint was"),
+        ({"data": (relabelled, coloured(24, random_seed=1))}, "labels was"),
+        ({"workers": 0}, "kept was 'resident' and is now 'streamed'"),
     ]:
         with pytest.raises(TrainingError, match=message):
             train(folder, **options)
@@ -248,6 +252,7 @@ def test_names_that_do_not_exist():
     for options, message in [
         ({"architecture": "zfnet46"}, r"there is no architecture 'zfnet46'\. Did you mean 'zfnet64'"),
         ({"device": "tpu9"}, "there is no device 'tpu9'"),
+        ({"save_every": -1}, "save_every, in steps, must be a whole number from 1 on, not -1"),
     ]:
         with pytest.raises(TrainingError, match=message):
             train(**options)

@@ -114,9 +114,11 @@ def write_atlas(
         stack.enter_context(only_writer(folder, refusal))
         if top is None:
             inside = fits_inside(model, names, images.size)
-            state = _state_file(folder, model, images, (*names, str(k), str(inside)))
+            settings = (*names, str(k), str(inside))
+            state = _state_file(folder, model, images, settings) if images.lasting else None
             top = mine(model, images, names, k, inside=inside, checkpoint=state, progress=progress)
-            stack.enter_context(_kept(top, folder / "topk.parquet"))
+            # Not as topk.parquet, beside an older page's pictures.
+            stack.enter_context(_kept(top, folder / "topk.mined.parquet"))
         channels = maps if isinstance(maps, Mapping) else sample_maps(top, names, maps, random_seed)
         k = min(k, top.k)
         with _replacing(folder) as part:
@@ -171,10 +173,11 @@ def _forget_states(folder: Path, but: str = "") -> None:
 
 @contextlib.contextmanager
 def _kept(top: TopK, file: Path) -> Iterator[None]:
-    """Save the table at once; an error afterwards says where it is."""
+    """Save the table at once; an error afterwards says where it is. In the end it is in the atlas."""
     top.save(file)
     try:
         yield
+        file.unlink(missing_ok=True)
     except (ZfkitError, RuntimeError, MemoryError, KeyboardInterrupt) as error:
         hint = f"the mined table is kept, for write_atlas(top=TopK.load(path)): {printable(str(file))}"
         error.args = (f"{str(error) or 'interrupted'}; {hint}",)
@@ -188,8 +191,12 @@ def _replacing(folder: Path) -> Iterator[Path]:
     try:
         part = Path(tempfile.mkdtemp(prefix=private_prefix(), dir=folder))
         yield part
-        for done in sorted(part.iterdir()):
-            done.replace(folder / done.name)
+        names = sorted((file.name for file in part.iterdir()), key=lambda name: (name == "index.html", name))
+        try:
+            _take_places(part, folder, names)
+        except KeyboardInterrupt:
+            _take_places(part, folder, names)
+            raise
     except WriteError:
         raise
     except OSError as error:
@@ -197,6 +204,16 @@ def _replacing(folder: Path) -> Iterator[Path]:
     finally:
         if part is not None:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def _take_places(part: Path, folder: Path, names: Sequence[str]) -> None:
+    """Let files replace those of the same names: the old ones go first, so that a kill leaves no mixture of the two."""
+    left = [name for name in names if (part / name).exists()]
+    if left == list(names):
+        for name in reversed(names):
+            (folder / name).unlink(missing_ok=True)
+    for name in left:
+        (part / name).replace(folder / name)
 
 
 def _layers(

@@ -405,7 +405,7 @@ def forward(
     outputs: bool = True,
     on_step: OnStep | None = None,
 ) -> Tape:
-    """`deconvnet.forward`, with errors in the user's terms."""
+    """`deconvnet.forward`, with errors in the user's terms; also for outputs that are not finite."""
     channels, dtype = len(model.mean), str(model.dtype).removeprefix("torch.")
     expected = f"expected preprocessed images, {dtype} (N, {channels}, H, W), as model.preprocess(images) returns them"
     if not isinstance(batch, Tensor):
@@ -414,9 +414,12 @@ def forward(
         raise LayerError(f"{expected}, got {str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)}")
     try:
         # A copy: the network's first operation may work in place.
-        return deconvnet.forward(batch.clone(memory_format=torch.channels_last), outputs, on_step)
+        tape = deconvnet.forward(batch.clone(memory_format=torch.channels_last), outputs, on_step)
     except RuntimeError as error:
         raise cannot_run(model, deconvnet.layers, batch, error) from error
+    for layer, output in tape.outputs.items():
+        deconvnet.network.expect_finite(batch, layer, output)
+    return tape
 
 
 def _channels(

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import as_path, between, one_of, pair
+from ..checksums import read_table, write_table
 from ..errors import ModelError, ZfkitError
-from ..files import write_whole
 from ..frequency.aliasing import measure_aliasing
 from ..frequency.gratings import grating_response
 from ..frequency.shifts import shift_consistency
@@ -332,8 +332,10 @@ class FirstLayerRuns:
 
     def save(self, folder: str | Path) -> Path:
         """Write first_layer.parquet and first_layer.safetensors (filters in half precision)."""
+        import pyarrow as pa
+
         folder = as_path(folder)
-        write_whole(folder / TABLE, lambda part: self.table.to_parquet(part, index=False))
+        write_table(folder / TABLE, pa.Table.from_pandas(self.table, preserve_index=False))
         named = {f"{i:03d}": weight for i, weight in enumerate(self.weights)}
         save_weights(folder / FILTERS, named, self.told)
         return folder
@@ -360,14 +362,12 @@ def load_first_layer_runs(folder: str | Path | None = None) -> FirstLayerRuns:
     Runs that failed or are missing are left out. Raises ZfkitError where the folder holds no such runs, or the trained
     networks are gone that a sweep's table names.
     """
-    import pandas as pd
-
     bundled = Path(str(importlib.resources.files("zfkit"))) / "experiments" / "data"
     folder = bundled if folder is None else as_path(folder)
     if (folder / TABLE).is_file():
         tensors, provenance = load_weights(folder / FILTERS)
         weights = tuple(tensors[name] for name in sorted(tensors))
-        return FirstLayerRuns(pd.read_parquet(folder / TABLE), weights, provenance)
+        return FirstLayerRuns(read_table(folder / TABLE, unsealed=True).to_pandas(), weights, provenance)
     table = sweep_results(folder / "results.parquet", (*COLUMNS, "folder"), "kernel_or_stride.ipynb")
     if not all(table.folder):
         raise ZfkitError(

@@ -88,7 +88,7 @@ def randomise(
             if isinstance(step.module, nn.BatchNorm2d) and step.inputs[0] == name:
                 _redraw_norm(copied(step.name), draw, numbers)
     redrawn = names[0] if len(names) == 1 else f"{len(names)} layers"
-    return replace(model, net=net, name=f"{model.name}, {redrawn} redrawn", _traced={}, _hashed={})
+    return replace(model, net=net, name=f"{model.name}, {redrawn} redrawn", _traced=[])
 
 
 @torch.no_grad()

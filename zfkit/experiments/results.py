@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checksums import read_table
 from ..errors import ZfkitError
 
 if TYPE_CHECKING:
@@ -20,12 +21,10 @@ def sweep_results(source: Path, columns: Sequence[str], notebook: str) -> pd.Dat
     import pandas as pd
 
     path = source / "results.parquet" if source.is_dir() else source
+    if not path.is_file():
+        raise ZfkitError(f"there is no {str(path)!r}: give the folder that `zfkit sweep --out` wrote to")
     try:
-        runs = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
-    except FileNotFoundError:
-        raise ZfkitError(
-            f"there is no {str(path)!r}: give the folder that `zfkit sweep --out` wrote to"
-        ) from None
+        runs = pd.read_csv(path) if path.suffix == ".csv" else read_table(path, unsealed=True).to_pandas()
     except (OSError, ValueError) as error:
         raise ZfkitError(f"{path.name} is no table of a sweep ({' '.join(str(error).split())})") from None
     lacking = [name for name in columns if name not in runs]

@@ -106,18 +106,12 @@ def load_snapshot(
         )
     if base is None:
         return load_model(snapshot, device=device)
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(snapshot) if snapshot.suffix == ".safetensors" else load_state(snapshot)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{snapshot.name} is damaged ({error}); copy it again") from None
+    tensors = load_state(snapshot)
     net = copy.deepcopy(base.net)
     expect_same_network(epoch, tensors, net.state_dict(), "the model that was given")
     net.load_state_dict(tensors)
     # A traced network and a fingerprint belong to the weights they were made from: not to be shared.
-    return replace(base, net=net.eval(), name=snapshot.stem, _traced={}, _hashed={})
+    return replace(base, net=net.eval(), name=snapshot.stem, _traced=[])
 
 
 def expect_same_network(

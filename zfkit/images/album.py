@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from ..checks import Size, pair
-from ..errors import ImageError
+from ..checksums import digest
+from ..errors import ImageError, printable
 from .caching import CachedReads
 from .decode import decode
 from .imageset import UNLABELLED, ImageSet, Skipped, Windows
@@ -124,13 +125,22 @@ def photographs() -> tuple[Photograph, ...]:
 @image_source("photos")
 def photos(rest: str, size: Size, **_: Any) -> ImageSet:
     """Windows of this size over the photographs at two scales, at most a window apart; labels are subjects."""
+    _expect_nothing_more("photos", rest)
     return _windows(size, SCALES, _starts)
 
 
 @image_source("photos-small")
 def photos_small(rest: str, size: Size, **_: Any) -> ImageSet:
     """The middle of each photograph: pictures that have nothing to do with each other."""
+    _expect_nothing_more("photos-small", rest)
     return _windows(size, SCALES[:1], lambda length, size: [round((length - size) / 2)])
+
+
+def _expect_nothing_more(source: str, rest: str) -> None:
+    if rest:
+        raise ImageError(
+            f"'{source}:{printable(rest)}' says more than there is: say '{source}', or 'folder:PATH'"
+        )
 
 
 def _windows(size: Size, scales: tuple[float, ...], starts: Callable[[int, int], list[int]]) -> ImageSet:
@@ -180,10 +190,14 @@ def _windows(size: Size, scales: tuple[float, ...], starts: Callable[[int, int],
         resized = whole(photo, scaled)  # once for all its windows
         return resized.crop((left, top, left + W, top + H)), labels[i]
 
+    def stamp() -> str:
+        return digest(photo.path.read_bytes() for photo in photographs() if photo.path)
+
     windows = Windows(torch.tensor(photograph), torch.tensor(boxes, dtype=torch.float32))
     return ImageSet(
-        read, names, size=size, classes=SUBJECTS, windows=windows, skipped=missing, read_labels=lambda: labels
-    )
+        read, names, size=size, classes=SUBJECTS, windows=windows, skipped=missing, read_labels=lambda: labels,
+        stamp=stamp,
+    )  # fmt: skip
 
 
 def _starts(length: int, size: int) -> list[int]:

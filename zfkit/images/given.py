@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..checks import Size
-from ..errors import ImageError
+from ..checksums import digest
+from ..errors import ImageError, printable
 from .caching import CachedReads
 from .decode import decode, one_line, to_rgb
 from .values import UNLABELLED, Range, Remarks
@@ -68,21 +68,21 @@ def _tensor(pixels: Tensor, name: str) -> Given:
         rgb = pixels[i].permute(1, 2, 0).contiguous().numpy()
         return Image.fromarray(rgb) if bands == 3 else pixels[i], UNLABELLED
 
-    def stamp() -> str:
-        return hashlib.sha256(pixels.contiguous().numpy().data).hexdigest()
-
     names = [f"{name} {i}" for i in range(len(pixels))]
     size = height if height == width else (height, width)
-    return Given(read, names, Remarks(), size, bands, stamp=stamp)
+    return Given(read, names, Remarks(), size, bands, stamp=lambda: digest([pixels]))
 
 
 def _paths(paths: Sequence[str | Path], value_range: Range | None) -> Given:
     names, remarks = [str(p) for p in paths], Remarks()
+    files = Files(names)
 
     def read(i: int) -> tuple[Image.Image, int]:
-        return decode(Path(names[i]).expanduser(), names[i], value_range, remarks), UNLABELLED
+        picture = decode(files.path(i), names[i], value_range, remarks)
+        files.check(i)
+        return picture, UNLABELLED
 
-    return Given(read, names, remarks, stamp=lambda: sizes(names))
+    return Given(read, names, remarks, stamp=files.stamp)
 
 
 def data_set(
@@ -106,8 +106,26 @@ def data_set(
         classes = classes or list(getattr((getattr(items, "features", None) or {}).get(column), "names", ()))
     names = [f"{name} {i}" for i in range(len(items))]
     return Given(
-        read, names, remarks, classes=classes, read_labels=(lambda: np.asarray(targets)) if known else None
-    )
+        read, names, remarks, classes=classes, read_labels=(lambda: np.asarray(targets)) if known else None,
+        stamp=_stamp(items),
+    )  # fmt: skip
+
+
+def _stamp(items: Any) -> Callable[[], str] | None:
+    """What tells a data set from others: Hugging Face's own fingerprint, torchvision's pixels or files; or nothing."""
+    if isinstance(own := getattr(items, "_fingerprint", None), str):
+        return lambda: own
+    if any(
+        getattr(items, name, None) is not None for name in ("transform", "target_transform", "transforms")
+    ):
+        return None  # which cannot be looked into
+    if isinstance(pixels := getattr(items, "data", None), Tensor | np.ndarray) and len(pixels) == len(items):
+        return lambda: digest([torch.as_tensor(pixels)])
+    for listed in ("samples", "_samples", "_images", "_image_files"):
+        paths = [p[0] if isinstance(p, tuple) else p for p in getattr(items, listed, None) or ()]
+        if len(paths) == len(items) and all(isinstance(p, str | Path) for p in paths):
+            return Files([str(p) for p in paths]).stamp
+    return None
 
 
 def _parts(item: Any) -> tuple[Any, int]:
@@ -144,13 +162,39 @@ def _picture(value: Any, value_range: Range | None, remarks: Remarks, name: str)
     return to_rgb(value, value_range, remarks, name)
 
 
-def sizes(names: Sequence[str], folder: Path | None = None) -> str:
-    """Sizes in bytes of up to 1,000 of these files, evenly spread; -1 where one cannot be found out."""
+class Files:
+    """Files of pictures, held to the size and time of change that they had when they were first looked at.
 
-    def size_of(name: str) -> int:
+    Args:
+        names: paths, which `folder`, if given, is put before.
+    """
+
+    def __init__(self, names: Sequence[str], folder: Path | None = None) -> None:
+        self.names, self.folder = names, folder
+        self._seen: np.ndarray | None = None  # (N, 2) int64 once looked at: 16 bytes a file
+
+    def path(self, i: int) -> Path:
+        """Of file i."""
+        return (self.folder or Path()) / Path(self.names[i]).expanduser()
+
+    def stamp(self) -> str:
+        """Size and time of change, in ns, of every file; of one that cannot be found -1. The text is a digest."""
+        if self._seen is None:
+            self._seen = np.array([self._state(i) for i in range(len(self.names))], dtype=np.int64).reshape(
+                -1, 2
+            )
+        return digest([self._seen.tobytes()])
+
+    def check(self, i: int) -> None:
+        """Raise ImageError where file i has changed since."""
+        if self._seen is not None and self._state(i) != tuple(self._seen[i].tolist()):
+            raise ImageError(
+                f"{printable(self.names[i])}: it has changed since the set was opened; load the set again"
+            )
+
+    def _state(self, i: int) -> tuple[int, int]:
         try:
-            return ((folder or Path()) / Path(name).expanduser()).stat().st_size
+            state = self.path(i).stat()
         except (OSError, ValueError, RuntimeError):
-            return -1
-
-    return " ".join(str(size_of(names[i])) for i in range(0, len(names), -(-len(names) // 1000)))
+            return -1, -1
+        return state.st_size, state.st_mtime_ns

@@ -6,9 +6,10 @@ Small sets are decoded once and kept in memory, larger ones are streamed.
 from __future__ import annotations
 
 import copy
-import hashlib
+import itertools
 import math
 import os
+import secrets
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from ..batching import steps
 from ..checks import Size, in_px, pair, picture_size, whole_numbers
+from ..checksums import digest
 from ..errors import ImageError
 from .decode import MAX_PIXELS, sized
 from .given import given
@@ -120,7 +122,8 @@ class ImageSet:
         names: what to call each picture.
         read_labels: gives all labels at once without decoding a picture, where the source can.
         truth: gives a row of the table of that name, from column to value.
-        stamp: gives what the fingerprint takes in beside the names.
+        stamp: gives a text that changes with the pictures (a version, a digest): what the fingerprint takes in while
+            they are streamed. Without one, tables and states are of this object alone, and none is kept on disk.
         remarks: what is said of the pictures once, when their end is reached.
     """
 
@@ -150,6 +153,7 @@ class ImageSet:
         self._pixels: Tensor | None = None  # (N, C, H, W) uint8 once in memory
         self._labels: Tensor | None = None  # (N,) int64 once known
         self._fingerprint: str | None = None
+        self._token = secrets.token_hex(16)  # which no other set has
         self._reported: set[int] = set()  # places of unreadable pictures that are in `skipped`
 
     def __len__(self) -> int:
@@ -370,19 +374,26 @@ class ImageSet:
             other._labels = torch.tensor([renamed(v) for v in self._labels.tolist()], dtype=torch.long)
         return other
 
-    def fingerprint(self) -> str:
-        """16 hex digits that change with the set's names, order or size, and with what is cheap to know of its content.
+    @property
+    def lasting(self) -> bool:
+        """Is the fingerprint the same in another process? Not that of an own set that streams without `stamp`."""
+        return self._pixels is not None or self._stamp is not None
 
-        Of Parquet that are the files' footers, which hold the sizes and extremes of what is stored; of a folder
-        the sizes of up to 1,000 of its files. It is no hash of every pixel.
+    def fingerprint(self) -> str:
+        """16 hex digits that change with the set's size, names, order and pictures.
+
+        In memory, with every pixel. Of streamed sets, with what tells files apart without reading them: of a folder
+        the size and time of change (in ns) of each file, of Parquet also the footers; a picture that is changed
+        afterwards is refused when it is read. Of a set of your own, with its `stamp`; without one, nothing is known of
+        its pictures, and the fingerprint is that of this very object.
         """
         if self._fingerprint is None:
-            digest = hashlib.sha256(f"{self.size} {len(self)}".encode())
-            for name in self._names:
-                digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
-            if self._stamp is not None:
-                digest.update(self._stamp().encode())
-            self._fingerprint = digest.hexdigest()[:16]
+            known: list[str | Tensor] = [f"{self.size} {len(self)}", *(self.windows or ())]
+            if self._pixels is not None:
+                known.append(self._pixels)
+            else:
+                known.append(self._token if self._stamp is None else self._stamp())
+            self._fingerprint = digest(itertools.chain(known, self._names))[:16]
         return self._fingerprint
 
     def _gather(self, decoding: Mapping[int, Future[tuple[Tensor, int]]]) -> Batch:

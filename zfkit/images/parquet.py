@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 
 from ..checks import Size
+from ..checksums import digest
 from ..errors import ImageError, printable, unknown
 from .caching import CachedReads
 from .decode import decode, one_line
-from .given import IMAGE_NAMES, LABEL_NAMES
+from .given import IMAGE_NAMES, LABEL_NAMES, Files
 from .imageset import UNLABELLED, ImageSet
 from .sources import image_source
 from .values import Range, Remarks
@@ -36,7 +37,7 @@ class _File(NamedTuple):
     image: str  # names of its columns
     label: str | None
     classes: list[str]  # names, as Hugging Face's `datasets` leaves them in the schema, or none
-    stamp: str
+    stamp: str  # digest of the footer
     unpacked: list[int]  # bytes of each row group's pictures
 
 
@@ -67,6 +68,9 @@ def parquet(
     groups = [(file, g) for file in files for g in range(len(file.groups))]
     ends = np.cumsum([rows for file in files for rows in file.groups], dtype=np.int64)
     starts = np.concatenate([np.zeros(1, np.int64), ends])[: len(groups)]  # first row of each group
+    on_disk = Files([str(file.path) for file in files])
+    on_disk.stamp()
+    places = {file.path: i for i, file in enumerate(files)}
 
     def read_group(g: int) -> tuple[list[bytes | None], list[int]] | str:
         """Pictures and labels of a row group, or why it cannot be read."""
@@ -76,6 +80,7 @@ def parquet(
             # As a dictionary: a picture that is stored once, and meant a million times, is held once.
             with pq.ParquetFile(file.path, read_dictionary=[f"{file.image}.bytes"]) as opened:
                 table = opened.read_row_group(inside, columns=columns, use_threads=False)
+            on_disk.check(places[file.path])
             pictures = table[file.image].combine_chunks().field("bytes")
             if (size := _bytes_of(pictures)) > MOST_UNPACKED:
                 most = f"at most {MOST_UNPACKED / 1e6:,.0f} MB are read"
@@ -109,8 +114,8 @@ def parquet(
 
     return ImageSet(
         read, names, size=size, classes=next((f.classes for f in files if f.classes), []),
-        blocks=torch.from_numpy(starts), read_labels=read_labels, stamp=lambda: " ".join(f.stamp for f in files),
-        remarks=remarks,
+        blocks=torch.from_numpy(starts), read_labels=read_labels,
+        stamp=lambda: digest([on_disk.stamp(), *(f.stamp for f in files)]), remarks=remarks,
     )  # fmt: skip
 
 

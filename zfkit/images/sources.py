@@ -20,7 +20,7 @@ from ..errors import ImageError, ZfkitError, printable, unknown
 from ..files import cache_folder
 from .caching import CachedReads
 from .decode import OTHER_PICTURES, begins_as_picture, decode, one_line
-from .given import data_set, sizes
+from .given import Files, data_set
 from .imageset import UNLABELLED, ImageSet, Names, Skipped, check_size
 from .values import Range, Remarks, check_range
 
@@ -192,14 +192,16 @@ def folder(path: str, size: Size, split: str, value_range: Range | None = None, 
     classes = sorted({p for p in parents if p is not None})
     label_of = {name: i for i, name in enumerate(classes)}
     labels = np.array([UNLABELLED if p is None else label_of[p] for p in parents], dtype=np.int32)
-    remarks = Remarks()
+    remarks, on_disk = Remarks(), Files(names, top)
 
     def read(i: int) -> tuple[Image.Image, int]:
-        return decode(top / names[i], names[i], value_range, remarks), int(labels[i])
+        picture = decode(top / names[i], names[i], value_range, remarks)
+        on_disk.check(i)
+        return picture, int(labels[i])
 
     return ImageSet(
         read, names, size=size, classes=classes, read_labels=lambda: labels, skipped=skipped,
-        stamp=lambda: sizes(names, top), remarks=remarks,
+        stamp=on_disk.stamp, remarks=remarks,
     )  # fmt: skip
 
 
@@ -324,7 +326,7 @@ def torchvision(
     source = data_set(dataset, f"{name} {split}", value_range, alone)
     return ImageSet(
         source.read, Names(source.names), size=size, classes=source.classes, read_labels=source.read_labels,
-        remarks=source.remarks,
+        stamp=source.stamp or (lambda: f"{name} {split}"), remarks=source.remarks,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..checks import Size, one_of, square_side, whole_number
+from ..checksums import digest
 from ..errors import ImageError, unknown
 from .imageset import ImageSet
 from .letters import CELL, GRAIN, STROKES, alphabet
@@ -345,7 +346,13 @@ def textures(rest: str, size: Size, split: str, **_: Any) -> ImageSet:
     set_name = f"textures:{spelt}" if spelt else "textures"  # one spelling, whatever the caller's
     labels = np.arange(SPLITS[split]) % len(CLASSES)
     names = [f"{set_name} {split} {i}: {CLASSES[label]}" for i, label in enumerate(labels)]
-    return ImageSet(read, names, size=side, classes=CLASSES, read_labels=lambda: labels, truth=row)
+
+    def stamp() -> str:  # one of each class
+        return digest(torch.from_numpy(draw(i, split, size=side, **options)[0]) for i in range(len(CLASSES)))
+
+    return ImageSet(
+        read, names, size=side, classes=CLASSES, read_labels=lambda: labels, truth=row, stamp=stamp
+    )
 
 
 def _options(text: str) -> tuple[bool, int]:

@@ -47,14 +47,17 @@ def activations(
 
     Look at each output before asking for the next: a ReLU that follows may overwrite it.
 
-    Raises LayerError for pictures that the network cannot take as far as that.
+    Raises LayerError for pictures that the network cannot take as far as that, and ModelError for outputs that are not
+    finite.
     """
     one_of(precision, "precision", ("float32", "bf16"))
     x = model.preprocess(pixels)
     x = (x if change is None else change(x)).contiguous(memory_format=torch.channels_last)
+    network = model.network
     try:
-        for step, _, output in model.network.walk(x, layers, _in_bfloat16 if precision == "bf16" else None):
+        for step, _, output in network.walk(x, layers, _in_bfloat16 if precision == "bf16" else None):
             if step.name in layers:
+                network.expect_finite(x, step.name, output)
                 yield step.name, output
     except RuntimeError as error:
         raise cannot_run(model, layers, x, error) from error

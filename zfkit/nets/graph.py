@@ -8,6 +8,7 @@ once, and in-place or reused modules make no difference.
 from __future__ import annotations
 
 import contextlib
+import math
 import operator
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import LayerError, unknown
+from ..errors import ImageError, LayerError, ModelError, unknown
 
 # Operations of users that have a rule of their own (`zfkit.register_rule`). Their modules are not traced into.
 LEAVES: set[type[nn.Module]] = set()
@@ -116,6 +117,7 @@ class Step:
         sizes: those of `inputs` that are a map's whole shape, with the number of images in front.
         layer: the module of the user's network whose output this is; None for functions. Modules made of others
             ("layer4") have a step of their own, which hands on what the last of them gave.
+        call: the operation with its arguments, as text.
     """
 
     name: str
@@ -127,6 +129,7 @@ class Step:
     counts: tuple[str, ...] = ()
     sizes: tuple[str, ...] = ()
     layer: nn.Module | None = None
+    call: str = ""
 
     @property
     def listed(self) -> bool:
@@ -218,6 +221,35 @@ class Network:
                 reached.update(step.maps)
         return [step for step in self.steps.values() if step.name in reached and step.maps]
 
+    @torch.no_grad()
+    def expect_finite(self, x: Tensor, layer: str, output: Tensor) -> None:
+        """Raise where a layer's output for pictures (N, C, H, W) as they go in is not finite.
+
+        ImageError names the first picture that is not finite itself, ModelError the first operation that gives, or
+        holds, values that are not: behind a ReLU or a switch they may look like any others.
+        """
+        if not output.is_floating_point() or math.isfinite(float(output.sum(dtype=torch.float32))):
+            return  # a sum is several times as quick as looking at each, and may itself be too large
+        if output.isfinite().all():
+            return
+        if not (whole := _finite(x)).all():
+            raise ImageError(
+                f"picture {int(whole.int().argmin())} of the {len(x)} at hand holds values that are not finite, NaN or "
+                "infinite; leave it out"
+            )
+        for step, _, y in self.walk(x.clone(), [layer]):
+            maps = y if step.maps and isinstance(y, Tensor) and y.is_floating_point() else x  # not parameters
+            if not (whole := _finite(maps)).all():
+                own = step.layer.named_parameters() if step.layer is not None else ()
+                broken = [
+                    f"its {name} holds NaN or infinite values" for name, p in own if not p.isfinite().all()
+                ]
+                why = broken[0] if broken else "numbers grow beyond what their type holds"
+                raise ModelError(
+                    f"{step.name!r} gives values that are not finite, first for picture {int(whole.int().argmin())} of "
+                    f"the {len(x)} at hand: {why}. Load the weights again, or train anew"
+                )
+
     def walk(
         self, x: Tensor, layers: Sequence[str], evaluate: Evaluate | None = None
     ) -> Iterator[tuple[Step, tuple[Any, ...], Any]]:
@@ -249,6 +281,11 @@ class Network:
             for name in step.inputs:
                 if last_use[name] == i:
                     values.pop(name, None)
+
+
+def _finite(values: Tensor) -> Tensor:
+    """(N,) bool: is all of a picture's finite?"""
+    return values.isfinite().reshape(len(values), -1).all(1)
 
 
 # Their outputs are memory of their own; what an Identity or a view returns may be another step's.
@@ -283,6 +320,10 @@ DROPOUTS = {
     F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout,
     torch.dropout_, torch.alpha_dropout, torch.feature_dropout,
 }  # fmt: skip
+
+
+# In evaluation mode these modules give back what they were given.
+RESTING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 _exact = threading.Lock()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import hashlib
+import itertools
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,10 +17,12 @@ from torch.func import functional_call
 
 from ..batching import out_of_memory
 from ..checks import Size, in_px, one_of, pair, picture_size, whole_numbers
+from ..checksums import digest
 from ..errors import ImageError, ModelError
 from ..images.colour import luma
 from ..images.given import MOST_BANDS
-from .graph import LEAVES, Network, evaluation_mode
+from .fingerprint import decides, described, unchanged
+from .graph import Network, evaluation_mode
 from .trace import chosen, parts_of, trace
 from .weights import Provenance
 
@@ -55,8 +57,7 @@ class VisionModel:
     channels: Channels = "rgb"
     output: str | int | None = None
     show: tuple[int, ...] = (0, 1, 2)
-    _traced: dict[frozenset[type], Network] = field(default_factory=dict, repr=False)
-    _hashed: dict[Any, str] = field(default_factory=dict, repr=False)
+    _traced: list[tuple[list[Any], Network]] = field(default_factory=list, repr=False)  # the last, if any
 
     def preprocess(self, images: Tensor) -> Tensor:
         """uint8 RGB (N, 3, H, W) or (3, H, W) -> what the network takes, on its device, (N, C, H, W).
@@ -100,8 +101,13 @@ class VisionModel:
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
-        """What the network returns for preprocessed pictures (N, C, H, W): in evaluation mode, without gradients."""
-        return self.forward(x)
+        """What the network returns for preprocessed pictures (N, C, H, W): in evaluation mode, without gradients.
+
+        Raises ImageError or ModelError where that is not finite.
+        """
+        outputs = self.forward(x)
+        self.network.expect_finite(x, self.network.output, outputs)
+        return outputs
 
     def forward(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """`logits` with gradients, and with other `weights` in place of the parameters of these names."""
@@ -112,13 +118,20 @@ class VisionModel:
 
     @property
     def network(self) -> Network:
-        """The traced network; traced again if rules for more kinds of module were registered since."""
-        key = frozenset(LEAVES)
-        if key not in self._traced:
-            size = len(self.mean), *pair(self.input_size)
-            example = torch.zeros(1, *size, device=self.device, dtype=self.dtype)
-            self._traced[key] = trace(self.net, example, output=self.output, bgr=self.channels == "bgr")
-        return self._traced[key]
+        """The traced network; traced again if its modules, their settings or hooks, or the rules have changed since.
+
+        Raises ModelError where it can no longer be traced.
+        """
+        if self._traced and unchanged(self._traced[0][0], self._decides()):
+            return self._traced[0][1]
+        size = len(self.mean), *pair(self.input_size)
+        example = torch.zeros(1, *size, device=self.device, dtype=self.dtype)
+        network = trace(self.net, example, output=self.output, bgr=self.channels == "bgr")
+        self._traced[:] = [(self._decides(), network)]
+        return network
+
+    def _decides(self) -> list[Any]:
+        return [self.channels, self.output, self.input_size, *decides(self.net)]
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -141,25 +154,20 @@ class VisionModel:
         """Floating-point type of the weights."""
         return next(self.net.parameters()).dtype
 
-    def fingerprint(self) -> str:
-        """16 hex digits that change with any parameter or buffer of the network."""
-        state = self.net.state_dict()
-        # Also buffers that are not stored with the weights, such as the filter of a blur.
-        state |= {name: buffer for name, buffer in self.net.named_buffers() if name not in state}
-        # torch counts the changes of a tensor; weights that nobody touched are not read again.
-        counted = all(isinstance(t, Tensor) and not t.is_inference() for t in state.values())
-        version = tuple((name, t.data_ptr(), t._version) for name, t in state.items()) if counted else None
-        if version is None or version not in self._hashed:
-            digest = hashlib.sha256()
-            for name, value in state.items():
-                digest.update(name.encode() + b"\0" + _bytes(value))
-            self._hashed.clear()
-            self._hashed[version] = digest.hexdigest()[:16]
-        return self._hashed[version]
+    def fingerprint(self, layers: Iterable[str] | None = None) -> str:
+        """16 hex digits that change with whatever decides what these layers, or all, answer to a picture.
+
+        These are the operations as far as there with their settings, arguments and hooks, the bytes of every tensor,
+        `mean`, `scale` and the order of channels. All are looked at each time: torch does not count every change.
+        """
+        network = self.network
+        steps = network.upto(network.steps if layers is None else layers)
+        how = repr((self.mean, self.scale, self.channels, network.output if layers is None else ""))
+        return digest(itertools.chain([how], *map(described, steps)))[:16]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> VisionModel:
         # The traced steps run this network's own modules: a copy is traced anew.
-        return replace(self, net=copy.deepcopy(self.net, memo), _traced={}, _hashed={})
+        return replace(self, net=copy.deepcopy(self.net, memo), _traced=[])
 
     def to(self, device: str | torch.device) -> VisionModel:
         """Move the network to a device; returns the same model."""
@@ -267,6 +275,12 @@ def _expect_plain(net: Any) -> None:
         )
     if isinstance(net, torch.jit.ScriptModule):
         raise ModelError("a scripted network cannot be traced; wrap the one that it was scripted from")
+    for name, parameter in net.named_parameters():
+        if not parameter.is_floating_point():
+            raise ModelError(
+                f"{kind}'s {name} is {str(parameter.dtype).removeprefix('torch.')}: zfkit follows weights of real "
+                "floating-point numbers; convert it, as net.float() does for whole numbers"
+            )
     modules = list(net.modules())
     if any(isinstance(m, nn.Conv2d) for m in modules):
         return
@@ -328,17 +342,6 @@ def _chosen(net: nn.Module, outputs: Any, output: str | int | None) -> Tensor:
         f"{returns} with {', '.join(map(repr, keys))}: say which of them to look at, wrap_model(..., "
         f"output={keys[0]!r}){'' if output is None else f', not {output!r}'}"
     )
-
-
-def _bytes(value: Any) -> bytes:
-    """An entry of a state dict as bytes; those of quantised layers are no tensors, or tensors of their own kind."""
-    if isinstance(value, tuple | list):
-        return b"".join(map(_bytes, value))
-    if not isinstance(value, Tensor):
-        return repr(value).encode()
-    if value.is_quantized:
-        return _bytes([value.int_repr(), value.dequantize()])
-    return bytes(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
 def _warn_of_unit_range(means: tuple[float, ...], scales: tuple[float, ...]) -> None:

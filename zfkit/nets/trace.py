@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import ModelError
+from .fingerprint import text
 from .forms import VIEWS, called, describe, gives_several, upsampling
 from .graph import BLOCK, DROPOUTS, Network, Step, Together, evaluation_mode
 from .tracer import follow
@@ -134,8 +135,10 @@ def _steps(net: nn.Module, nodes: dict[str, fx.Node | str], names: dict[fx.Node,
         maps = tuple(names[n] for n in sources if names[n] in carrying)
         counts = tuple(names[n] for n in sources if names[n] in counting)
         sizes = tuple(names[n] for n in sources if names[n] in sizing)
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.name)
+        call = text([node.op, node.target, args, kwargs])
         step = _step(net, node, name, sources, names)
-        steps[name] = replace(step, maps=maps, counts=counts, sizes=sizes)
+        steps[name] = replace(step, maps=maps, counts=counts, sizes=sizes, call=call)
         if node.op == "placeholder" or (maps and not _is_a_number(node)):
             carrying.add(name)
         if _counts_images(node):

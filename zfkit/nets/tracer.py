@@ -16,10 +16,7 @@ from torch.fx.operator_schemas import get_signature_for_torch_op
 
 from ..errors import ModelError
 from .forms import is_view
-from .graph import DROPOUTS, LEAVES
-
-# In evaluation mode these give back what they were given.
-_REST = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+from .graph import DROPOUTS, LEAVES, RESTING
 
 
 class _Proxy(fx.Proxy):
@@ -157,7 +154,7 @@ _IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 def _is_in_place(net: nn.Module, node: fx.Node) -> bool:
     if node.op == "call_module":
         module = net.get_submodule(str(node.target))
-        return bool(getattr(module, "inplace", False)) and not isinstance(module, _REST)
+        return bool(getattr(module, "inplace", False)) and not isinstance(module, RESTING)
     if node.op == "call_method":
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
     if node.op != "call_function" or node.target in DROPOUTS:
@@ -175,7 +172,7 @@ def _may_be_a_view(net: nn.Module, node: fx.Node) -> bool:
     """Can the result share memory with the first input?"""
     if node.op == "call_module":
         return isinstance(
-            net.get_submodule(str(node.target)), (*_REST, nn.Identity, nn.Flatten, nn.Unflatten)
+            net.get_submodule(str(node.target)), (*RESTING, nn.Identity, nn.Flatten, nn.Unflatten)
         )
     return is_view(node)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..checks import as_path
+from ..checksums import CHECKSUM, sealed
 from ..errors import ModelError
 from ..files import write_whole
 
@@ -97,7 +98,8 @@ def save_weights(
             f"{', '.join(lost)} hold values that are not finite in {str(dtype).removeprefix('torch.')}: nothing was "
             "written; check the weights, or save them with dtype=torch.float32"
         )
-    write_whole(path, lambda part: save_file(kept, part, {KEY: json.dumps(provenance)}))
+    metadata = sealed(kept, {KEY: json.dumps(provenance)})
+    write_whole(path, lambda part: save_file(kept, part, metadata))
     return path
 
 
@@ -109,16 +111,21 @@ def _finite(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read(path: Path, names: Iterable[str] | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of these names, None for all, in float32, and the file's metadata."""
+    """The tensors of these names, None for all, and the file's metadata; floating-point numbers in float32."""
     from safetensors import SafetensorError, safe_open
 
     _check_is_safetensors(path)
     try:
         with safe_open(path, "pt") as file:
-            chosen = file.keys() if names is None else names
+            metadata = dict(file.metadata() or {})
             # Copies, as the file's own are mapped from the disk.
-            tensors = {name: file.get_tensor(name).to(torch.float32, copy=True) for name in chosen}
-            return tensors, file.metadata() or {}
+            tensors = {
+                name: file.get_tensor(name).clone() for name in (file.keys() if names is None else names)
+            }
+        checksum = metadata.pop(CHECKSUM, None)  # others' files have none
+        if names is None and checksum not in (None, sealed(tensors, metadata)[CHECKSUM]):
+            raise OSError("it is not as zfkit wrote it")
+        return {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}, metadata
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path.name} is damaged ({error}); download or copy it again") from None
 

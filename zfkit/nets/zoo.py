@@ -226,7 +226,7 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _expect_fit(file: Path, what: str, net: nn.Module, stored: Mapping[str, Tensor]) -> None:
-    """Raise ModelError, with the first that differs, where these are not the network's tensors."""
+    """Raise ModelError, with the first that differs, where these are not the network's tensors, or of another kind."""
     # Old files lack the counters of batch normalisation; heads that help in training alone ("aux") may be missing.
     optional = re.compile(r"num_batches_tracked$|^aux|^AuxLogits")
     expected, held = _shapes(net.state_dict()), _shapes(stored)
@@ -239,6 +239,12 @@ def _expect_fit(file: Path, what: str, net: nn.Module, stored: Mapping[str, Tens
             f"{k}: expected {expected.get(k, 'none')}, found {held.get(k, 'none')}; the file begins with "
             f"{', '.join(list(held)[:3])}"
         )
+    for k, tensor in net.state_dict().items():
+        if k in stored and tensor.is_floating_point() != stored[k].is_floating_point():
+            kinds = (str(t.dtype).removeprefix("torch.") for t in (stored[k], tensor))
+            raise ModelError(
+                "{}: {} holds {}, and {} was expected; save it as that".format(file.name, k, *kinds)
+            )
 
 
 def _build(provenance: Provenance) -> tuple[nn.Module, str, int]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..batching import steps
 from ..checks import as_path, expect_extra, number, whole_number, writable_folder
+from ..checksums import write_table
 from ..cluster import connected
 from ..errors import WriteError, ZfkitError
 from ..files import only_writer, write_whole
@@ -153,6 +154,7 @@ def run_sweep(
 ) -> pd.DataFrame:
     """Do what a plan leaves to do; arguments and result as of `sweep`."""
     import nbformat
+    import pyarrow as pa
 
     jobs = None if jobs is None else whole_number(jobs, "jobs")
     threads = None if threads is None else whole_number(threads, "threads, of each run,")
@@ -173,7 +175,7 @@ def run_sweep(
         finally:  # also after Ctrl-C: what is finished is gathered and can be looked at
             in_order = [outcomes.get(run.name) or Outcome(run, "missing") for run in plan.runs]
             table = results(in_order)
-            write_whole(plan.out / "results.parquet", lambda part: table.to_parquet(part, index=False))
+            write_table(plan.out / "results.parquet", pa.Table.from_pandas(table, preserve_index=False))
             write_gallery(
                 plan.out / "index.html",
                 _title(plan.source) or plan.notebook.stem,

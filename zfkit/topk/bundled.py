@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -37,7 +38,7 @@ def mined(model: VisionModel, photos: ImageSet, folder: str | Path | None = None
     """
     expect_both(model, photos)
     inside = fits_inside(model, list(model.conv_layers), photos.size)
-    name = f"{model.fingerprint()}-{photos.fingerprint()}-{'inside' if inside else 'all'}.parquet"
+    name = f"{model.fingerprint(model.conv_layers)}-{photos.fingerprint()}-{'inside' if inside else 'all'}.parquet"
     shipped = {path.stem: path for path in DATA.glob("*.parquet")}
     file = (cache_folder("top") if folder is None else as_path(folder)) / name
     for path in (shipped.get(f"{model.name}-{photos.source}"), file):
@@ -48,6 +49,13 @@ def mined(model: VisionModel, photos: ImageSet, folder: str | Path | None = None
                 if table.inside == inside and _agrees(table, model, photos):
                     return table
     top = mine(model, photos, inside=inside)
+    if not photos.lasting:
+        warnings.warn(
+            f"nothing tells the pictures of {photos.source!r} from others, so their table is not kept for the next "
+            "time; say what changes with them: ImageSet(..., stamp=lambda: 'version 3')",
+            stacklevel=3,
+        )
+        return top
     with suppress(OSError):  # nowhere to keep it; it is mined again next time
         file.parent.mkdir(parents=True, exist_ok=True)
         top.save(file)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import itertools
 import json
 import pickle
@@ -26,7 +25,8 @@ from torch import Tensor
 
 from ..batching import Portions, steps
 from ..checks import as_path, layer_names, one_of, whole_number, writable_folder
-from ..cluster import connected, gather_bytes
+from ..checksums import read_sealed, sealed
+from ..cluster import connected, expect_same, gather_bytes
 from ..deconv.receptive_field import units_inside
 from ..errors import ImageError, ZfkitError
 from ..files import only_writer, write_whole
@@ -71,8 +71,9 @@ def mine(
         inside: leave out units that look beyond the picture's border, where they see padding. They are many
             in deep layers, and the edge of a picture against its padding excites some of them strongly.
         batch_size: pictures at a time; default: what keeps the largest layer's activations under 64 MiB (1
-            GiB on a GPU). Results do not depend on it, but for the last bit of a convolution that a library
-            computes another way for another number of pictures.
+            GiB on a GPU). With the same number the table is the same, bit for bit. With another, a library may add up a
+            convolution in another order: values agree to a millionth of the layer's largest, and pictures and places
+            are the same, unless two activations are equal to within that.
         precision: "float32", or "bf16" for autocast to bfloat16: faster on a GPU, and close, not equal.
         checkpoint: file to keep the state in every `checkpoint_every` pictures and every 30 s, and when it is
             interrupted. If it is there, mining goes on where it stopped, to the identical table. Delete it once the
@@ -100,6 +101,9 @@ def mine(
         if checkpoint is not None or together:
             raise ZfkitError("with a scheduler, leave out the checkpoint and torchrun: Dask does their work")
         return TopK.merge(_mine_on_cluster(plan, scheduler, progress), images)
+    expect_same(
+        {"network": plan.weights, "pictures": plan.pictures, "arguments": json.dumps(plan.settings())}
+    )
     rank, processes = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
     part = plan.parts(processes)[rank]
     state = None if checkpoint is None else state_file(as_path(checkpoint))
@@ -119,7 +123,8 @@ def _gathered(table: TopK) -> list[TopK]:
         head = json.loads(held["head"].numpy().tobytes())
         columns = {f.name for f in fields(LayerTop)}
         layers = {name: LayerTop(**{n: held[f"{name}|{n}"] for n in columns}) for name in head["layers"]}
-        tables.append(TopK(**head | {"layers": layers}))
+        maps = {name: tuple(size) for name, size in head["maps"].items()}
+        tables.append(TopK(**head | {"layers": layers, "maps": maps}))
     return tables
 
 
@@ -142,6 +147,8 @@ class MiningPlan:
     inside: bool
     batch_size: int
     precision: Precision
+    weights: str  # fingerprint of the network
+    pictures: str  # fingerprint of the pictures
 
     @classmethod
     def checked(
@@ -169,7 +176,10 @@ class MiningPlan:
             batch_size = default_batch_size(model, images.size, names)
         whole_number(per_photograph, "per_photograph")
         whole_number(batch_size, "batch_size")
-        return cls(model, images, names, k, per_photograph, inside, batch_size, precision)
+        return cls(
+            model, images, names, k, per_photograph, inside, batch_size, precision, model.fingerprint(names),
+            images.fingerprint(),
+        )  # fmt: skip
 
     def parts(self, n: int) -> list[range]:
         """The pictures in n consecutive parts of whole batches; with few batches, some are empty.
@@ -212,9 +222,15 @@ class MiningPlan:
         count = next(iter(tops.values())).count
         layers = {name: top.result() for name, top in tops.items()} if count else {}
         return TopK(
-            layers, self.k, self.model.name, self.images.source, self.images.fingerprint(), count, self.inside,
-            self.model.fingerprint(),
+            layers, self.k, self.model.name, self.images.source, self.pictures, count, self.inside, self.weights,
+            len(self.images), {name: top.size for name, top in tops.items() if count},
         )  # fmt: skip
+
+    def settings(self) -> dict[str, Any]:
+        """What has to be the same for a checkpoint to be gone on with, and in all processes."""
+        names = ("layers", "k", "per_photograph", "inside", "precision", "batch_size")
+        own = {name: getattr(self, name) for name in names}
+        return own | {"weights": self.weights, "fingerprint": self.pictures}
 
 
 def mine_part(
@@ -262,24 +278,25 @@ class _Checkpoint:
 
     def __init__(self, path: Path, plan: MiningPlan, part: range) -> None:
         self.path, self.part, self.device = path, part, plan.model.device
-        run = ("layers", "k", "per_photograph", "inside", "precision", "batch_size")
-        self.run = {name: getattr(plan, name) for name in run} | {
-            "weights": plan.model.fingerprint(),
-            "fingerprint": plan.images.fingerprint(),
-            "part": [part.start, part.stop],
-        }
+        self.run = plan.settings() | {"part": [part.start, part.stop]}
 
     @classmethod
     @contextlib.contextmanager
     def locked(cls, path: str | Path, plan: MiningPlan, part: range) -> Iterator[_Checkpoint]:
-        """A checkpoint that no other process writes to. Raises ZfkitError where one does."""
+        """A checkpoint that no other process writes to. Raises ZfkitError where one does.
+
+        The file with the lock stays: were it removed, a process that waits for it would hold a lock that nobody sees.
+        """
+        if not plan.images.lasting:
+            raise ZfkitError(
+                f"nothing tells the pictures of {plan.images.source!r} from others, so no checkpoint can be gone on "
+                "with: say what changes with them, ImageSet(..., stamp=lambda: 'version 3'), or leave it out"
+            )
         path = as_path(path)
-        lock = writable_folder(path.parent) / f"{path.name}.lock"
+        lock = writable_folder(path.parent) / f".{path.name.lstrip('.')}.lock"
         refusal = f"another process is mining with the checkpoint {str(path)!r}: wait for it, or name another"
         with only_writer(lock, ZfkitError(refusal)):
             yield cls(path, plan, part)
-            with contextlib.suppress(OSError):
-                lock.unlink()
 
     def resume(self, tops: dict[str, RunningTop]) -> int:
         """Put back the state, if there is one; returns the picture to go on with.
@@ -302,16 +319,10 @@ class _Checkpoint:
         return int(head["next"])
 
     def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        from safetensors import SafetensorError, safe_open
-
         try:
-            with safe_open(self.path, "pt") as file:
-                metadata = file.metadata()
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            if metadata["digest"] != _digest(metadata["zfkit mining"], tensors):
-                raise ValueError("it is not as it was written")
+            tensors, metadata = read_sealed(self.path)
             return json.loads(metadata["zfkit mining"]), tensors
-        except (SafetensorError, OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError) as error:
             raise ZfkitError(
                 f"{self.path} is no checkpoint of mine ({error}); delete it to start again"
             ) from None
@@ -322,18 +333,8 @@ class _Checkpoint:
 
         # A copy of each: safetensors refuses tensors that share memory.
         tensors = {f"{layer}|{n}": t.clone() for layer, top in tops.items() for n, t in top.state().items()}
-        head = json.dumps({"run": self.run, "next": upto})
-        metadata = {"zfkit mining": head, "digest": _digest(head, tensors)}
+        metadata = sealed(tensors, {"zfkit mining": json.dumps({"run": self.run, "next": upto})})
         write_whole(self.path, lambda part: save_file(tensors, part, metadata))
-
-
-def _digest(head: str, tensors: dict[str, Tensor]) -> str:
-    """Of all that a checkpoint holds; so a file that anything happened to is told from one that `mine` wrote."""
-    digest = hashlib.sha256(head.encode())
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].dtype} {[*tensors[name].shape]}".encode())
-        digest.update(tensors[name].numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _mine_on_cluster(plan: MiningPlan, scheduler: str | Client, progress: bool) -> list[TopK]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import LayerError, ZfkitError
+from ..errors import LayerError
 from ..images.imageset import Windows
 from .table import LayerTop
 
@@ -44,6 +44,7 @@ class RunningTop:
         self.inside = inside  # the rows and columns of units that count
         self.count = 0  # pictures
         self.width = 1  # of the part of the maps that counts
+        self.size = (1, 1)  # of the maps: height, width
         self.value: Tensor  # (C, k) descending
         self.image: Tensor  # (C, k)
         self.place: Tensor  # (C, k) row * width + column
@@ -55,7 +56,7 @@ class RunningTop:
     def add(self, output: Tensor, index: Tensor) -> None:
         """Take in a batch: the layer's output (N, C, H, W) or (N, F), and the pictures' places in the set (N,).
 
-        Raises LayerError for outputs that are no feature maps, ZfkitError for activations that are not finite.
+        Raises LayerError for outputs that are no feature maps.
         """
         if output.dim() == 2:
             output = output[:, :, None, None]
@@ -63,15 +64,12 @@ class RunningTop:
             raise LayerError(
                 f"{self.layer!r} has outputs of shape {tuple(output.shape)}, so it has no feature maps"
             )
+        size = (output.shape[2], output.shape[3])
         output = output[:, :, self.inside[0], self.inside[1]]
         strongest = output.amax((2, 3)).float()  # (N, C)
-        if not torch.isfinite(strongest).all():
-            first = int(index[(~torch.isfinite(strongest)).any(1).cpu()][0])
-            raise ZfkitError(
-                f"activations of {self.layer!r} on picture {first} are not finite: check the weights"
-            )
         if not self.count:
             self._begin(output.shape[1], output.shape[3], output.device)
+            self.size = size
         self.count += len(index)
         self.max = torch.maximum(self.max, strongest.amax(0))
         self.sum += strongest.sum(0, dtype=torch.float64)
@@ -121,14 +119,15 @@ class RunningTop:
             return {}
         waiting = {f"waiting {name}": t for name, t in self.waiting._asdict().items()} if self.waiting else {}
         tensors = {name: getattr(self, name) for name in self.STATE} | waiting
-        numbers = torch.tensor([self.count, self.width])
+        numbers = torch.tensor([self.count, self.width, *self.size])
         return {n: t.cpu().contiguous() for n, t in tensors.items()} | {"numbers": numbers}
 
     def restore(self, state: dict[str, Tensor], device: torch.device) -> None:
         """Go on from what `state` gave."""
         if not state:
             return
-        self.count, self.width = state["numbers"].tolist()
+        self.count, self.width, *size = state["numbers"].tolist()
+        self.size = (size[0], size[1])
         for name in self.STATE:
             setattr(self, name, state[name].to(device))
         if "waiting value" in state:

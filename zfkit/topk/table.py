@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from ..checks import as_path, expect
+from ..checksums import read_table, write_table
 from ..errors import ImageError, LayerError, ZfkitError
-from ..files import write_whole
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel, expect_model
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = 1  # of saved tables
+FORMAT = 2  # of saved tables
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,9 @@ class TopK:
         fingerprint: of the image set, so that a table is not used with another one.
         count: number of pictures looked at.
         inside: were units left out that look beyond the picture's border?
-        weights: fingerprint of the network's weights, so that a table is not used with others.
+        weights: fingerprint of the network as far as these layers, so that a table is not used with another.
+        total: number of pictures in the set, also of those that could not be read; 0 where it is not known.
+        maps: height and width of the maps by layer, where known.
     """
 
     layers: dict[str, LayerTop]
@@ -72,6 +74,8 @@ class TopK:
     count: int
     inside: bool = False
     weights: str = ""
+    total: int = 0
+    maps: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         maps = sum(len(t.value) for t in self.layers.values())
@@ -108,9 +112,8 @@ class TopK:
         return pd.DataFrame({n: getattr(top, n).numpy() for n in STATISTICS}).rename_axis("channel")
 
     def save(self, path: str | Path) -> Path:
-        """Write everything to a Parquet file, whole or not at all: one row for each feature map."""
+        """Write everything to a Parquet file, whole or not at all, with a checksum: one row for each feature map."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         columns: dict[str, Any] = {
             "layer": pa.array([n for n, top in self.layers.items() for _ in top.max], pa.string()),
@@ -123,29 +126,26 @@ class TopK:
         head = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "layers"}
         table = pa.table(columns).replace_schema_metadata({"zfkit": json.dumps(head | {"format": FORMAT})})
         file = as_path(path)
-        write_whole(file, lambda part: pq.write_table(table, part))
+        write_table(file, table)
         return file
 
     @classmethod
     def load(cls, path: str | Path) -> TopK:
-        """Read a table that `save` wrote. Raises ZfkitError for any other file."""
-        import pyarrow.parquet as pq
-
+        """Read a table that `save` wrote. Raises ZfkitError for any other file, and for one that was changed since."""
         file = as_path(path)
         if not file.is_file():
             raise ZfkitError(f"there is no file {str(path)!r}; check the path")
         try:
-            table = pq.read_table(file)
+            table = read_table(file)
             head = _checked_head(json.loads((table.schema.metadata or {}).get(b"zfkit", "{}")))
             columns = table.to_pydict()
             layers = {}
             for layer in dict.fromkeys(columns["layer"]):
                 rows = [i for i, name in enumerate(columns["layer"]) if name == layer]
-                layers[layer] = _checked_layer(
-                    {n: [v[i] for i in rows] for n, v in columns.items()}, head["k"]
-                )
+                of_layer = {n: [v[i] for i in rows] for n, v in columns.items()}
+                layers[layer] = _checked_layer(of_layer, head)
             return cls(layers=layers, **head)
-        except Exception as error:  # Arrow raises all sorts on damaged files
+        except Exception as error:  # whatever the columns hold
             reason = (str(error).strip().rstrip(".").splitlines() or [type(error).__name__])[0]
             raise ZfkitError(
                 f"{file.name} is not a table that this version of TopK.save wrote ({reason}); mine again"
@@ -194,9 +194,10 @@ class TopK:
         self._check_pictures(images)
         if model.name != self.model:
             raise ZfkitError(f"this table was mined with {self.model!r}, not with {model.name!r}: mine again")
-        if self.weights and model.fingerprint() != self.weights:
+        if self.weights and model.fingerprint(self.layers) != self.weights:
             raise ZfkitError(
-                f"the weights of {model.name!r} have changed since this table was mined: mine again"
+                f"{model.name!r} (weights, operations, mean or scale) has changed since this table was mined: mine "
+                "again"
             )
 
     def _check_pictures(self, images: ImageSet) -> None:
@@ -239,19 +240,30 @@ def _checked_head(head: dict[str, Any]) -> dict[str, Any]:
     expected = {f.name for f in fields(TopK)} - {"layers"}
     if expected != head.keys():
         raise ValueError(f"{', '.join(sorted(expected ^ head.keys()))} missing or unknown")
-    kinds = {"k": int, "count": int, "inside": bool}
+    kinds = {"k": int, "count": int, "inside": bool, "total": int, "maps": dict}
     wrong = [n for n, v in head.items() if type(v) is not kinds.get(n, str)]
-    if wrong or head["k"] < 1 or head["count"] < 1:
-        raise ValueError(f"{', '.join(wrong) or 'k or count'} cannot be so")
+    if wrong or head["k"] < 1 or head["count"] < 1 or 0 < head["total"] < head["count"]:
+        raise ValueError(f"{', '.join(wrong) or 'k, count or total'} cannot be so")
+    head["maps"] = {layer: (int(height), int(width)) for layer, (height, width) in head["maps"].items()}
     return head
 
 
-def _checked_layer(columns: dict[str, list[Any]], k: int) -> LayerTop:
-    """One layer out of the columns of its rows in a file. Raises ValueError where it is not whole."""
-    C = len(columns["layer"])
+def _checked_layer(columns: dict[str, list[Any]], head: dict[str, Any]) -> LayerTop:
+    """One layer out of the columns of its rows in a file. Raises ValueError where it is not whole or cannot be so."""
+    C, k, layer = len(columns["layer"]), head["k"], columns["layer"][0]
     kinds = {n: torch.long if n in WHOLE else torch.float32 for n in (*RANKED, *STATISTICS)}
     top = LayerTop(**{n: torch.tensor(columns[n], dtype=kind) for n, kind in kinds.items()})
     shapes = [getattr(top, n).shape for n in kinds]
     if shapes != [(C, k)] * len(RANKED) + [(C,)] * len(STATISTICS) or columns["channel"] != list(range(C)):
-        raise ValueError(f"layer {columns['layer'][0]!r} is not whole")
+        raise ValueError(f"layer {layer!r} is not whole")
+    height, width = head["maps"].get(layer, (0, 0))
+    for name, low, end in (("image", -1, head["total"]), ("row", 0, height), ("col", 0, width)):
+        values = getattr(top, name)
+        if C and (int(values.min()) < low or (end and int(values.max()) >= end)):
+            raise ValueError(f"layer {layer!r} has values of {name!r} that cannot be")
+    none = top.value == -torch.inf
+    falls = (top.value[:, 1:] <= top.value[:, :-1]).all() and torch.equal(none, top.image == -1)
+    finite = (top.value.isfinite() | none).all() and top.max.isfinite().all() and top.mean.isfinite().all()
+    if not (falls and finite and ((top.active >= 0) & (top.active <= 1)).all()):
+        raise ValueError(f"layer {layer!r} has activations that cannot be")
     return top

@@ -10,6 +10,7 @@ weights, bit for bit on a CPU; and processes share a batch as if there were one.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import threading
@@ -21,6 +22,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..checks import expect_extra, one_of, whole_number
+from ..cluster import expect_same
 from ..errors import TrainingError
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel
@@ -89,13 +91,15 @@ def fit(
     expect_extra("train", "training", "lightning")
     if workers is not None:
         whole_number(workers, "workers", 0, 1024, TrainingError)
-    if save_every is not None:
-        whole_number(save_every, "save_every, in steps,", error=TrainingError)
     cpu = torch.device("cpu")
     if workers is None and len(train) and train.labels is None and train.bytes <= _room(cpu):
         train = train.in_memory(progress)
-    plan = TrainingPlan.make(architecture, train, val, recipe, data)
+    if save_every is not None:
+        whole_number(save_every, "save_every, in steps,", error=TrainingError)
     fabric = make_fabric(device, precision)
+    fits = workers is None and train.labels is not None and train.bytes <= _room(fabric.device)
+    plan = TrainingPlan.make(architecture, train, val, recipe, data, "resident" if fits else "streamed")
+    expect_same({part: json.dumps(value) for part, value in plan.settings().items()})
     run = Run(out)
     first = fabric.global_rank == 0  # the one process that writes
     if recipe.batch_size % fabric.world_size:
@@ -108,7 +112,11 @@ def fit(
         trainer = Trainer(plan, fabric, compile)
         trainer.restore(run)
         fabric.barrier()  # nobody writes before all have read
-        feed = _feed(train, plan, fabric.device, workers)
+        feed: Feed = (
+            Resident(train, plan.geometry, plan.mean, fabric.device)
+            if plan.kept == "resident"
+            else _streamed(train, plan, fabric.device, workers)
+        )
         state = trainer.state
 
         def keep(snapshot: bool) -> None:
@@ -190,10 +198,7 @@ def make_fabric(device: str | None = None, precision: str | None = None) -> Any:
     return fabric
 
 
-def _feed(train: ImageSet, plan: TrainingPlan, device: torch.device, workers: int | None) -> Feed:
-    """The set on the device where it fits, else a stream."""
-    if workers is None and train.labels is not None and train.bytes <= _room(device):
-        return Resident(train, plan.geometry, plan.mean, device)
+def _streamed(train: ImageSet, plan: TrainingPlan, device: torch.device, workers: int | None) -> Streamed:
     workers = max(1, (os.cpu_count() or 2) - 1) if workers is None else workers
     return Streamed(train, plan.geometry, plan.mean, device, workers if hasattr(os, "fork") else 0)
 

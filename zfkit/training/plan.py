@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import in_px, one_of, square_side
+from ..checksums import digest
 from ..errors import TrainingError
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel, wrap_model
@@ -41,6 +42,8 @@ class TrainingPlan:
     sample: Tensor  # (n, 3, S, S) uint8, a few training pictures
     data: str
     fingerprint: str
+    labels: str  # digest of both sets' labels
+    kept: Literal["resident", "streamed"]  # where the training pictures are meanwhile
 
     @classmethod
     def make(
@@ -50,12 +53,14 @@ class TrainingPlan:
         val: ImageSet,
         recipe: Recipe,
         data: str | None = None,
+        kept: Literal["resident", "streamed"] = "resident",
     ) -> TrainingPlan:
         """Look at everything that can be known to fail before the first step; the arguments are those of `fit`."""
         if isinstance(architecture, str):
             name = one_of(architecture, "architecture", ARCHITECTURES, TrainingError)
             architecture = ARCHITECTURES[name]
-        classes, counts = _classes(train, val)
+        labels, held_out = _labels(train, "training"), _labels(val, "validation")
+        classes, counts = _classes(train, val, labels, held_out)
         size = architecture.input_size
         for what, images in (("training", train), ("validation", val)):
             side = square_side(images.size, f"the {what} pictures are cropped to squares")
@@ -85,6 +90,8 @@ class TrainingPlan:
             sample=centre_crop(sample[:64], size),
             data=data or f"{train.source}: {len(train):,} training pictures, {len(classes)} classes",
             fingerprint=f"{train.fingerprint()} {val.fingerprint()}",
+            labels=digest([labels, held_out, *classes])[:16],
+            kept=kept,
         )
 
     @property
@@ -113,8 +120,11 @@ class TrainingPlan:
         settings = {
             "architecture": describe(self.architecture),
             "recipe": {k: v for k, v in asdict(self.recipe).items() if k not in MAY_CHANGE},
-            "data": {"fingerprint": self.fingerprint, "crops": asdict(self.geometry)},
-        }
+            "data": {
+                "fingerprint": self.fingerprint, "labels": self.labels, "kept": self.kept,
+                "crops": asdict(self.geometry),
+            },
+        }  # fmt: skip
         read: dict[str, Any] = json.loads(json.dumps(settings))  # tuples become lists, as in the file
         return read
 
@@ -156,9 +166,10 @@ class TrainingPlan:
         }  # fmt: skip
 
 
-def _classes(train: ImageSet, val: ImageSet) -> tuple[tuple[str, ...], Tensor]:
+def _classes(
+    train: ImageSet, val: ImageSet, labels: Tensor, held_out: Tensor
+) -> tuple[tuple[str, ...], Tensor]:
     """Names of the classes, and how many training pictures each has. Raises TrainingError where they do not fit."""
-    labels, held_out = _labels(train, "training"), _labels(val, "validation")
     if not train.classes and int(labels.max()) >= len(labels):
         raise TrainingError(
             f"a training label is {int(labels.max()):,}, of {len(labels):,} pictures without names of classes: labels "

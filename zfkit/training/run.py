@@ -11,17 +11,19 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..checks import as_path, writable_folder
-from ..errors import TrainingError
+from ..checks import as_path, number, whole_number, writable_folder
+from ..checksums import read_sealed, read_table, sealed, write_table
+from ..errors import TrainingError, ZfkitError
 from ..files import check_room, expect_replaceable, only_writer, sweep_away, temporary_folder, write_whole
 from ..nets.model import VisionModel
 from ..nets.paper import Architecture, build
@@ -35,6 +37,17 @@ if TYPE_CHECKING:
 SNAPSHOT = re.compile(r"epoch_(\d+)\.safetensors")
 STATE, PREVIOUS = "state.safetensors", "state.previous.safetensors"
 KEY = "zfkit-run"  # of the state's metadata
+COLUMNS = (
+    "epoch",
+    "lr",
+    "loss",
+    "val_loss",
+    "top1",
+    "top5",
+    "dominance",
+    "seconds",
+    "images_per_second",
+)  # of the history
 
 
 @dataclass
@@ -47,6 +60,32 @@ class State:
     seconds: float = 0.0  # that they took
     history: list[dict[str, float]] = field(default_factory=list)
     plateau: dict[str, Any] = field(default_factory=dict)  # the schedule's own state
+
+    @classmethod
+    def read(cls, kept: Any) -> State:
+        """The state out of a file. Raises TrainingError, naming the first part that cannot be so."""
+        names = [f.name for f in fields(cls)]
+        if not isinstance(kept, dict) or sorted(kept) != sorted(names):
+            raise TrainingError(f"its state must have {', '.join(names)}, not {kept!r:.80}")
+        for name in ("epoch", "step"):
+            whole_number(kept[name], name, 0, error=TrainingError)
+        for name in ("loss_sum", "seconds"):
+            number(kept[name], name, error=TrainingError)
+        rows = kept["history"]
+        if (
+            not isinstance(rows, list)
+            or len(rows) != kept["epoch"]
+            or not all(isinstance(r, dict) for r in rows)
+        ):
+            raise TrainingError(
+                f"history must have a row for each of {kept['epoch']} epochs, not {rows!r:.80}"
+            )
+        for row in rows:
+            for name in COLUMNS:
+                number(row.get(name), f"{name} in the history", error=TrainingError)
+        if not isinstance(kept["plateau"], dict):
+            raise TrainingError(f"plateau must be a dictionary, not {kept['plateau']!r:.80}")
+        return cls(**kept)
 
 
 class Run:
@@ -82,12 +121,15 @@ class Run:
     @property
     def history(self) -> pd.DataFrame:
         """One row for each epoch; the columns are described at `fit`. Raises TrainingError where there is none."""
-        import pandas as pd
-
         path = self.folder / "history.parquet"
         if not path.exists():
             raise TrainingError(f"{self.folder} holds no history: no epoch of a training was finished there")
-        return pd.read_parquet(path)
+        try:
+            return read_table(path, unsealed=True).to_pandas()
+        except ZfkitError as error:
+            raise TrainingError(
+                f"{self.folder}: {error}. A training that goes on there writes it anew"
+            ) from None
 
     def model(self, epoch: int | None = None, device: str | torch.device | None = None) -> VisionModel:
         """The network after this epoch, or at its last snapshot. Raises TrainingError for an epoch not kept."""
@@ -142,15 +184,16 @@ class Run:
     def write_history(self, history: list[dict[str, float]]) -> None:
         """Write `history.parquet`."""
         import pandas as pd
+        import pyarrow as pa
 
-        write_whole(self.folder / "history.parquet", lambda part: pd.DataFrame(history).to_parquet(part))
+        write_table(self.folder / "history.parquet", pa.Table.from_pandas(pd.DataFrame(history)))
 
     def save(self, state: State, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
         """Keep a full state; the one before stays as `state.previous` until the next."""
         from safetensors.torch import save_file
 
-        metadata = {KEY: json.dumps({"state": vars(state), "plan": settings})}
         kept = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        metadata = sealed(kept, {KEY: json.dumps({"state": vars(state), "plan": settings})})
         now, before = self.folder / STATE, self.folder / PREVIOUS
 
         def write(part: Path) -> None:
@@ -162,20 +205,22 @@ class Run:
 
     def resume(self) -> tuple[State, dict[str, Tensor], dict[str, Any]] | None:
         """State, tensors and settings of the last whole state, or None in a new folder."""
-        from safetensors import SafetensorError, safe_open
-
         failures = []
         for path in (self.folder / STATE, self.folder / PREVIOUS):
             if not path.exists():
                 continue
             try:
-                with safe_open(path, "pt") as file:
-                    kept = json.loads((file.metadata() or {})[KEY])
-                    # copies: the file itself may be replaced while they are in use
-                    tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-                return State(**kept["state"]), tensors, kept["plan"]
-            except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+                tensors, metadata = read_sealed(path)
+                kept = json.loads(metadata[KEY])
+                state, plan = State.read(kept["state"]), kept["plan"]
+                if not isinstance(plan, dict) or not all(isinstance(part, dict) for part in plan.values()):
+                    raise TrainingError("its settings are not laid out as a training keeps them")
+            except (KeyError, ValueError, TypeError) as error:  # a ZfkitError is a ValueError
                 failures.append(f"{path.name} ({' '.join(str(error).split())})")
+                continue
+            if failures:
+                warnings.warn(f"{self.folder}: {failures[0]}; going on from {path.name}", stacklevel=4)
+            return state, tensors, plan
         if failures:
             raise TrainingError(
                 f"no state in {self.folder} can be read: {', '.join(failures)}. The snapshots beside it are not "

@@ -6,12 +6,14 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import whole_number
 from ..errors import TrainingError
 from ..nets.activations import activations
 from .data import Feed, draw, generator
@@ -153,6 +155,7 @@ class Trainer:
             return
         state, tensors, settings = kept
         self.plan.check_same(settings, state, run.folder)
+        self._check_fits(state, tensors, run.folder)
         vars(self.state).update(vars(state))
         self.plateau.load_state_dict(state.plateau)
         if state.history:  # the schedule lowered lr after this row was written
@@ -164,6 +167,24 @@ class Trainer:
                 if f"momentum/{name}" in tensors:
                     buffer = torch.empty_like(p).copy_(tensors[f"momentum/{name}"])
                     self._sgd.state[p]["momentum_buffer"] = buffer
+
+    def _check_fits(self, state: State, tensors: dict[str, Tensor], folder: Path) -> None:
+        """Raise TrainingError where a kept state has other parts than this network and schedule."""
+        weights = {f"weight/{name}": p for name, p in self.net.named_parameters()}
+        begun = self.recipe.momentum > 0 and (state.epoch, state.step) != (0, 0)
+        momentum = {f"momentum/{name}": p for name, p in self.net.named_parameters() if begun}
+        wanted = {name: f"{p.dtype} {tuple(p.shape)}" for name, p in (weights | momentum).items()}
+        found = {name: f"{t.dtype} {tuple(t.shape)}" for name, t in tensors.items()}
+        own = {k: v for k, v in self.plateau.state_dict().items() if not callable(v)}
+        wanted |= {f"plateau/{name}": _kind(value) for name, value in own.items()}
+        found |= {f"plateau/{name}": _kind(value) for name, value in state.plateau.items()}
+        whole_number(state.step, f"the step in the state in {folder}", 0, self.plan.steps, TrainingError)
+        for name in sorted(wanted.keys() | found.keys()):
+            if wanted.get(name) != found.get(name):
+                raise TrainingError(
+                    f"the state in {folder} is not of this training: {name} is {found.get(name, 'not there')}, and "
+                    f"{wanted.get(name, 'nothing')} was expected; was it edited? Train into another folder"
+                )
 
     def _check_finite(self, loss: float) -> None:
         """Raise TrainingError where the loss is not finite, or weights are beyond what a snapshot's 16 bits hold."""
@@ -232,3 +253,12 @@ class Trainer:
         hidden = [name for name in self.model.layers if isinstance(steps[name].module, nn.ReLU)]
         _, output = next(activations(self.model, self.plan.sample, hidden[-1:]))
         return float((output.transpose(0, 1).flatten(1) <= 0).all(1).float().mean())
+
+
+def _kind(value: Any) -> str:
+    """What sort of value the schedule keeps: a list of numbers, a number, a word."""
+    if isinstance(value, list):
+        return f"list of {', '.join(map(_kind, value))}"
+    return (
+        "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
+    )

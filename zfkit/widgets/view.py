@@ -96,13 +96,14 @@ class ExplorerView:
     def __init__(self, model: VisionModel, photos: ImageSet, top: TopK, others: Others | None = None) -> None:
         self.side = square_side(photos.size, "the explorer shows square pictures")
         expect_rgb(photos, "the explorer shows")
-        self.model, self.photos, self.top = model, photos, top
+        # `explore` has held the table to the network; that need not be done again at each step of a slider.
+        self.model, self.photos, self.top = model, photos, replace(top, weights="")
         self.layers = tuple(name for name in top.layers if name in model.layers)
         self.shapes: dict[str, tuple[int, ...]] = {}  # of each layer's output for the pictures at hand
         if self.layers:
             outputs = activations(model, model.blank(photos.size), self.layers)
             self.shapes = {n: tuple(y.shape[1:]) for n, y in outputs}
-        self.facts = Facts(model, photos, top, self.layers)
+        self.facts = Facts(model, photos, self.top, self.layers)
         self.shown = self.facts.shown
         self.others = dict(others or {})
         self._kept: LRUCache[Any, Any] = LRUCache(KEPT, getsizeof=_bytes)
@@ -296,7 +297,9 @@ class ExplorerView:
         alone = ImageSet(lambda _: (to_picture(picture), -1), ["own"], size=picture.shape[-1], source="own")
         row, col = (place // width)[:, None], (place % width)[:, None]
         table = LayerTop(value[:, None], torch.zeros_like(row), row, col, value, value, (value > 0).float())
-        top = TopK({layer: table}, 1, model.name, "own", alone.fingerprint(), 1, False, model.fingerprint())
+        top = TopK(
+            {layer: table}, 1, model.name, "own", alone.fingerprint(), 1, False, model.fingerprint([layer])
+        )
         return project_top(model, alone, top, layer, best)
 
     def own(self, state: State, content: bytes | str, name: str) -> Own:
@@ -350,7 +353,7 @@ class ExplorerView:
                 mixed = flat[torch.randperm(len(flat), generator=generator)]
                 parameter.data = mixed.view_as(parameter).to(parameter.device)
         name = f"{self.model.name} shuffled"
-        return replace(self.model, net=net, classes=(), name=name, _traced={}, _hashed={})
+        return replace(self.model, net=net, classes=(), name=name, _traced=[])
 
     def methods(self, state: State, on_step: OnStep | None = None) -> tuple[bytes, str]:
         """The same units by every method (`COLUMNS`), for the three strongest pictures: encoded, and a sentence
