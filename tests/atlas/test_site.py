@@ -20,6 +20,7 @@ from zfkit.atlas import site as site_module
 from zfkit.atlas.sheets import shrink
 from zfkit.atlas.site import write_site
 from zfkit.errors import ImageError, WriteError, ZfkitError
+from zfkit.figures import NaturalColours
 from zfkit.images.colour import signed_to_rgb
 from zfkit.images.imageset import ImageSet
 from zfkit.topk.profile import sources
@@ -73,6 +74,18 @@ def test_small_tiles_are_the_projections_to_the_letter(made, mined, layer, rule)
     assert (sheet[there] == wanted[there]).all()
     photos = tiles(made / MODEL / layer / "photo-0.webp", height, width)
     assert (photos == patches.photo.permute(0, 1, 3, 4, 2).numpy()).all()
+
+
+def test_natural_colours_are_those_of_the_figures_room(made, mined):
+    """Learnt from the three strongest of each map that is ever active, as there are fewer than 32."""
+    model, images, top = mined
+    live = (top["conv2"].max > 0).nonzero()[:, 0]
+    learnt = NaturalColours.of(zfkit.project_top(model, images, top, "conv2", live, k=3))
+    patches = learnt(zfkit.project_top(model, images, top, "conv2"))
+    side = patches.photo.shape[-1]
+    sheet = tiles(made / MODEL / "conv2" / "natural-0.webp", side, side)
+    wanted = signed_to_rgb(patches.projection.float()).permute(0, 1, 3, 4, 2).numpy()
+    assert (sheet == wanted).all()
 
 
 def test_the_wall_has_each_maps_strongest(made, mined):
@@ -480,6 +493,11 @@ class TestPages:
         page.page.keyboard.press("ArrowRight")
         page.arrive("#/conv2/1?rule=guided")
         assert "guided-0.webp" in page.page.eval_on_selector(".nine .tile", style)
+        page.page.check("text=deconvnet")
+        page.page.check("text=natural colours")
+        page.arrive("#/conv2/1?rule=deconvnet&colours=natural")
+        assert "natural-0.webp" in page.page.eval_on_selector(".nine .tile", style)
+        assert "For looking" in page.page.inner_text("main")
 
     def test_a_pictures_page_leads_to_maps(self, page):
         page.open("#/pictures")

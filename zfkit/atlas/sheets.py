@@ -16,13 +16,14 @@ from ..batching import steps
 from ..checks import pair
 from ..deconv.rules import Options, Rule
 from ..errors import ImageError, printable
+from ..figures.natural import NaturalColours
 from ..figures.pictures import to_picture
 from ..files import write_whole
 from ..frequency import mean_frequency, power_spectrum
 from ..images.colour import signed_to_rgb
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel
-from ..topk.patches import GREY, Projected, Units, cut_top, empty_patches, projected
+from ..topk.patches import GREY, Projected, Units, cut_top, empty_patches, project_top, projected
 from ..topk.profile import label_of
 from ..topk.table import TopK
 
@@ -35,12 +36,21 @@ CRISP = 48  # tiles of at most so many px are kept to the letter
 MAPS = 16  # on one sheet
 FACES = 20  # pictures in each row and column of a sheet of the list
 QUALITY = 80  # of WebP
+LEARNT = 32  # maps from whose projections a layer's natural colours are learnt
+SMALLEST = 9  # px, of tiles that have a spectrum worth the name
 
 
 def fitted(height: int, width: int, most: int) -> tuple[int, int]:
     """The size that a picture is brought to, so that its longer side is at most `most` px: no picture is enlarged."""
     factor = min(1.0, most / max(height, width))
     return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def shrink_float(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) brought to a smaller size, without aliasing; as they are where they have that size."""
+    if tuple(pictures.shape[-2:]) == size:
+        return pictures
+    return nn.functional.interpolate(pictures, size, mode="bicubic", antialias=True, align_corners=False)
 
 
 def shrink(pictures: Tensor, size: tuple[int, int]) -> Tensor:
@@ -81,10 +91,23 @@ class LayerSheets:
         self.notes = none.notes if rules else ()
         height, width = none.photo.shape[-2:]
         self.tile, self.thumb = (height, width), fitted(height, width, THUMB)
+        self.natural = self._natural() if rules else None
         self.walls: dict[str, list[Tensor]] = {kind: [] for kind in ("photo", *rules)}
         self._boxes: list[np.ndarray] = []
         self._frequency: list[Tensor] = []
         self._sheets = 0
+
+    def _natural(self) -> NaturalColours | None:
+        """Natural colours of the first rule's projections, from some maps; None where there are none to learn from."""
+        live = (self.top[self.layer].max > 0).nonzero()[:, 0]
+        some = live[torch.linspace(0, len(live) - 1, min(LEARNT, len(live))).long()] if len(live) else live
+        if not len(some) or max(self.tile) < SMALLEST:
+            return None
+        k = min(3, self.top.k)
+        patches = project_top(
+            self.model, self.images, self.top, self.layer, some, k=k, rule=self.rules[0], tile=TILE
+        )
+        return NaturalColours.of(patches)
 
     @property
     def boxes(self) -> np.ndarray:
@@ -109,10 +132,14 @@ class LayerSheets:
     def draw(self, rule: Rule) -> None:
         """From now on tiles are those of this rule."""
         self._tiles = self._blank()
+        self._shown = self._blank() if rule == self.rules[0] and self.natural else None
 
     def put(self, part: Projected, rule: Rule) -> None:
         """Some units' projections, and their patches with the first rule."""
         self._tiles[part.slot] = shrink(signed_to_rgb(part.projection.float()), self.tile)
+        if self.natural is not None and self._shown is not None:
+            small = shrink_float(part.projection, self.tile)
+            self._shown[part.slot] = signed_to_rgb(self.natural.apply(small).float())
         if rule == self.rules[0]:
             self._photo[part.slot] = shrink(part.photo, self.tile)
             leading = part.slot % self._shape[1] < 3
@@ -121,6 +148,8 @@ class LayerSheets:
     def drawn(self, rule: Rule) -> None:
         """All of this rule has been put: write its sheets."""
         self._save(rule, self._tiles, self._shape[1])
+        if self._shown is not None:
+            self._save("natural", self._shown, self._shape[1])
 
     def end(self, channels: Sequence[int]) -> None:
         """The patches' sheets of the maps that `begin` was called with."""
@@ -134,7 +163,7 @@ class LayerSheets:
     def _save(self, kind: str, tiles: Tensor, k: int) -> None:
         """Sheets of one kind of tiles (C * k, 3, h, w), and the strongest ones for the wall."""
         of_maps = tiles.view(-1, k, *tiles.shape[1:])
-        self.walls[kind].append(shrink(of_maps[:, 0], self.thumb))
+        self.walls.setdefault(kind, []).append(shrink(of_maps[:, 0], self.thumb))
         for n, maps in enumerate(of_maps.split(MAPS)) if len(of_maps) else ():
             sheet = maps.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)  # (3, maps * h, k * w)
             save(to_picture(sheet), self.folder / f"{kind}-{self._sheets + n}.webp", max(self.tile) <= CRISP)

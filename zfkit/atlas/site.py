@@ -304,6 +304,7 @@ class NetworkPart:
             "stride": field.stride,
             "notes": notes + list(sheets.notes),
             "rules": list(sheets.rules),
+            "natural": sheets.natural is not None,
             "tile": list(sheets.tile),
             "thumb": list(sheets.thumb),
             "filters": sheets.has_filters,

@@ -58,7 +58,10 @@ class NaturalColours:
 
     def __call__(self, patches: Patches) -> Patches:
         """The same patches with projections (..., C, H, W) to look at, and a note that says so."""
-        y = patches.projection
+        return replace(patches, projection=self.apply(patches.projection), notes=(*patches.notes, NOTE))
+
+    def apply(self, y: Tensor) -> Tensor:
+        """The map itself, of projections (..., C, H, W)."""
         H, W = y.shape[-2:]
         top, left = H // 2, W // 2  # room, so that what leaves on one side does not come in on the other
         spectrum = torch.fft.fft2(F.pad(y, (left, left, top, top)))
@@ -66,8 +69,7 @@ class NaturalColours:
         low = at.floor().long().clamp(max=len(self.gain) - 2)
         gain = torch.lerp(self.gain[low], self.gain[low + 1], (at - low)[..., None, None]).to(spectrum)
         shown = torch.fft.ifft2(torch.einsum("hwij,...jhw->...ihw", gain, spectrum)).real
-        shown = shown[..., top : top + H, left : left + W].contiguous()
-        return replace(patches, projection=shown, notes=(*patches.notes, NOTE))
+        return shown[..., top : top + H, left : left + W].contiguous()
 
 
 def cross_spectra(pictures: Tensor) -> Tensor:

@@ -81,8 +81,8 @@
     const go = (to) => { event.preventDefault(); location.hash = address(to); };
     if (event.target.type === "radio" && sideways !== undefined) return;
     if (route.view === "unit") {
-      const {rule} = route.options;
-      if (sideways !== undefined) go(toUnit(route.model, route.layer, [keys.previous, keys.next][sideways], {rule}));
+      const {rule, colours} = route.options;
+      if (sideways !== undefined) go(toUnit(route.model, route.layer, [keys.previous, keys.next][sideways], {rule, colours}));
       if (event.key === "Escape") go(toLayer(route.model, route.layer));
       if (/^[1-9]$/.test(event.key) && Number(event.key) <= keys.ranks) keys.go({tile: event.key});
     }

@@ -7,8 +7,9 @@ zfkit.views = (() => {
     index: "index", reach: "strongest first", selectivity: "selectivity", frequency: "frequency, low first",
     dead: "least active first", like: "likeness to the map seen last",
   };
-  const KINDS = {photo: "patches", deconvnet: "deconvnet", guided: "guided", gradient: "gradient"};
-  const settings = {kind: "photo", rule: "", seen: null}; // kept while one walks from page to page
+  const KINDS = {photo: "patches", natural: "natural colours"};
+  const NATURAL = "For looking: colours and spectrum of these projections are brought to those of the patches, by which an untrained network's gain, too.";
+  const settings = {kind: "photo", rule: "", colours: "", seen: null}; // kept while one walks from page to page
 
   const sees = (layer) => (layer.stride ? `${layer.field} px of the picture` : "the whole picture");
   const notes = (layer) => layer.notes.map((note) => h("p", {class: "note"}, note));
@@ -61,7 +62,7 @@ zfkit.views = (() => {
     const album = await zfkit.pictures();
     const chosen = options.like ? Number(options.like) : settings.seen === l ? settings.seenMap : null;
     const order = options.sort || "index";
-    const kind = options.show || (l.rules.includes(settings.kind) ? settings.kind : "photo");
+    const kind = options.show || ([...l.rules, l.natural && "natural"].includes(settings.kind) ? settings.kind : "photo");
     const go = (change) => { location.hash = address({...route, options: {...options, ...change}}, pane); };
     const wall = h("ol", {class: "wall"});
     const count = h("p", {class: "soft", role: "status"});
@@ -82,7 +83,7 @@ zfkit.views = (() => {
     const sort = h("select", {onchange: () => go({sort: sort.value, like: sort.value === "like" ? chosen : ""})},
       usable.map(([name, text]) => h("option", {value: name, selected: name === order}, text)));
     const shows = h("fieldset", {class: "choice"}, h("legend", {class: "unseen"}, "What the wall shows"),
-      ["photo", ...l.rules].map((name) => h("label", {}, h("input", {type: "radio", name: `show${pane}`, checked: name === kind,
+      ["photo", ...l.rules, ...(l.natural ? ["natural"] : [])].map((name) => h("label", {}, h("input", {type: "radio", name: `show${pane}`, checked: name === kind,
         onchange: () => { settings.kind = name; go({show: name}); }}), ` ${KINDS[name] || name}`)));
     fill();
     const dead = l.dead ? `${l.dead} never active on these pictures.` : "Every map is active on some picture.";
@@ -124,7 +125,8 @@ zfkit.views = (() => {
     const n = data.image[p].filter((i) => i >= 0).length;
     const rank = Math.min(Math.max(Number(options.tile || 1) - 1, 0), Math.max(n - 1, 0));
     const rule = l.rules.includes(options.rule) ? options.rule : l.rules.includes(settings.rule) ? settings.rule : l.rules[0];
-    Object.assign(settings, {seen: l, seenMap: map, rule});
+    const colours = (options.colours ?? settings.colours) === "natural" && l.natural && rule === l.rules[0] ? "natural" : "";
+    Object.assign(settings, {seen: l, seenMap: map, rule, colours: options.colours ?? settings.colours});
     const go = (change) => { location.hash = address({...route, options: {...options, ...change}}, pane); };
     const grid = (kind, what) => h("div", {}, h("h2", {}, what), h("ol", {class: "nine", style: {"--columns": Math.ceil(Math.sqrt(zfkit.site.k))}},
       data.image[p].map((i, r) => h("li", {}, i < 0 ? null : h("button", {
@@ -135,6 +137,9 @@ zfkit.views = (() => {
     const rules = l.rules.length > 1 && h("fieldset", {class: "choice"}, h("legend", {class: "unseen"}, "How the way back is made"),
       l.rules.map((name) => h("label", {}, h("input", {type: "radio", name: `rule${pane}`, checked: name === rule,
         onchange: () => go({rule: name})}), ` ${KINDS[name] || name}`)));
+    const paints = l.natural && rule === l.rules[0] && h("fieldset", {class: "choice"}, h("legend", {class: "unseen"}, "Colours"),
+      ["plain", "natural"].map((name) => h("label", {}, h("input", {type: "radio", name: `colours${pane}`, checked: name === (colours || "plain"),
+        onchange: () => go({colours: name})}), ` ${name} colours`)), colours && h("p", {class: "soft"}, NATURAL));
     const around = [p - 1, p + 1].map((q) => l.channels[(q + l.channels.length) % l.channels.length]);
     const step = (to, text, key) => h("a", {href: address(toUnit(model, l, to), pane), rel: key, "aria-label": `map ${to}`}, text);
     return {title: `${l.name} ${map}`, keys: {previous: around[0], next: around[1], ranks: n, go}, parts: [
@@ -142,7 +147,7 @@ zfkit.views = (() => {
       h("h1", {}, h("bdi", {}, l.name), ` map ${map}`),
       warnings(data.warnings[p]), notes(l),
       h("div", {class: "unit"},
-        rule ? h("div", {}, grid(rule, "what it picks out"), rules) : null,
+        rule ? h("div", {}, grid(colours || rule, "what it picks out"), rules, paints) : null,
         grid("photo", "what excites it"),
         n ? h("div", {}, h("h2", {}, "this one"), thisOne(l, data, album, p, rank, pane)) : h("p", {}, "No picture excites it.")),
       h("div", {class: "facts"}, facts(model, l, data, p), alike(model, l, data, p, pane), inputs(model, l, data, p, pane), code(model, l, map))]};
