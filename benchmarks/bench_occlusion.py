@@ -19,6 +19,7 @@ from common import machine, spread, table
 from torch import Tensor
 
 import zfkit
+from zfkit.checks import square_side
 
 
 def main() -> None:
@@ -30,7 +31,10 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     options = parser.parse_args()
     model = zfkit.load_model(options.model, weights="none")  # "none": torchvision's without a download
-    side, stride = model.input_size, options.stride
+    side, stride = (
+        square_side(model.input_size, "the grey square has a quarter of the side of square pictures"),
+        options.stride,
+    )
     size, batch = side // 4, max(1, 2**18 // side**2)
     photos = zfkit.load_images("photos", size=side, progress=False)
     captum = Occlusion(lambda x: model.net(x).softmax(1))

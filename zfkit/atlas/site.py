@@ -403,6 +403,7 @@ def _front(
         "images": images.source,
         "count": len(images),
         "size": in_px(images.size),
+        "shape": pair(images.size),
         "credits": [f"{p.name}: {p.licence}" for p in photographs()] if images.source.startswith("photos") else [],
         "models": [
             {

@@ -156,20 +156,20 @@ zfkit.views = (() => {
   // The whole picture with what the unit sees.
   function thisOne(l, data, album, p, rank, pane) {
     const i = data.image[p][rank];
-    const {size} = zfkit.site;
+    const [height, width] = zfkit.site.shape;
     const [left, top, right, bottom] = data.box[p][rank];
     const name = zfkit.called(album, i);
     return h("figure", {class: "whole"},
-      h("svg", {viewBox: `0 0 ${size} ${size}`, role: "img", "aria-label": `${name}, with the part that the unit sees`},
-        Object.assign(h("g"), {}), picture(i, size),
+      h("svg", {viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${name}, with the part that the unit sees`},
+        picture(i, width, height),
         h("rect", {x: left, y: top, width: right - left, height: bottom - top, class: "field"})),
       h("figcaption", {}, h("a", {href: address({view: "picture", picture: i}, pane)}, h("bdi", {}, name)),
         h("span", {class: "soft"}, ` rank ${rank + 1}, ${number(data.value[p][rank])} at row ${data.row[p][rank]}, column ${data.col[p][rank]}`)));
   }
 
-  function picture(i, size) {
+  function picture(i, width, height) {
     const image = document.createElementNS("http://www.w3.org/2000/svg", "image");
-    for (const [name, value] of Object.entries({href: `pictures/${i}.webp`, width: size, height: size})) image.setAttribute(name, value);
+    for (const [name, value] of Object.entries({href: `pictures/${i}.webp`, width, height})) image.setAttribute(name, value);
     return image;
   }
 
