@@ -58,7 +58,11 @@ class Ruled(TorchFunctionMode):
             plain = getattr(F, func.__name__.removesuffix("_"))
             result: Any = RuledActivation.apply(args[0], lambda x: plain(x, *args[1:], **kwargs), self.rule)
             return result
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if func is F.batch_norm and result.requires_grad:
+            # Given a gradient that lies channels-last, torch goes back wrongly for one image (seen in torch 2.14).
+            result.register_hook(lambda g: g.contiguous())
+        return result
 
 
 def outputs(net: nn.Module, x: Tensor, layers: Sequence[str], rule: str) -> tuple[dict[str, Tensor], Tensor]:

@@ -51,6 +51,8 @@ def heads_beside_the_pictures(n, y):
     """Attention as it is often written: (N heads, channels, places)."""
     B, C, H, W = y.shape
     q, k, v = (t.reshape(B * 2, C // 2, H * W) for t in (n.other(y), n.gate(y), y))
+    together, channels, places = q.shape  # sizes of what is no map of one picture
+    q = q.reshape(together * channels, places).reshape(together, channels, places)
     weights = torch.softmax(q.transpose(1, 2) @ k, -1)
     return (v @ weights.transpose(1, 2)).reshape(B, C, H, W)
 
@@ -150,6 +152,9 @@ GRADIENT = {
     ),
     "moved by a field that is computed": operation(
         lambda n, y: F.grid_sample(y, torch.tanh(n.other(y)[:, :2]).permute(0, 2, 3, 1), align_corners=False)
+    ),
+    "reshaped by the sizes of weights and maps": operation(
+        lambda n, y: torch.softmax(n.other(y).reshape(-1, n.other.weight.shape[0], 144), 1).reshape(y.shape)
     ),
     # Between the two ends of these the first axis is not the pictures'.
     "stacked and summed": operation(lambda n, y: torch.stack([n.other(y), n.gate(y)]).prod(0)),

@@ -135,7 +135,7 @@ def test_wrong_weights_are_named(module, tmp_path):
     ("make_nets", {}, r"no function 'make_nets'\. Did you mean 'make_net'"),
     ("broken", {}, "mine.py stops with KeyError: 'no configuration'"),
     ("CLASSES", {}, "expected a torch.nn.Module, got int"),
-    ("make_net", {"classes": "gone.txt"}, "'gone.txt' cannot be read as a text file of class names"),
+    ("make_net", {"classes": "gone.txt"}, "cannot read the names of classes 'gone.txt': No such file"),
     ("make_net", {"classes": list("ab")}, "2 class names for a network with 3 outputs"),
 ])  # fmt: skip
 def test_a_module_that_makes_no_network_is_refused(function, changes, message, module):

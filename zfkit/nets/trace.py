@@ -52,6 +52,7 @@ def trace(net: nn.Module, example: Tensor, *, output: str | int | None = None, b
             if not parts:
                 break
             _put_together(parts)
+            _mark_numbers(graph)
         for name, node in nodes.items():
             if isinstance(steps[name].module, Together):
                 continue
@@ -141,7 +142,7 @@ def _steps(net: nn.Module, nodes: dict[str, fx.Node | str], names: dict[fx.Node,
         steps[name] = replace(step, maps=maps, counts=counts, sizes=sizes, call=call)
         if node.op == "placeholder" or (maps and not _is_a_number(node)):
             carrying.add(name)
-        if _counts_images(node):
+        if _counts_images(node) and (maps or sizes):
             counting.add(name)
         elif maps and (node.args[1:] == ("shape",) or (node.target == "size" and not node.args[1:])):
             sizing.add(name)
@@ -171,9 +172,11 @@ def _mark_numbers(graph: fx.Graph) -> None:
         reads = node.all_input_nodes
         if node.op == "placeholder" or (carrying.intersection(reads) and not _is_a_number(node)):
             carrying.add(node)
-        elif not _is_a_number(node) and not _counts_images(node) and node.op != "output":
-            from_a_count = any(_counts_images(n) or n.meta.get("inside") for n in reads)
-            node.meta["inside"] = from_a_count or _begins_a_size(node)
+        elif node.op != "output":
+            computed = not _is_a_number(node) and not _counts_images(node)
+            from_a_count = computed and (any(map(_counts_images, reads)) or _begins_a_size(node))
+            # Sizes of what is itself no map of one picture are numbers of the same kind.
+            node.meta["inside"] = from_a_count or any(n.meta.get("inside") for n in reads)
 
 
 def _begins_a_size(node: fx.Node) -> bool:
