@@ -141,7 +141,7 @@ def curves(
     for words, y in limits.items():
         mark(chart, (1, 1), words, RED, y=y)
     chart.update_xaxes(title_text=labels[0])
-    chart.update_yaxes(title_text=labels[1], type="log" if log else "linear")
+    chart.update_yaxes(title_text=labels[1], type="log" if log else "linear", exponentformat="power")
     return chart
 
 
