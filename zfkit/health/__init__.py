@@ -5,7 +5,8 @@ mended each (sections 3 and 4.1). `diagnose` looks for these faults, and for the
 trains a network. `FAULTS` lists all that is looked for.
 
 In the order of reading: `report` (what can be wrong, `Thresholds`, `Finding`, `Report`), `layers` (one layer's
-numbers), `measure` (all numbers of a network), `checks` (numbers against thresholds), `diagnosis` (the whole).
+numbers), `measure` (all numbers of a network), `checks` (numbers against thresholds), `verdict` (the cause that
+explains most), `diagnosis` (the whole).
 """
 
 from .diagnosis import diagnose

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..batching import Portions
 from ..checks import expect, whole_number
@@ -19,6 +19,7 @@ from .checks import CHECKS
 from .layers import Layer
 from .measure import Measurements, layer_table, measure
 from .report import DEFAULTS, Finding, Report, Thresholds
+from .verdict import verdict
 
 
 def diagnose(
@@ -62,13 +63,21 @@ def diagnose(
             m = measure(model, images, limit, portions.size, random_seed, progress)
             break
     findings = [_with_pictures(m, finding) for check in CHECKS for finding in check(m, thresholds)]
+    if any(isinstance(module, nn.BatchNorm2d) for module in model.net.modules()):
+        lost = ("input has no effect", "no learning signal")
+        findings = [replace(f, advice=WITH_NORMS) if f.fault in lost else f for f in findings]
     place = {layer: i for i, layer in enumerate(["", *m.layers])}
     findings.sort(key=lambda f: (("fault", "warning", "note").index(f.severity), place[f.layer]))
     return Report(
-        model.name, images.source, m.count, images.size, tuple(findings), layer_table(m), tuple(m.remarks), thresholds
+        model.name, images.source, m.count, images.size, tuple(findings), layer_table(m), tuple(m.remarks), thresholds,
+        verdict(m, findings),
     )  # fmt: skip
 
 
+WITH_NORMS = (
+    "train it, if it is untrained; else check that pictures are normalised as in training, and that the running "
+    "statistics of BatchNorm were updated"
+)
 SHOWN = 8  # maps of a finding that are pictured
 TILE = 64  # px
 

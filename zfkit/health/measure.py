@@ -87,7 +87,7 @@ def measure(
             entering.add(x)
             output = _watch(model, x, watched, torch.tensor(places)[batch], whole=not left_out)
             if not left_out and _has_classes(output):
-                outputs.append(_log_probabilities(output).double().cpu())
+                outputs.append(log_probabilities(output).double().cpu())
             done(len(batch))
     m = Measurements(
         model, images, places, {name: w.finish() for name, w in watched.items()}, entering.signal,
@@ -180,7 +180,7 @@ def _has_classes(output: Tensor) -> bool:
     return output.dim() > 1 and output.shape[1] == output[0].numel() > 1
 
 
-def _log_probabilities(output: Tensor) -> Tensor:
+def log_probabilities(output: Tensor) -> Tensor:
     """Logits (N, K); of networks that end in a softmax, its logarithm, which is the same up to a constant."""
     flat = output.flatten(1)
     if flat.shape[1] > 1 and bool((flat >= 0).all()) and bool(((flat.sum(1) - 1).abs() < 1e-3).all()):
@@ -199,7 +199,7 @@ def _fitting(m: Measurements, labels: Tensor) -> Tensor | None:
 @torch.inference_mode()
 def _run(m: Measurements, x: Tensor) -> Tensor:
     """What the network gives, as log-probabilities up to a constant, (N, K) float64."""
-    return torch.cat([_log_probabilities(m.model.logits(part)).double().cpu() for part in x.split(64)])
+    return torch.cat([log_probabilities(m.model.logits(part)).double().cpu() for part in x.split(64)])
 
 
 def _blank(m: Measurements) -> dict[str, float]:
@@ -221,7 +221,7 @@ def _learning(m: Measurements, pixels: Tensor, random_seed: int, batch_size: int
         with torch.enable_grad():  # gradients add up in the copies
             output = m.model.forward(m.model.preprocess(pixels[part]), weights)
             right = labels[part].to(output.device)
-            loss = F.cross_entropy(_log_probabilities(output), right, reduction="sum") / len(pixels)
+            loss = F.cross_entropy(log_probabilities(output), right, reduction="sum") / len(pixels)
             loss.backward()
     learning = {}
     for layer in m.layers:

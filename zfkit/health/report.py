@@ -225,6 +225,7 @@ class Finding:
         source: where the threshold comes from.
         pictures: uint8 (n, 3, S, S): some of these maps. In a first layer the filters; elsewhere the picture
             that excites the map most, lit where the map is active.
+        advice: a remedy for this network, where the general one does not fit it.
     """
 
     fault: str
@@ -236,6 +237,7 @@ class Finding:
     channels: tuple[int, ...] = ()
     source: str = ""
     pictures: Tensor | None = field(default=None, repr=False, compare=False)
+    advice: str = ""
 
     @property
     def measure(self) -> str:
@@ -245,7 +247,7 @@ class Finding:
     @property
     def remedy(self) -> str:
         """What to do."""
-        return FAULTS[self.fault].remedy
+        return self.advice or FAULTS[self.fault].remedy
 
     @property
     def paper(self) -> str:
@@ -268,6 +270,8 @@ class Report:
         layers: data frame by layer, of all that was measured, healthy or not; see `layer_table`.
         remarks: what could not be looked at, or not be decided, and why.
         thresholds: that were used.
+        verdict: the cause that explains most of the findings, in a sentence; "" where there is none. It comes first
+            when the report is printed.
     """
 
     model: str
@@ -278,6 +282,7 @@ class Report:
     layers: pd.DataFrame = field(repr=False)
     remarks: tuple[str, ...] = ()
     thresholds: Thresholds = field(default=DEFAULTS, repr=False)
+    verdict: str = ""
 
     @property
     def alarms(self) -> tuple[Finding, ...]:
@@ -324,20 +329,28 @@ class Report:
         return f"{self.model} on {self.count} pictures of {self.images!r} ({in_px(self.side)}): {told}"
 
     def __str__(self) -> str:
-        lines = [self.title]
+        lines = [_wrap(self.verdict, "")] * bool(self.verdict) + [self.title]
         if self.layers["reach"].notna().any():  # the bundled networks
             shares = ", ".join(f"{name} {r:.0%}" for name, r in self.layers["reach"].dropna().items())
             lines.append(
                 _wrap(f"maps reach, of their records on their network's own kind of pictures: {shares}", "")
             )
-        for f in self.findings:
+        for f, others in self._kinds():
             alarm = f.severity != "note"
-            lines += [""] * alarm + [_wrap(f"[{f.severity}] {f}", "")]
+            also = f" Also in {len(others)} other layers: {', '.join(others)}." if others else ""
+            lines += [""] * alarm + [_wrap(f"[{f.severity}] {f}{also}", "")]
             if alarm:
                 told = f"number: {f.number:.3g}, {f.measure}; alarm at {f.threshold:.3g} ({f.source})"
                 lines += [_wrap(t, "    ") for t in (told, f"remedy: {f.remedy}", f"paper: {f.paper}")]
         lines += [_wrap(f"[not looked at] {remark}", "") for remark in self.remarks]
         return "\n".join(lines)
+
+    def _kinds(self) -> list[tuple[Finding, list[str]]]:
+        """The first finding of each kind, and in which other layers it was found."""
+        kinds: dict[tuple[str, str], list[Finding]] = {}
+        for f in self.findings:
+            kinds.setdefault((f.severity, f.fault), []).append(f)
+        return [(first, [f.layer for f in others]) for first, *others in kinds.values()]
 
     def _repr_html_(self) -> str:
         def cells(tag: str, values: Sequence[str]) -> str:
@@ -352,7 +365,8 @@ class Report:
         head = cells("th", ("", "layer", "fault", "number", "alarm at", "what", "remedy", "paper"))
         table = f"<table>{head}{''.join(rows)}</table>" if rows else ""
         remarks = "".join(f"<p>{html.escape(r)}</p>" for r in self.remarks)
-        return f"<p><b>{html.escape(self.title)}</b></p>{table}{remarks}"
+        verdict = f"<p><b>{html.escape(self.verdict)}</b></p>" if self.verdict else ""
+        return f"{verdict}<p><b>{html.escape(self.title)}</b></p>{table}{remarks}"
 
 
 def _wrap(text: str, indent: str) -> str:
