@@ -1,4 +1,6 @@
-"""Draws figure.jpg: four feature maps of each layer, chosen by hand.
+"""Draws data/figure.jpg: of each layer of zfnet64 the four maps that the photographs excite most.
+
+As a share of what each map can reach (`zfkit.topk.reach`), of the maps whose nine pictures are of nine photographs.
 
 .venv/bin/python data/make_figure.py
 """
@@ -9,19 +11,16 @@ from PIL import Image
 
 import zfkit
 
-CHOSEN = {
-    "conv1": [3, 17, 56, 70],
-    "conv2": [140, 105, 178, 112],
-    "conv3": [118, 35, 21, 178],
-    "conv4": [146, 112, 167, 226],
-    "conv5": [42, 55, 5, 208],
-}
-
 model = zfkit.load_model("zfnet64")
 photos = zfkit.load_images("photos")
-top = zfkit.mine(model, photos, inside=True)
+top = zfkit.topk.mined(model, photos)
 sheets = []
-for layer, channels in CHOSEN.items():
+for layer in model.conv_layers:
+    origin = photos.windows.photograph[top[layer].image].sort(1).values
+    distinct = (origin.diff(dim=1) > 0).all(1)
+    share = zfkit.topk.reach(model, top, layer).nan_to_num() * distinct
+    channels = share.argsort(descending=True)[:4].tolist()
+    print(layer, {c: f"{share[c]:.0%}" for c in channels})
     patches = zfkit.project_top(model, photos, top, layer, channels)
     sheets.append(zfkit.draw_layer(patches, top, (f"Layer {layer[-1]}", "")))
 width = max(sheet.width for sheet in sheets)

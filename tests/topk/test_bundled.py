@@ -10,6 +10,7 @@ import torch
 from mining import exact_model, pictures
 
 import zfkit
+from zfkit.images.album import photos
 from zfkit.topk import bundled, mined, reach, reached, records
 
 
@@ -100,3 +101,13 @@ def test_a_table_that_does_not_fit_is_mined_again_and_kept(shipped, what):
     for _ in range(2):  # the second time from what was kept
         assert same(mined(model, images, folder / "cache"), truth)
     assert len(calls) == 1
+
+
+def test_the_table_of_zfnet64_on_the_album_is_up_to_date(zfnet64):
+    """Made anew by `benchmarks/bundled.py` where network, photographs or how they are cut change."""
+    images = photos("", 224)  # nothing of it decoded but the picture that is compared
+    images.source = "photos"
+    table = zfkit.TopK.load(bundled.DATA / "zfnet64-photos.parquet")
+    table.check(zfnet64, images)
+    assert table.inside and table.k == 9 and table.count == len(images)
+    assert bundled._agrees(table, zfnet64, images)

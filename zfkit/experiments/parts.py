@@ -1,4 +1,4 @@
-"""Bundled photographs with named parts, for `correspondence`: three faces and twenty ancient coins.
+"""Bundled photographs with named parts, for `correspondence`: three faces, eleven animals' heads, twenty coins.
 
 The boxes were measured by eye, in pixels of the photographs; right and left are the sitter's.
 """
@@ -15,18 +15,41 @@ from torch import Tensor
 from ..checks import one_of, whole_number
 from ..deconv.receptive_field import Box
 from ..errors import ImageError
-from ..images.album import INSTALLED
+from ..images.album import photographs
 from ..images.decode import decode, to_tensor
 
 Boxes = dict[str, Box | None]  # by part, and of the whole "object"; None where a part is not to be seen
 
-_FACES: dict[str, Boxes] = {
-    name: dict(zip(("object", "right eye", "left eye", "nose"), (b and Box(*b) for b in boxes), strict=True))
-    for name, boxes in {
-        "astronaut": ((170, 45, 285, 185), (190, 92, 214, 109), (236, 94, 260, 111), (210, 108, 235, 132)),
-        "chelsea": ((125, 78, 352, 268), (131, 82, 213, 151), (293, 105, 350, 167), (235, 217, 298, 264)),
-        "camera": ((165, 60, 262, 190), (219, 138, 241, 152), None, (237, 153, 257, 174)),  # in profile
-    }.items()
+
+def _face(*boxes: tuple[int, int, int, int] | None) -> Boxes:
+    return dict(zip(("object", "right eye", "left eye", "nose"), (b and Box(*b) for b in boxes), strict=True))
+
+
+_FACES = {
+    "astronaut": _face((170, 45, 285, 185), (190, 92, 214, 109), (236, 94, 260, 111), (210, 108, 235, 132)),
+    "chelsea": _face((125, 78, 352, 268), (131, 82, 213, 151), (293, 105, 350, 167), (235, 217, 298, 264)),
+    "camera": _face((165, 60, 262, 190), (219, 138, 241, 152), None, (237, 153, 257, 174)),  # in profile
+}
+_ANIMALS = {
+    "chelsea": _FACES["chelsea"],
+    "red_panda": _face(
+        (569, 49, 1295, 882), (748, 533, 811, 604), (945, 506, 1026, 586), (775, 676, 891, 801)
+    ),
+    "koala": _face((307, 241, 612, 440), (364, 301, 385, 323), (452, 333, 477, 351), (378, 294, 438, 365)),
+    "kitten": _face(
+        (653, 213, 1267, 780), (840, 540, 933, 620), (1033, 533, 1127, 613), (947, 673, 1027, 720)
+    ),
+    "lemur": _face((397, 203, 555, 322), (440, 263, 460, 282), (493, 267, 512, 285), (467, 295, 492, 312)),
+    "gibbon": _face(
+        (958, 423, 1197, 660), (1049, 545, 1080, 574), (1106, 545, 1138, 574), (1075, 581, 1111, 610)
+    ),
+    "dog": _face((758, 25, 909, 260), (800, 150, 826, 168), (855, 148, 878, 168), (823, 200, 862, 226)),
+    "pika": _face(
+        (1028, 127, 1319, 403), (1067, 233, 1092, 269), (1205, 233, 1234, 269), (1117, 318, 1159, 354)
+    ),
+    "owl": _face((548, 140, 755, 295), (578, 215, 598, 238), (622, 215, 665, 245), (595, 255, 615, 288)),
+    "cat": _face((250, 110, 432, 347), (310, 277, 352, 308), (365, 220, 398, 259), (372, 290, 404, 311)),
+    "sheep": _face((460, 86, 650, 246), (504, 131, 521, 151), (587, 124, 608, 145), (537, 197, 577, 230)),
 }
 _COINS = (
     (22, 34, 67, 74), (81, 39, 120, 74), (132, 28, 179, 74), (192, 29, 240, 73), (255, 34, 297, 72),
@@ -61,8 +84,8 @@ def part_pictures(
     """Bundled photographs with parts marked by eye, each object in several views.
 
     Args:
-        kind: "faces" (a woman, a cat, a man in profile: right eye, left eye, nose) or "coins" (20 ancient coins:
-            left rim, right rim, top rim, centre).
+        kind: "faces" (a woman, a cat, a man in profile: right eye, left eye, nose), "animals" (the heads of eleven,
+            likewise; of the owl the beak) or "coins" (20 ancient coins: left rim, right rim, top rim, centre).
         size: side of the pictures in pixels.
         views: of each object, which then takes another place and another size (half to four fifths of the
             picture's side).
@@ -70,11 +93,12 @@ def part_pictures(
 
     Raises ZfkitError for another kind, and ImageError where this version of scikit-image lacks the photographs.
     """
-    one_of(kind, "kind of pictures with parts", ["faces", "coins"])
+    one_of(kind, "kind of pictures with parts", ["faces", "animals", "coins"])
     whole_number(size, "size, in pixels,")
     whole_number(views, "views")
-    if kind == "faces":
-        marked = [(_photograph(name), name, boxes) for name, boxes in _FACES.items()]
+    if kind in ("faces", "animals"):
+        faces = _FACES if kind == "faces" else _ANIMALS
+        marked = [(_photograph(name), name, boxes) for name, boxes in faces.items()]
     else:
         coins = _photograph("coins")
         marked = [(coins, f"coin {i}", _coin(Box(*box))) for i, box in enumerate(_COINS, 1)]
@@ -98,7 +122,7 @@ def part_pictures(
 
 
 def _photograph(name: str) -> Image.Image:
-    path = next(p.path for p in INSTALLED if p.name == name)
+    path = next(p.checked() for p in photographs() if p.name == name)
     if path is None:
         raise ImageError(
             f"the photograph {name!r} is not in the installed scikit-image: pip install -U scikit-image"
