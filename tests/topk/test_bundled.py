@@ -10,7 +10,6 @@ import torch
 from mining import exact_model, pictures
 
 import zfkit
-from zfkit.images.album import photos
 from zfkit.topk import bundled, mined, reach, reached, records
 
 
@@ -103,10 +102,10 @@ def test_a_table_that_does_not_fit_is_mined_again_and_kept(shipped, what):
     assert len(calls) == 1
 
 
+@pytest.mark.slow
 def test_the_table_of_zfnet64_on_the_album_is_up_to_date(zfnet64):
     """Made anew by `benchmarks/bundled.py` where network, photographs or how they are cut change."""
-    images = photos("", 224)  # nothing of it decoded but the picture that is compared
-    images.source = "photos"
+    images = zfkit.load_images("photos", progress=False)
     table = zfkit.TopK.load(bundled.DATA / "zfnet64-photos.parquet")
     table.check(zfnet64, images)
     assert table.inside and table.k == 9 and table.count == len(images)
