@@ -13,7 +13,7 @@ OUT      ?= demo
 LAB_ARGS ?=
 BIN      := .venv/bin
 SOURCES  := zfkit tests benchmarks data notebooks
-NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb notebooks/grids/*.ipynb))
 FIRST    := notebooks/01_what_do_the_layers_see.ipynb
 INSTALL  := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 

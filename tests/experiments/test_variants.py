@@ -257,7 +257,7 @@ def test_tables_that_are_none_are_refused(tmp_path):
 def test_the_grids_fit_the_notebook(tmp_path):
     for name in ("ablation", "ablation-tiny-imagenet"):
         grid = NOTEBOOKS / "grids" / f"{name}.yaml"
-        plan = plan_sweep(NOTEBOOKS / "11_ablation_one_network.ipynb", grid, tmp_path)
+        plan = plan_sweep(NOTEBOOKS / "grids" / "ablation.ipynb", grid, tmp_path)
         wanted = read_grid(grid)
         asked = {run.parameters["variant"] for run in plan.runs}
         assert asked == set(ablations(wanted["base"][0]))

@@ -171,7 +171,7 @@ def test_readme_counts_the_claims_as_the_table_marks_them():
 
 
 def test_notebook_links_lead_somewhere():
-    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+    for notebook in (ROOT / "notebooks").rglob("*.ipynb"):
         for cell in json.loads(notebook.read_text())["cells"]:
             words = "".join(cell["source"]) if cell["cell_type"] == "markdown" else ""
             for target in re.findall(r"\]\(([^)#]+)", words):

@@ -36,7 +36,7 @@ from zfkit.sweeps import expand, plan_sweep, read_grid, read_parameters, record,
 from zfkit.sweeps.execute import join_streams, with_parameters
 from zfkit.sweeps.gallery import Outcome, results
 
-NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").rglob("*.ipynb"))
 EXECUTE = [sys.executable, str(Path(__file__).parents[1] / "execute_notebooks.py")]
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 CELL = """\

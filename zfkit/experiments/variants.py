@@ -3,10 +3,10 @@
 *Which layers does the network need?* The paper leaves layers out, or changes how many units they have, trains anew, and
 compares errors. `ablations` lists these variants of any of the project's networks, `ablation_counts` counts their
 weights, and `ablate` trains them at equal budget. Many runs are better spread:
-`notebooks/11_ablation_one_network.ipynb` trains one variant, a sweep over its parameters is the table, and
+`notebooks/grids/ablation.ipynb` trains one variant, a sweep over its parameters is the table, and
 `read_ablation` reads it:
 
-    zfkit sweep notebooks/11_ablation_one_network.ipynb --grid notebooks/grids/ablation.yaml --out runs/ablation
+    zfkit sweep notebooks/grids/ablation.ipynb --grid notebooks/grids/ablation.yaml --out runs/ablation
 
 *What does averaging bring?* The paper's best numbers are not of one network but of the average of five or six, and
 each of those averages ten crops. `ensemble` measures each network alone, every combination of them, and how often they
@@ -279,7 +279,7 @@ def _recipe_name(recipe: Recipe) -> str:
 
 
 def read_ablation(source: str | Path | None = None) -> Ablation:
-    """What a sweep of `11_ablation_one_network.ipynb` found.
+    """What a sweep of `grids/ablation.ipynb` found.
 
     Args:
         source: the sweep's folder, its results.parquet, or a .csv that `Ablation.save` wrote. Default: the results
@@ -293,7 +293,7 @@ def read_ablation(source: str | Path | None = None) -> Ablation:
         source = Path(str(importlib.resources.files("zfkit.experiments"))) / "data" / "ablation-textures.csv"
     path = as_path(source)
     columns = [*BUDGET, "variant", "seed", *MEASURED]
-    runs = sweep_results(path, columns, "11_ablation_one_network.ipynb")[columns]
+    runs = sweep_results(path, columns, "grids/ablation.ipynb")[columns]
     runs = runs.dropna(subset=["top1"]).reset_index(drop=True)
     for name in BUDGET:
         values = runs[name].unique()
