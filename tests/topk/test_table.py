@@ -158,6 +158,12 @@ def test_a_network_whose_weights_were_changed_is_another():
         top.check(model, images)
 
 
+def test_some_of_a_tables_layers_belong_to_the_same_network():
+    model, images = exact_model(), pictures(5)
+    top = zfkit.mine(model, images, progress=False)
+    dataclasses.replace(top, layers={"0": top["0"]}).check(model, images)
+
+
 def write_pictures(folder, seed):
     """Five files of the same names whatever the seed, but not of the same length."""
     folder.mkdir(parents=True, exist_ok=True)

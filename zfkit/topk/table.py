@@ -63,7 +63,7 @@ class TopK:
         inside: were units left out that look beyond the picture's border?
         weights: fingerprint of the network as far as these layers, so that a table is not used with another.
         total: number of pictures in the set, also of those that could not be read; 0 where it is not known.
-        maps: height and width of the maps by layer, where known.
+        maps: height and width of the maps, by layer that was mined.
     """
 
     layers: dict[str, LayerTop]
@@ -194,7 +194,7 @@ class TopK:
         self._check_pictures(images)
         if model.name != self.model:
             raise ZfkitError(f"this table was mined with {self.model!r}, not with {model.name!r}: mine again")
-        if self.weights and model.fingerprint(self.layers) != self.weights:
+        if self.weights and model.fingerprint(self.maps or self.layers) != self.weights:
             raise ZfkitError(
                 f"{model.name!r} (weights, operations, mean or scale) has changed since this table was mined: mine "
                 "again"
