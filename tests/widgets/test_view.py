@@ -201,6 +201,8 @@ def test_what_was_projected_before_it_was_cancelled_is_not_projected_again(world
 def test_another_unit_of_a_picture_takes_no_second_forward_pass(world, view):
     passes = []
     hook = world[0].net.conv1.register_forward_hook(lambda *_: passes.append(1))
+    assert world[0].network  # with a hook it is traced again, and so runs
+    passes.clear()
     state = State("conv2", 3)
     view.detail(state)
     view.detail(replace(state, position=(1, 2)))
