@@ -17,6 +17,13 @@ ATLAS_EXAMPLE = """examples:
   zfkit atlas --model my_module.py:make_net --weights my.pt --mean 123.7 116.3 103.5 --scale 0.017 \\
       --input-size 66x200 --classes names.txt --images folder:my/pictures --size 66x200
 """
+SITE_EXAMPLE = """examples:
+  zfkit site                                                    the bundled network on the bundled photographs
+  zfkit site --model zfnet64 --model squeezenet1_1 --out pair   two networks side by side
+  zfkit site --model torchvision:resnet18 --images folder:my/pictures --maps 24
+
+Stopped for any reason, the same command goes on. Open OUT/index.html, or put OUT on any web server of files.
+"""
 MINE_EXAMPLE = """examples:
   zfkit mine --images "parquet:shards/*.parquet" --size 64 --out topk.parquet
   zfkit mine --images folder:my/pictures --dry-run                           how long it will take, how much disk

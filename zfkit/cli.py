@@ -1,4 +1,4 @@
-"""The same jobs from a shell: ``zfkit atlas | mine | train | sweep | doctor | models``."""
+"""The same jobs from a shell: ``zfkit atlas | site | mine | train | sweep | doctor | models | cache``."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from .arguments import (
     CACHE_EXAMPLE,
     DOCTOR_EXAMPLE,
     MINE_EXAMPLE,
+    SITE_EXAMPLE,
     SWEEP_EXAMPLE,
     TRAIN_EXAMPLE,
     feature_maps,
@@ -29,6 +30,7 @@ from .arguments import (
     side,
 )
 from .atlas.page import write_atlas
+from .atlas.site import RULES, write_site
 from .batching import out_of_memory
 from .checks import between, expect_extra
 from .deconv.rules import Options
@@ -52,6 +54,7 @@ from .training.recipe import RECIPES, Recipe
 from .training.run import Run
 from .version import __version__
 
+MAPS = "how many feature maps of each layer, 'all', or which: 17,42 of every layer, conv5:17,42 of this one"
 OWN_NETWORK = "mean scale input_size classes channels output show".split()  # options for `load_model`
 
 
@@ -87,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for run, example, add_options in (
         (_atlas, ATLAS_EXAMPLE, _atlas_options),
+        (_site, SITE_EXAMPLE, _site_options),
         (_mine, MINE_EXAMPLE, _mine_options),
         (_train, TRAIN_EXAMPLE, _train_options),
         (_sweep, SWEEP_EXAMPLE, _sweep_options),
@@ -115,11 +119,10 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return text if silent else f"{text} (default: %(default)s)"
 
 
-def _input_options(parser: argparse.ArgumentParser) -> None:
+def _input_options(parser: argparse.ArgumentParser, **model: Any) -> None:
     add = parser.add_argument
-    add(
-        "--model", default="zfnet64", help="one that `zfkit models` names, a file, or your module.py:function"
-    )
+    names = "one that `zfkit models` names, a file, or your module.py:function"
+    add("--model", **{"default": "zfnet64", "help": names} | model)
     add("--weights", default="DEFAULT", help="their name, 'none' for random ones, or a file (.pt ...)")
     sources = "photos, photos-small, textures, folder:PATH, parquet:PATH or torchvision:NAME"
     add("--images", default="photos", help=sources)
@@ -142,10 +145,7 @@ def _atlas_options(parser: argparse.ArgumentParser) -> None:
     _input_options(parser)
     add = parser.add_argument
     add("--out", default="atlas", type=file_path, help="folder to write to")
-    maps = (
-        "how many feature maps of each layer, 'all', or which: 17,42 of every layer, conv5:17,42 of this one"
-    )
-    add("--maps", default=["24"], nargs="+", metavar="MAPS", help=f"{maps} (default: 24)")
+    add("--maps", default=["24"], nargs="+", metavar="MAPS", help=f"{MAPS} (default: 24)")
     add("--rule", default="deconvnet", help="deconvnet, guided or gradient")
     add("--seed", default=0, type=int, help="draws the feature maps")
     add("--patches-only", action="store_true", help="leave out the projections, as for layers that have none")
@@ -155,6 +155,16 @@ def _atlas_options(parser: argparse.ArgumentParser) -> None:
         type=file_path,
         help="make it through this notebook and leave the executed copy in --out",
     )
+
+
+def _site_options(parser: argparse.ArgumentParser) -> None:
+    several = "as for atlas; two or more are shown side by side (default: zfnet64)"
+    _input_options(parser, action="append", default=None, help=several)
+    add = parser.add_argument
+    add("--out", default="site", type=file_path, help="folder: new, empty, or begun by the same command")
+    add("--maps", default=["all"], nargs="+", metavar="MAPS", help=f"{MAPS} (default: all)")
+    add("--rules", default=[*RULES], nargs="+", help="of the projections, the first of which is shown first")
+    add("--seed", default=0, type=int, help="draws the feature maps")
 
 
 def _mine_options(parser: argparse.ArgumentParser) -> None:
@@ -232,8 +242,13 @@ def _sweep_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _inputs(args: argparse.Namespace, progress: bool = True) -> tuple[VisionModel, ImageSet]:
-    model = load_model(args.model, weights=args.weights, device=args.device, **_own_network(args))
-    return model, load_images(args.images, size=args.size, limit=args.limit, progress=progress)
+    return _model(args, args.model), load_images(
+        args.images, size=args.size, limit=args.limit, progress=progress
+    )
+
+
+def _model(args: argparse.Namespace, name: str) -> VisionModel:
+    return load_model(name, weights=args.weights, device=args.device, **_own_network(args))
 
 
 def _own_network(args: argparse.Namespace) -> dict[str, Any]:
@@ -255,6 +270,17 @@ def _atlas(args: argparse.Namespace) -> None:
         random_seed=args.seed, patches_only=args.patches_only, colours=args.colours,
     )  # fmt: skip
     _say_where(args, TopK.load(atlas.table))
+
+
+def _site(args: argparse.Namespace) -> None:
+    """A page for every feature map, as a folder of files that any browser opens."""
+    args.model, *others = args.model or ["zfnet64"]
+    model, images = _inputs(args)
+    index = write_site(
+        [model, *(_model(args, name) for name in others)], images, args.out, layers=args.layers,
+        maps=feature_maps(args.maps), k=args.k, rules=args.rules, random_seed=args.seed,
+    )  # fmt: skip
+    print(f"\n  open  {index}\n")
 
 
 def _atlas_through_notebook(args: argparse.Namespace) -> None:

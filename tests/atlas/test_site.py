@@ -19,6 +19,7 @@ import zfkit
 from zfkit.atlas import site as site_module
 from zfkit.atlas.sheets import shrink
 from zfkit.atlas.site import write_site
+from zfkit.cli import main
 from zfkit.errors import ImageError, WriteError, ZfkitError
 from zfkit.figures import NaturalColours
 from zfkit.images.colour import signed_to_rgb
@@ -318,6 +319,18 @@ def test_some_maps_only_link_to_each_other(tmp_path):
     assert [len(c) for c in shown.values()] == [4, 4]
     assert {c for near in said["nearest"] for c, _ in near} <= set(shown["conv2"])
     assert {layer for row in said["inputs"] for layer, _, _ in row} == {"conv1"}
+
+
+def test_the_command_writes_networks_side_by_side(tmp_path, capsys):
+    common = ["--images", "textures", "--size", "32", "--limit", "3", "-k", "2", "--rules", "guided"]
+    models = ["--model", "zfnet64", "--model", "alexnet64"]
+    out = tmp_path / "site"
+    assert main(["site", *models, *common, "--maps", "5,7", "--out", str(out)]) == 0
+    assert str(out / "index.html") in capsys.readouterr().out
+    said = data(out / "site.js")
+    assert [m["name"] for m in said["models"]] == ["zfnet64", "alexnet64"] and said["k"] == 2
+    assert all(layer["channels"] == [5, 7] for m in said["models"] for layer in m["layers"])
+    assert all(layer["rules"] == ["guided"] for m in said["models"] for layer in m["layers"])
 
 
 def test_a_layer_without_active_maps_has_a_page_that_says_so(tmp_path):

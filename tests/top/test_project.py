@@ -33,7 +33,7 @@ ORDER = [
 ]  # fmt: skip
 LONGEST = 500  # lines of a file of zfkit
 MOST = {
-    "zfkit": 30_200,
+    "zfkit": 30_500,
     "tests": 25_000,
 }  # lines of Python: lowered as they get thinner, raised for new abilities only
 HEAVY = {

@@ -39,6 +39,9 @@ from .sheet import draw_maps
 
 PATCH_BYTES = 2**29  # of patches that are held at once
 
+# How many feature maps of each layer, all, or which: of every layer, or by layer.
+Maps = int | Literal["all"] | Sequence[int] | Mapping[str, Sequence[int]]
+
 
 @dataclass(frozen=True)
 class Atlas:
@@ -55,7 +58,7 @@ def write_atlas(
     out: str | Path,
     *,
     layers: Sequence[str] | None = None,
-    maps: int | Literal["all"] | Sequence[int] | Mapping[str, Sequence[int]] = 24,
+    maps: Maps = 24,
     k: int = 9,
     top: TopK | None = None,
     options: Options = Options(),
@@ -88,19 +91,7 @@ def write_atlas(
     """
     expect_model(model)
     one_of(colours, "colours", get_args(Colours))
-    asked = list(maps) if isinstance(maps, Mapping) and layers is None else layers
-    names = layer_names(asked, model.layers, model.conv_layers)
-    if isinstance(maps, Sequence) and not isinstance(maps, str):
-        maps = dict.fromkeys(names, maps)
-    if isinstance(maps, Mapping):
-        if without := [name for name in names if name not in maps]:
-            raise LayerError(
-                f"maps says nothing of {', '.join(without)}; it has {', '.join(maps) or 'nothing'}"
-            )
-        for name in names:
-            channel_list(maps[name], model.network.shapes[name][0], name)
-    elif maps != "all":
-        whole_number(maps, "maps, unless 'all',")
+    names, maps = asked_maps(model, layers, maps)
     expect_room(model, images.size, names)
     alone = _patches_alone(model, names, images.size, options, patches_only)
     folder = writable_folder(out)
@@ -115,7 +106,7 @@ def write_atlas(
         if top is None:
             inside = fits_inside(model, names, images.size)
             settings = (*names, str(k), str(inside))
-            state = _state_file(folder, model, images, settings) if images.lasting else None
+            state = state_file(folder, model, images, settings) if images.lasting else None
             top = mine(model, images, names, k, inside=inside, checkpoint=state, progress=progress)
             # Not as topk.parquet, beside an older page's pictures.
             stack.enter_context(_kept(top, folder / "topk.mined.parquet"))
@@ -134,9 +125,29 @@ def write_atlas(
             page = _page(model, images, top, sections)
             (part / "index.html").write_text(page, encoding="utf-8")
             top.save(part / "topk.parquet")
-        _forget_states(folder)
+        forget_states(folder)
     pictures = {name: folder / file for name, file in files.items()}
     return Atlas(folder / "index.html", pictures, folder / "topk.parquet")
+
+
+def asked_maps(
+    model: VisionModel, layers: Sequence[str] | None, maps: Maps
+) -> tuple[list[str], int | Literal["all"] | Mapping[str, Sequence[int]]]:
+    """Layers by name, and how many of their maps, "all", or which by layer. Raises LayerError for what is not there."""
+    asked = list(maps) if isinstance(maps, Mapping) and layers is None else layers
+    names = layer_names(asked, model.layers, model.conv_layers)
+    if isinstance(maps, Sequence) and not isinstance(maps, str):
+        maps = dict.fromkeys(names, maps)
+    if isinstance(maps, Mapping):
+        if without := [name for name in names if name not in maps]:
+            raise LayerError(
+                f"maps says nothing of {', '.join(without)}; it has {', '.join(maps) or 'nothing'}"
+            )
+        for name in names:
+            channel_list(maps[name], model.network.shapes[name][0], name)
+    elif maps != "all":
+        whole_number(maps, "maps, unless 'all',")
+    return names, maps
 
 
 def _patches_alone(
@@ -155,15 +166,15 @@ STATE = ".zfkit-mining-"  # begins the name of the state of a mining that was st
 STATE_FILE = re.compile(rf"({re.escape(STATE)}[0-9a-f]{{16}})(\.lock)?")
 
 
-def _state_file(folder: Path, model: VisionModel, images: ImageSet, settings: Sequence[str]) -> Path:
+def state_file(folder: Path, model: VisionModel, images: ImageSet, settings: Sequence[str]) -> Path:
     """Where mining with these settings keeps its state; those of others are deleted."""
     parts = (model.fingerprint(), images.fingerprint(), *settings)
     file = folder / f"{STATE}{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
-    _forget_states(folder, but=file.name)
+    forget_states(folder, but=file.name)
     return file
 
 
-def _forget_states(folder: Path, but: str = "") -> None:
+def forget_states(folder: Path, but: str = "") -> None:
     """Delete the states of stopped minings, by their exact names; and the locks on them."""
     for path in folder.iterdir():
         match = STATE_FILE.fullmatch(path.name)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ..batching import steps
-from ..checks import in_px, layer_names, pair, whole_number, writable_folder
+from ..checks import in_px, pair, whole_number, writable_folder
 from ..deconv.project import refusals
 from ..deconv.receptive_field import Field, field_in, fits_inside, window_in
 from ..deconv.rules import Options, Rule
@@ -29,6 +29,7 @@ from ..files import only_writer, private_prefix, sweep_away, write_whole
 from ..health.maps import map_warnings
 from ..images.album import photographs
 from ..images.imageset import ImageSet, expect_rgb
+from ..nets.activations import expect_room
 from ..nets.model import VisionModel, expect_model
 from ..nets.zoo import list_models
 from ..topk.bundled import reach, records
@@ -37,7 +38,7 @@ from ..topk.patches import sample_maps
 from ..topk.profile import Profile, profile, sources
 from ..topk.table import TopK
 from ..version import __version__
-from .page import file_names
+from .page import Maps, asked_maps, file_names, forget_states, state_file
 from .sheets import TILE, LayerSheets, Thumbnails, draw_sheets
 
 FORMAT = 1
@@ -55,7 +56,7 @@ def write_site(
     out: str | Path,
     *,
     layers: Sequence[str] | None = None,
-    maps: int | Literal["all"] = "all",
+    maps: Maps = "all",
     k: int = 9,
     top: TopK | None = None,
     rules: Sequence[Rule] = RULES,
@@ -72,7 +73,8 @@ def write_site(
         models: one network, or two or more to be seen side by side.
         out: folder: empty, new, or one that an earlier call of the same networks, pictures and options began.
         layers: default: every convolutional layer; only for one network.
-        maps: how many feature maps of each layer, drawn at random from those that are ever active, or "all".
+        maps: how many feature maps of each layer, drawn at random from those that are ever active, or "all", or which,
+            as for `write_atlas`.
         k: pictures for each feature map.
         top: the table of `mine`, if it is at hand; only for one network.
         rules: of the projections, the first of which is shown first.
@@ -86,7 +88,10 @@ def write_site(
     for model in networks:
         expect_model(model)
     expect_rgb(images, "a site shows")
-    _check(networks, layers, top, maps, k, pictures)
+    _check(networks, layers, top, k, pictures)
+    chosen = [asked_maps(model, layers, maps) for model in networks]
+    for model, (asked, _) in zip(networks, chosen, strict=True):
+        expect_room(model, images.size, asked)
     k = k if top is None else min(k, top.k)
     folder = writable_folder(out)
     refusal = ZfkitError(
@@ -99,9 +104,9 @@ def write_site(
         _begin(folder, key | {"networks": {n: m.fingerprint() for n, m in zip(names, networks, strict=True)}})
         albums = Thumbnails(folder / "pictures", images)
         parts = []
-        for name, model in zip(names, networks, strict=True):
-            part = NetworkPart(model, images, folder / name, layers, top, k, rules, pictures)
-            parts.append(part.write(maps, random_seed, progress))
+        for name, model, (asked, wanted_maps) in zip(names, networks, chosen, strict=True):
+            part = NetworkPart(model, images, folder / name, asked, top, k, rules, pictures)
+            parts.append(part.write(wanted_maps, random_seed, progress))
             albums.write(part.top, part.channels, progress)
         _write_data(folder / "pictures" / "pictures.js", "pictures", albums.data())
         _write_data(folder / "site.js", "site", _front(names, networks, images, parts, key))
@@ -115,7 +120,6 @@ def _check(
     networks: Sequence[VisionModel],
     layers: Sequence[str] | None,
     top: TopK | None,
-    maps: object,
     k: int,
     pictures: int,
 ) -> None:
@@ -127,8 +131,6 @@ def _check(
         )
     whole_number(k, "k")
     whole_number(pictures, "pictures")
-    if maps != "all":
-        whole_number(maps, "maps, unless 'all',")
 
 
 def _names(networks: Sequence[VisionModel]) -> list[str]:
@@ -176,24 +178,27 @@ class NetworkPart:
         model: VisionModel,
         images: ImageSet,
         folder: Path,
-        layers: Sequence[str] | None,
+        layers: Sequence[str],
         top: TopK | None,
         k: int,
         rules: Sequence[Rule],
         pictures: int,
     ) -> None:
         self.model, self.images, self.folder, self.rules = model, images, folder, rules
-        self.layers = layer_names(layers, model.layers, model.conv_layers)
+        self.layers = list(layers)
         self.folders = file_names(self.layers, suffix="")
         self.reasons = refusals(model, self.layers, images.size, Options(rules[0]))
         self.k, self.pictures, self._given = k, pictures, top
         self.top: TopK
         self.channels: dict[str, list[int]] = {}
 
-    def write(self, maps: int | Literal["all"], random_seed: int, progress: bool) -> list[dict[str, Any]]:
+    def write(
+        self, maps: int | Literal["all"] | Mapping[str, Sequence[int]], random_seed: int, progress: bool
+    ) -> list[dict[str, Any]]:
         """Write what is missing; returns what the front page says of each layer."""
         self.top = self._mined(progress)
-        self.channels = sample_maps(self.top, self.layers, maps, random_seed)
+        drawn = maps if isinstance(maps, Mapping) else sample_maps(self.top, self.layers, maps, random_seed)
+        self.channels = {name: sorted(int(c) for c in drawn[name]) for name in self.layers}
         missing = [name for name in self.layers if not (self._folder(name) / "front.json").is_file()]
         if missing:
             sweep_away(self.folder)  # what a call that was killed left
@@ -214,10 +219,17 @@ class NetworkPart:
         top = TopK.load(file) if file.is_file() else self._given
         if top is None:
             inside = fits_inside(self.model, self.layers, self.images.size)
-            top = mine(self.model, self.images, self.layers, self.k, inside=inside, progress=progress)
+            settings = (*self.layers, str(self.k), str(inside))
+            state = None
+            if self.images.lasting:
+                state = state_file(writable_folder(self.folder), self.model, self.images, settings)
+            top = mine(
+                self.model, self.images, self.layers, self.k, inside=inside, checkpoint=state, progress=progress
+            )  # fmt: skip
         top.check(self.model, self.images)
         if not file.is_file():
             top.save(file)
+            forget_states(self.folder)
         return top
 
     def _readable(self) -> torch.Tensor:
