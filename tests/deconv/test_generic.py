@@ -243,6 +243,35 @@ def test_multihead_attention_goes_back_on_query_key_and_value(batch_first, need_
     assert zfkit.receptive_field(model, "last").stride == 0  # it looks everywhere
 
 
+@pytest.mark.parametrize("before, after", [(False, True), (True, False), (True, True)])
+def test_what_a_hook_of_the_user_s_changes_goes_back(before, after):
+    net = Around(nn.GELU())
+    net.operation = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(4))
+    seen = []
+    net.operation[1].register_forward_hook(
+        lambda module, inputs, output: seen.append(output)
+    )  # it only looks
+    if before:
+        net.operation[0].register_forward_pre_hook(lambda module, inputs: (inputs[0] * inputs[0],))
+    if after:
+        net.operation[2].register_forward_hook(lambda module, inputs, output: 3 * output.flip(2))
+    treated = zfkit.way_back(assert_exact(net), "last").set_index("step").treatment
+    assert seen and treated["operation.1"] == "rectified"
+    assert (treated["operation.0"] == "gradient") is before and (
+        treated["operation.2"] == "gradient"
+    ) is after
+
+
+def test_modules_made_in_forward_are_what_they_call():
+    class Made(Around):
+        def forward(self, x):
+            y = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2))(self.first(x))
+            return self.last(nn.Upsample(scale_factor=2)(y))
+
+    model = assert_exact(Made(None))
+    assert model.conv_layers == ("first", "last")
+
+
 def test_a_module_with_control_flow_is_one_operation():
     class Padded(nn.Conv2d):
         """As TensorFlow pads: by what the size of the picture asks for."""

@@ -261,14 +261,14 @@ def test_an_unknown_model_offers_the_nearest(name, weights, message):
 @pytest.mark.parametrize("name", ["alexnet", "resnet18", "squeezenet1_1", "mobilenet_v3_small"])
 def test_torchvision_layers_are_listed_in_order_of_execution(name):
     model = load_model(f"torchvision:{name}", weights=None, device="cpu")
-    ran = []
+    runs: list[str] = []
     for path, module in model.net.named_modules():
         if path:  # blocks ("layer1.0") are layers too, after what they are made of
-            module.register_forward_hook(lambda *_, path=path: ran.append(path))
+            module.register_forward_hook(lambda *_, path=path: runs.append(path))
     x = model.preprocess(noise(1, 3, 224, 224))
     with torch.no_grad():
         model.net(x)
-    ran = list(ran)  # with other hooks than before, the network is traced, and so runs, again
+    ran = tuple(runs)  # with other hooks than before, the network is traced, and so runs, again
     # A module that runs twice is told apart by a number: layer1.0.relu, layer1.0.relu_1.
     expected = [p if p not in ran[:i] else f"{p}_{ran[:i].count(p)}" for i, p in enumerate(ran)]
     assert list(model.layers) == expected

@@ -144,8 +144,9 @@ def register_rule(
 
 def rule_of(step: Step) -> OperationRule | None:
     """The rule for a step: one registered for just this operation, else the one of its module's kind, if any."""
-    if step.target in RULES:
-        return RULES[step.target]
+    own = RULES.get(step.target)
+    if own is not None and (own.treatment == "registered" or not isinstance(step.module, graph.Together)):
+        return own
     module: Any = type(step.module)
     for kind in module.__mro__:
         # A subclass that does something else in its forward is not that kind of module.

@@ -74,7 +74,8 @@ class Pointwise(nn.Module):
 class Together(nn.Module):
     """Describes operations that are one on the way back: what they hand on among them are not maps of one picture each.
 
-    Heads of attention that are put beside the pictures, say, or the several tensors of `nn.MultiheadAttention`.
+    Heads of attention that are put beside the pictures, say, or the several tensors of `nn.MultiheadAttention`; also a
+    module with control flow, or together with hooks that change what it gives.
     """
 
 

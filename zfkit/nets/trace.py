@@ -235,9 +235,8 @@ def _step(
         module = net.get_submodule(str(node.target))
         plain = len(node.args) == 1 and not node.kwargs
         run = _resting(module, module if plain else _caller(node, sources, module))
-        described = (
-            None if node.meta["opaque"] else module
-        )  # what it inherits may say nothing of what it does
+        # What a module with control flow inherits may say nothing of what it does.
+        described = Together() if node.meta["opaque"] else module
         return Step(name, type(module), described, inputs, run, layer=module)
     of_several = node.target is operator.getitem and _is_several(node.args[0])  # type: ignore[arg-type]
     target = node.args[0].target if of_several else node.target  # type: ignore[union-attr]
@@ -320,16 +319,32 @@ def _compare(
     Raises ModelError, with the first step that differs, where they do not agree.
     """
     given: dict[str, Tensor] = {}  # what the network's own modules gave, when they were first called
+    read: dict[str, Any] = {}  # and what those with hooks of the user's were called with
+    changed: list[nn.Module] = []  # by their hooks
 
-    def keep(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and name not in given:
-                given[name] = output.clone()
+    def before(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if name not in given:
+                read[name] = fx.node.map_aggregate((args, kwargs), _copied)
 
         return hook
 
-    listed = [s.name for s in network.steps.values() if s.layer is not None]
-    hooks = [net.get_submodule(n).register_forward_hook(keep(n)) for n in listed if _is_module(net, n)]
+    def after(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and name not in given:
+                given[name] = output.clone()
+                if name in read and not _alike(module.forward(*read[name][0], **read[name][1]), output):
+                    changed.append(module)
+
+        return hook
+
+    hooks: list[Any] = []
+    for step in network.steps.values():
+        if step.layer is not None and _is_module(net, step.name):
+            if not step.block and (step.layer._forward_hooks or step.layer._forward_pre_hooks):
+                hook = step.layer.register_forward_pre_hook(before(step.name), prepend=True, with_kwargs=True)
+                hooks.append(hook)
+            hooks.append(step.layer.register_forward_hook(after(step.name)))
     try:
         result = chosen(net(given_to_net.clone()), output)
     finally:
@@ -337,6 +352,11 @@ def _compare(
             hook.remove()
     if isinstance(result, Tensor):
         given[network.output] = result
+    for name, step in network.steps.items():
+        if any(
+            step.layer is module for module in changed
+        ):  # what it is a kind of says nothing of what it does
+            network.steps[name] = replace(step, module=Together())
     shapes: dict[str, tuple[int, ...]] = {}
     strange: dict[str, None] = {}
     for _ in range(2):  # what is drawn at random differs from itself
@@ -353,6 +373,10 @@ def _compare(
                         "depends on the data or on the call; make it the same in every call in evaluation mode"
                     )
     return shapes, list(strange)
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _says_a_size(y: Any) -> bool:

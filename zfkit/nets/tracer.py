@@ -67,7 +67,11 @@ class _Tracer(fx.Tracer):
         return m.__class__.forward is base.forward and base not in (nn.Module, nn.Sequential)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        name, before, depth = self.path_of_module(m), len(self.graph.nodes), len(self.module_stack)
+        try:
+            name = self.path_of_module(m)
+        except NameError:  # made in `forward`: it has no name, and is what it calls
+            return forward(*args, **kwargs)
+        before, depth = len(self.graph.nodes), len(self.module_stack)
         try:
             result = super().call_module(m, forward, args, kwargs)
         except Exception:  # whatever a stand-in for a tensor brings about in an `if`, a `range`, a `float`
