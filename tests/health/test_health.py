@@ -363,6 +363,13 @@ def test_report_is_told_three_ways_and_escapes_names():
     report = diagnose(wrapped(net, name="<b>mine</b>"), pictures(), progress=False)
     assert report.find("one filter dominates", "0")
     assert "&lt;b&gt;mine&lt;/b&gt;" in report._repr_html_() and "<b>mine" not in report._repr_html_()
+    page = report._repr_html_()
+    assert page.count("data:image/png") == sum(
+        min(8, len(f.pictures)) for f in report.findings if f.pictures is not None
+    )
+    assert "↑ 3</span>" in page and page.index("warning</span>") < page.index("note</span>")
+    for f in report.alarms:  # the arrow points to where the alarms are
+        assert (f.number <= f.threshold) if f.limit.startswith("↓") else (f.number >= f.threshold)
     table = report.table()
     assert len(table) == len(report.findings)
     row = table[table.fault == "one filter dominates"].iloc[0]

@@ -168,7 +168,7 @@ def shades(count: int) -> list[str]:
 
 
 def show(figure: Any) -> None:
-    """Display what a function of this room returned: a chart, a plate (matplotlib) or a picture (`PIL.Image`).
+    """Display a chart, a plate (matplotlib) or a picture (`PIL.Image`), as functions of this room return them.
 
     A chart is kept in the notebook as data, which Jupyter, VS Code and Colab draw without a connection; `make
     notebooks` adds a PNG for pages that run no JavaScript (`add_pictures`).

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from PIL import Image
 from torch import Tensor
 
 from ..checks import Size, in_px
@@ -131,6 +135,16 @@ FAULTS = {
     ),
 }
 
+# Of these the alarm begins where the number is too low, of all others where it is too high.
+BELOW = {
+    "weak filters",
+    "middle band missing",
+    "input has no effect",
+    "no learning signal",
+    "filters look like noise",
+}
+COLOURS = {"fault": "#D55E00", "warning": "#E69F00", "note": "#56B4E9"}  # Okabe & Ito's, as in figures
+
 
 def _why(default: float, reason: str) -> Any:
     """A threshold with its reason and source."""
@@ -245,6 +259,11 @@ class Finding:
         return FAULTS[self.fault].measure
 
     @property
+    def limit(self) -> str:
+        """From where on the number is an alarm: "↑ 3" from 3 up, "↓ 0.8" below 0.8."""
+        return f"{'↓' if self.fault in BELOW else '↑'} {self.threshold:.3g}"
+
+    @property
     def remedy(self) -> str:
         """What to do."""
         return self.advice or FAULTS[self.fault].remedy
@@ -353,20 +372,57 @@ class Report:
         return [(first, [f.layer for f in others]) for first, *others in kinds.values()]
 
     def _repr_html_(self) -> str:
-        def cells(tag: str, values: Sequence[str]) -> str:
-            style = ' style="text-align:left;vertical-align:top"'
-            return "<tr>" + "".join(f"<{tag}{style}>{html.escape(v)}</{tag}>" for v in values) + "</tr>"
-
+        """A table of the findings, worst first, with pictures of the maps concerned, and one of the layers' numbers."""
         rows = [
-            cells("td", (f.severity, f.layer or "network", f.fault, f"{f.number:.3g}", f"{f.threshold:.3g}",
-                         f.told, f.remedy, f.paper))
+            (_tag(f.severity), _text(f.layer or "network"), f"<b>{_text(f.fault)}</b><br>{_text(f.told)}",
+             f"{f.number:.3g}", f"<span title='{_text(f.source)}'>{f.limit}</span>", _pictures(f),
+             "" if f.severity == "note" else f"{_text(f.remedy)} <i>({_text(f.paper)})</i>")
             for f in self.findings
         ]  # fmt: skip
-        head = cells("th", ("", "layer", "fault", "number", "alarm at", "what", "remedy", "paper"))
-        table = f"<table>{head}{''.join(rows)}</table>" if rows else ""
-        remarks = "".join(f"<p>{html.escape(r)}</p>" for r in self.remarks)
-        verdict = f"<p><b>{html.escape(self.verdict)}</b></p>" if self.verdict else ""
-        return f"{verdict}<p><b>{html.escape(self.title)}</b></p>{table}{remarks}"
+        head = ("", "layer", "finding", "number", "alarm", "maps", "remedy (paper)")
+        verdict = f"<p><b>{_text(self.verdict)}</b></p>" if self.verdict else ""
+        parts = [verdict, f"<p><b>{_text(self.title)}</b></p>", _table(head, rows) if rows else ""]
+        parts += [f"<p>Not looked at: {_text(remark)}</p>" for remark in self.remarks]
+        numbers = self.layers.to_html(float_format="{:.3g}".format, na_rep="", border=0)
+        return "".join(parts) + f"<details><summary>All numbers, layer by layer</summary>{numbers}</details>"
+
+
+def _text(words: str) -> str:
+    return html.escape(words, quote=True)
+
+
+def _tag(severity: Severity) -> str:
+    style = f"background:{COLOURS[severity]};color:#111;padding:1px 6px;border-radius:3px"
+    return f'<span style="{style}">{severity}</span>'
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows of HTML as a table that is read on light pages and on dark ones."""
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        style = "text-align:left;vertical-align:top;max-width:22em;white-space:normal"
+        return "<tr>" + "".join(f'<{tag} style="{style}">{cell}</{tag}>' for cell in cells) + "</tr>"
+
+    return f"<table>{line('th', head)}{''.join(line('td', row) for row in rows)}</table>"
+
+
+def _pictures(finding: Finding) -> str:
+    """Up to eight of the maps concerned as PNG, each with its number below when hovered."""
+    if finding.pictures is None:
+        return ""
+    shown = []
+    for pixels, channel in zip_longest(finding.pictures[:8], finding.channels[:8]):
+        if pixels is not None:
+            buffer = io.BytesIO()
+            Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(buffer, "PNG")
+            name = "" if channel is None else f"map {channel}"
+            data = base64.b64encode(buffer.getvalue()).decode()
+            style = "display:inline-block;margin:1px;image-rendering:pixelated"
+            size = f'width="{pixels.shape[-1]}" height="{pixels.shape[-2]}"'
+            shown.append(
+                f'<img src="data:image/png;base64,{data}" {size} alt="{name}" title="{name}" style="{style}">'
+            )
+    return "".join(shown)
 
 
 def _wrap(text: str, indent: str) -> str:

@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ..figures.charts import add_pictures
 from ..files import temporary_folder
 
 ATTEMPTS = 3  # at starting a kernel
@@ -72,6 +73,7 @@ def execute(
     elif error is not None and not in_cell:
         notebook.cells[begun[-1] if begun else code[0]].outputs.append(_error_output(error))
     notebook.metadata.pop("papermill", None)  # paths of the temporary folder
+    without = add_pictures(notebook)  # of its charts, for the sweep's page
     facts = {
         "status": "finished" if error is None else "failed",
         "error": "" if error is None else error_of(notebook)[0],
@@ -79,6 +81,7 @@ def execute(
         "seconds": round(time.monotonic() - start, 2),
         "threads": threads,
         "versions": versions(),
+        **({"charts": without} if without else {}),
     }
     return name, nbformat.writes(notebook), facts
 

@@ -277,7 +277,8 @@ def _same_for_all(outcomes: Sequence[Outcome], varying: Sequence[str]) -> dict[s
     lines += [(name, ", ".join(values)) for name, values in versions.items()]
     lines += [("executed", f"{started[0]} to {started[-1]}"), ("threads", f"{_text(threads)} a run")]
     lines += [("time", f"{sum(facts['seconds'] for facts in ran):.0f} s in all")]
-    return {"lines": lines, "mixed": [name for name, values in versions.items() if len(values) > 1]}
+    mixed = [name for name, values in versions.items() if len(values) > 1]
+    return {"lines": lines, "mixed": mixed, "charts": next((f["charts"] for f in ran if "charts" in f), "")}
 
 
 def _attribute(name: str) -> str:

@@ -1,0 +1,135 @@
+"""Networks themselves: to scale (Fig. 3), and all their feature maps as points."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from ..checks import layer_names, pair
+from ..deconv.receptive_field import receptive_field
+from ..errors import LayerError
+from ..nets.model import VisionModel, expect_model
+from ..topk.bundled import reach
+from .charts import Style, draw, faded, new_chart, shades
+from .style import BLUE, GREY, ORANGE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from plotly.graph_objects import Figure as Chart
+
+    from ..experiments.selectivity import Selectivity
+    from ..topk.table import TopK
+
+SLANT = 0.35  # of a box's depth, as it is seen
+
+
+def network(model: VisionModel, layers: Sequence[str] | None = None) -> Chart:
+    """The network to scale, as the paper's Fig. 3: a chart.
+
+    From left to right the picture (grey) and what layers give, convolutional ones in blue and fully connected ones in
+    orange. A box is as high and as deep as a map has rows and columns (all on one scale), and as wide as there are maps
+    (on another). A map of one unit is a line.
+
+    Args:
+        layers: default: every layer that has weights.
+    """
+    expect_model(model)
+    weighted = [
+        name for name in model.layers
+        if isinstance(model.network.steps[name].module, nn.Conv2d | nn.Linear)
+    ]  # fmt: skip
+    names = layer_names(layers, model.layers, weighted)
+    shapes: list[tuple[int, ...]] = [(model.bands, *pair(model.input_size))]
+    shapes += [(*model.network.shapes[name], 1, 1)[:3] for name in names]
+    colours = [GREY, *(ORANGE if shape[1:] == (1, 1) else BLUE for shape in shapes[1:])]
+    told = ["the picture", *(_told(model, name) for name in names)]
+    most, tall = max(shape[0] for shape in shapes), max(max(shape[1:]) for shape in shapes)
+    chart = new_chart(title=f"{model.name}, to scale", height=400)
+    left, many = 0.0, len(names) > 12  # names alone then, upright
+    for name, (maps, high, deep), colour, words in zip(["input", *names], shapes, colours, told, strict=True):
+        wide, slant = tall * maps / most, SLANT * deep
+        right, bottom, top = left + wide, -high / 2, high / 2
+        x = [left, right, right, left, left]
+        over = [left, right, right + slant, left + slant, left]
+        beside = [right, right + slant, right + slant, right, right]
+        faces = (  # front, top, and the right side
+            (x, [bottom, bottom, top, top, bottom], 0.75),
+            (over, [top, top, top + slant, top + slant, top], 0.35),
+            (beside, [bottom, bottom + slant, top + slant, top, bottom], 0.55),
+        )
+        for x, y, opacity in faces:
+            style: Style = {"fillcolor": faded(colour, opacity), "line": {"color": colour, "width": 1}}
+            draw(chart, x=x, y=y, mode="lines", fill="toself", **style)
+        what = f"{name}<br>{words}<br>{maps} map{'s' * (maps > 1)} of {high} x {deep}"
+        dot = {"color": colour, "size": 14, "opacity": 0.01}
+        draw(chart, x=[left + wide / 2], y=[0], mode="markers", marker=dot, told=what)
+        size = f"<br>{maps} @ {high}x{deep}" if (high, deep) != (1, 1) else f"<br>{maps}"
+        place = {"showarrow": False, "yshift": -8, "yanchor": "top", "font_size": 10, "textangle": -90 * many}
+        chart.add_annotation(x=left + wide / 2, y=-tall / 2, text=name + size * (not many), **place)
+        left = right + slant + 0.15 * tall
+    below = 20 + 6 * max(map(len, names)) if many else 50  # px
+    chart.update_xaxes(visible=False).update_yaxes(visible=False, range=[-0.5 * tall, 0.9 * tall])
+    return chart.update_layout(showlegend=False, margin={"l": 10, "r": 10, "b": below})
+
+
+def _told(model: VisionModel, name: str) -> str:
+    """What a layer does, and what its units see, for hovering."""
+    module, field = model.network.steps[name].module, receptive_field(model, name)
+    weights = sum(p.numel() for p in module.parameters()) if module is not None else 0
+    sees = (
+        f"each unit sees {field.size} px, its neighbour {field.stride} px on"
+        if field.stride
+        else "sees the whole picture"
+    )
+    what = type(module).__name__
+    if isinstance(module, nn.Conv2d):
+        (height, width), stride = pair(module.kernel_size), max(pair(module.stride))
+        what = f"{height}x{width} filters, stride {stride}"
+    return f"{what}, {weights:,} weights<br>{sees}"
+
+
+def map_of_maps(model: VisionModel, top: TopK, selectivity: Selectivity) -> Chart:
+    """All feature maps of a network as points, from `mine` and `selectivity`: a chart.
+
+    To the right: how far the map is reached by these pictures, its strongest activation as a share of the map's record
+    (`zfkit.topk.bundled.reach`) or, of a network without records, of the layer's strongest map. Up: its
+    class-selectivity index. Light to dark: layers. A point is the larger the more of the pictures activate the map. A
+    click on a layer in the legend hides it, a double click shows it alone.
+
+    Raises LayerError where the two have no layer in common.
+    """
+    index = dict(iter(selectivity.maps.groupby("layer", sort=False)))
+    layers = [layer for layer in top.layers if layer in index]
+    if not layers:
+        raise LayerError(
+            f"nothing to draw: mined were {', '.join(top.layers)}, selectivity has {', '.join(index)}"
+        )
+    of = "record" if reach(model, top, layers[0]) is not None else "layer's strongest"
+    title = f"{model.name}: {selectivity.images}, {selectivity.pictures:,} pictures of {selectivity.classes} classes"
+    chart = new_chart(title=title, height=520)
+    for layer, colour in zip(layers, shades(len(layers)), strict=True):
+        part, share = index[layer], reach(model, top, layer)
+        channels = torch.tensor(part.channel.tolist())
+        maxima = top[layer].max.clamp(min=0)
+        share = (maxima / maxima.max().clamp(min=1e-30) if share is None else share)[channels]
+        active = top[layer].active[channels]
+        strongest = top[layer].image[channels, 0]
+        rows = zip(
+            channels.tolist(), active.tolist(), maxima[channels].tolist(), strongest.tolist(), strict=True
+        )
+        draw(
+            chart, name=layer, x=share.numpy(), y=part["index"].to_numpy(), mode="markers",
+            marker={"color": colour, "size": (3 + 8 * active.double()).numpy(), "opacity": 0.6},
+            customdata=[[c, f"{a:.1%}", f"{m:.3g}", i] for c, a, m, i in rows],
+            told=f"{layer}, map %{{customdata[0]}}<br>%{{x:.0%}} of its {of}, selectivity %{{y:.2f}}<br>active on "
+            "%{customdata[1]} of the pictures<br>strongest %{customdata[2]}, on picture %{customdata[3]}",
+        )  # fmt: skip
+    chart.update_xaxes(
+        title_text=f"strongest activation, share of the {of}", tickformat=".0%", rangemode="tozero"
+    )
+    return chart.update_yaxes(
+        title_text="class-selectivity index, 0: all alike, 1: one class only", range=[0, 1.02]
+    )
