@@ -30,14 +30,21 @@ from zfkit.experiments.evolution import evolution
 from zfkit.experiments.first_layer import MEASURES
 from zfkit.frequency import grating_response, measure_aliasing, random_control, shift_consistency
 
-HOVER = """
+# In the page: how much a chart drew, and where on the page the first point lies that should tell something.
+LOOK = """
 (name) => {
   const chart = document.querySelector(`#${name} .js-plotly-plot`);
-  const telling = t => t.hovertemplate && t.xaxis !== 'x2' && (t.type === 'scatter' || t.type === 'bar');
-  const [trace, point] = chart._fullData.flatMap((t, i) => telling(t)
-    ? chart.calcdata[i].flatMap((p, k) => isFinite(p.x ?? p.p) && isFinite(p.y ?? p.s) ? [[i, k]] : []) : [])[0];
-  Plotly.Fx.hover(chart, [{curveNumber: trace, pointNumber: point}]);
-  return chart.querySelectorAll('.trace, .point, .im').length;
+  chart.scrollIntoView();
+  const {left, top} = chart.getBoundingClientRect();
+  for (const trace of chart._fullData) {
+    if (!trace.hovertemplate || !['scatter', 'bar'].includes(trace.type)) continue;
+    const {xaxis, yaxis} = chart._fullLayout._plots[trace.xaxis + trace.yaxis];
+    for (const point of chart.calcdata[trace.index]) {
+      const [x, y] = trace.type === 'bar' ? point.ct || [] : [xaxis.c2p(point.x), yaxis.c2p(point.y)];
+      if (isFinite(x) && isFinite(y))
+        return [chart.querySelectorAll('.trace, .point').length, left + xaxis._offset + x, top + yaxis._offset + y];
+    }
+  }
 }
 """
 
@@ -112,7 +119,10 @@ def test_every_chart_is_drawn_and_tells_its_numbers_offline(tmp_path):
         page.tab.goto(page_file.as_uri())
         page.tab.wait_for_timeout(1000)
         for name in charts:
-            assert page.tab.evaluate(HOVER, name) > 0, f"{name} drew nothing"
+            drawn, x, y = page.tab.evaluate(LOOK, name)
+            assert drawn > 0, f"{name} drew nothing"
+            page.tab.mouse.move(x - 1, y)
+            page.tab.mouse.move(x, y)
             words = page.wait_for(f"#{name} .hoverlayer .hovertext").text_content()
             assert len(words) > 5 and "%{" not in words and "undefined" not in words, f"{name}: {words}"
         assert [url for url in page.asked if not url.startswith("file:")] == [] and page.said == []
