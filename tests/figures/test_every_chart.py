@@ -39,8 +39,10 @@ LOOK = """
   for (const trace of chart._fullData) {
     if (!trace.hovertemplate || !['scatter', 'bar'].includes(trace.type)) continue;
     const {xaxis, yaxis} = chart._fullLayout._plots[trace.xaxis + trace.yaxis];
-    for (const point of chart.calcdata[trace.index]) {
-      const [x, y] = trace.type === 'bar' ? point.ct || [] : [xaxis.c2p(point.x), yaxis.c2p(point.y)];
+    const points = chart.calcdata[trace.index], middle = Math.floor(points.length / 2);
+    for (const point of [points[middle], ...points]) {  // within its bar, or on the dot
+      const x = xaxis.c2p(trace.orientation === 'h' ? point.x / 2 : point.x);
+      const y = yaxis.c2p(trace.type === 'bar' && trace.orientation === 'v' ? point.y / 2 : point.y);
       if (isFinite(x) && isFinite(y))
         return [chart.querySelectorAll('.trace, .point').length, left + xaxis._offset + x, top + yaxis._offset + y];
     }
@@ -119,8 +121,9 @@ def test_every_chart_is_drawn_and_tells_its_numbers_offline(tmp_path):
         page.tab.goto(page_file.as_uri())
         page.tab.wait_for_timeout(1000)
         for name in charts:
-            drawn, x, y = page.tab.evaluate(LOOK, name)
-            assert drawn > 0, f"{name} drew nothing"
+            found = page.tab.evaluate(LOOK, name)
+            assert found and found[0] > 0, f"{name} drew nothing"
+            _, x, y = found
             page.tab.mouse.move(x - 1, y)
             page.tab.mouse.move(x, y)
             words = page.wait_for(f"#{name} .hoverlayer .hovertext").text_content()
