@@ -199,7 +199,8 @@ def _fitting(m: Measurements, labels: Tensor) -> Tensor | None:
 @torch.inference_mode()
 def _run(m: Measurements, x: Tensor) -> Tensor:
     """What the network gives, as log-probabilities up to a constant, (N, K) float64."""
-    return torch.cat([log_probabilities(m.model.logits(part)).double().cpu() for part in x.split(64)])
+    # Not `logits`, which raises where these are not finite: here that is a finding.
+    return torch.cat([log_probabilities(m.model.forward(part)).double().cpu() for part in x.split(64)])
 
 
 def _blank(m: Measurements) -> dict[str, float]:

@@ -141,7 +141,7 @@ def _remedies(model: VisionModel, pixels: Tensor) -> Iterator[tuple[str, Tensor]
     """What is tried, and what the network then says of these pictures, (N, K) float64."""
 
     def answers(model: VisionModel, pixels: Tensor) -> Tensor:
-        parts = [log_probabilities(model.logits(model.preprocess(part))) for part in pixels.split(32)]
+        parts = [log_probabilities(model.forward(model.preprocess(part))) for part in pixels.split(32)]
         return torch.cat(parts).double().cpu()
 
     for what, other in _habits(model, pixels) if len(model.mean) in (1, 3) else ():
