@@ -13,7 +13,9 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
+from typing import Any
 
 import numpy as np
 from common import machine, table
@@ -28,6 +30,7 @@ CASES = (
     + [(100, m, 224) for m in (256, 1376)]
     + [(100, 64, s) for s in (64, 448)]
 )
+DEEP = [("resnet50", 3), ("resnet50", 24), ("densenet121", 24)]
 
 
 def peak() -> float:
@@ -60,18 +63,30 @@ def one(count: int, maps: int, side: int) -> dict[str, float]:
     }
 
 
+def of_deep_layers(name: str, maps: int) -> dict[str, float]:
+    """An atlas of so many maps of a network's last three convolutions, whose units see more than the picture."""
+    model = zfkit.load_model(f"torchvision:{name}", weights=None, device="cpu")
+    photos = zfkit.load_images("photos", limit=40, progress=False)
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        zfkit.write_atlas(
+            model, photos, folder, layers=list(model.conv_layers)[-3:], maps=maps, progress=False
+        )
+    return {"seconds": time.perf_counter() - start, "peak": peak()}
+
+
 def main() -> None:
     """Run the cases, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     case = parser.parse_args().case
     if case:
-        print(json.dumps(one(*json.loads(case))))
+        values = json.loads(case)
+        print(json.dumps(of_deep_layers(*values) if isinstance(values[0], str) else one(*values)))
         return
     rows = []
     for count, maps, side in CASES:
-        command = [sys.executable, __file__, "--case", json.dumps([count, maps, side])]
-        r = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        r = in_a_process([count, maps, side])
         inputs = [str(count), str(maps), str(side)]
         mining = [f"{r['mine']:.1f}", f"{r['mine memory']:.0f}"]
         rows.append(
@@ -91,6 +106,18 @@ def main() -> None:
         ],
         rows,
     )
+    rows = []
+    for name, maps in DEEP:
+        r = in_a_process([name, maps])
+        rows.append([name, str(maps), f"{r['seconds']:.1f}", f"{r['peak']:.0f}"])
+    print()
+    table(["network, last three convolutions", "maps", "write_atlas, s", "peak of the process, MiB"], rows)
+
+
+def in_a_process(case: list[Any]) -> Any:
+    """What a case measures."""
+    command = [sys.executable, __file__, "--case", json.dumps(case)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 if __name__ == "__main__":

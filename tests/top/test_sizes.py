@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
 import sys
 import threading
 import warnings
@@ -20,6 +21,7 @@ from mining import exact_model, pictures
 from PIL import Image
 
 import zfkit
+from zfkit.atlas import page
 from zfkit.cli import main
 from zfkit.errors import ImageError, LayerError, ModelError, TrainingError, ZfkitError
 from zfkit.images.imageset import ImageSet
@@ -175,8 +177,43 @@ def test_an_endless_list_of_names_is_refused(tmp_path):
 PEAK = """
 import resource, sys, torch, zfkit
 torch.set_num_threads(1)
-model = zfkit.load_model("torchvision:{name}", weights=None, device="cpu")
+model = zfkit.load_model("torchvision:resnet50", weights=None, device="cpu")
 photos = zfkit.load_images("photos", limit=24, progress=False)
-zfkit.write_atlas(model, photos, sys.argv[1], layers={layers}, maps=3, progress=False)
+zfkit.write_atlas(model, photos, sys.argv[1], layers=list(model.conv_layers)[-3:], maps=3, progress=False)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
+
+
+@pytest.mark.slow
+def test_an_atlas_of_the_deepest_layers_of_resnet50_stays_under_2_gb(tmp_path):
+    """Their units see 400 px and more."""
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "atlas")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) < 2e9
+
+
+@pytest.mark.parametrize("most, portions", [(0, 6), (2000, 4), (10**9, 1)])
+def test_maps_of_an_atlas_are_projected_in_portions(most, portions, monkeypatch, tmp_path):
+    """Layer "0" sees 3 px, and "3" 5: nine float and uint8 windows of a map take 1,215 and 3,375 bytes."""
+    asked, project = [], page.project_many
+
+    def counted(model, images, top, wanted, **options):
+        asked.append({name: list(maps) for name, maps in wanted.items()})
+        return project(model, images, top, wanted, **options)
+
+    monkeypatch.setattr(page, "project_many", counted)
+    model, images = exact_model(), pictures(20)
+    chosen = {"0": [0, 3, 5], "3": [1, 2, 4]}
+    whole = zfkit.write_atlas(model, images, tmp_path / "whole", maps=chosen, progress=False)
+    assert asked == [chosen]
+    asked.clear()
+    monkeypatch.setattr(page, "PATCH_BYTES", most)
+    cut = zfkit.write_atlas(model, images, tmp_path / "cut", maps=chosen, progress=False)
+    assert [pair for part in asked for n, maps in part.items() for pair in [(n, c) for c in maps]] == [
+        (n, c) for n, maps in chosen.items() for c in maps
+    ]
+    assert len(asked) == portions
+    for a, b in zip(whole.pictures.values(), cut.pictures.values(), strict=True):
+        assert a.read_bytes() == b.read_bytes()
+    assert whole.index.read_bytes() == cut.index.read_bytes()
