@@ -132,9 +132,8 @@ def expect_room(model: VisionModel, size: Size, layers: Sequence[str]) -> None:
     """
     height, width = pair(size)
     area = height * width / math.prod(pair(model.input_size))
-    for name in dict.fromkeys(s.name for layer in layers for s in model.network.way_to(layer)):
-        shape = model.network.shapes.get(name, ())
-        needed = 4 * math.prod(shape) * area if len(shape) == 3 else 0
+    for name in _maps_before(model, layers):
+        needed = 4 * math.prod(model.network.shapes[name]) * area
         if needed > MAP_BYTES:
             raise LayerError(
                 f"pictures of {width:,} x {height:,} px are too large for {model.name}: the maps of {name!r} would "
@@ -142,10 +141,16 @@ def expect_room(model: VisionModel, size: Size, layers: Sequence[str]) -> None:
             )
 
 
+def _maps_before(model: VisionModel, layers: Sequence[str]) -> list[str]:
+    """The steps on the way to these layers, and they themselves, whose outputs are maps (C, H, W)."""
+    names = dict.fromkeys(step.name for layer in layers for step in model.network.way_to(layer))
+    return [name for name in names if len(model.network.shapes.get(name, ())) == 3]
+
+
 def default_batch_size(model: VisionModel, size: Size, layers: Sequence[str], most: int = 256) -> int:
-    """So many pictures that the largest of these layers' outputs stays under 64 MiB, 1 GiB on a GPU."""
+    """So many pictures that the largest output on the way to these layers stays under 64 MiB, 1 GiB on a GPU."""
     expect_room(model, size, layers)
-    outputs = activations(model, model.blank(size), layers)
+    outputs = activations(model, model.blank(size), [*layers, *_maps_before(model, layers)])
     largest = max(y.numel() * y.element_size() for _, y in outputs)
     return max(1, min(most, batch_bytes(model.device) // largest))
 
