@@ -147,11 +147,16 @@ def _maps_before(model: VisionModel, layers: Sequence[str]) -> list[str]:
     return [name for name in names if len(model.network.shapes.get(name, ())) == 3]
 
 
+@torch.inference_mode()
 def default_batch_size(model: VisionModel, size: Size, layers: Sequence[str], most: int = 256) -> int:
     """So many pictures that the largest output on the way to these layers stays under 64 MiB, 1 GiB on a GPU."""
     expect_room(model, size, layers)
-    outputs = activations(model, model.blank(size), [*layers, *_maps_before(model, layers)])
-    largest = max(y.numel() * y.element_size() for _, y in outputs)
+    names, x = {*layers, *_maps_before(model, layers)}, model.preprocess(model.blank(size))
+    try:
+        outputs = (y for step, _, y in model.network.walk(x, layers) if step.name in names)
+        largest = max(y.numel() * y.element_size() for y in outputs)
+    except RuntimeError as error:
+        raise cannot_run(model, layers, x, error) from error
     return max(1, min(most, batch_bytes(model.device) // largest))
 
 
