@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from tiny import image_set, network, noise, random_pixels
 from torch import nn
 
@@ -207,3 +208,48 @@ def test_a_training_on_few_pictures_says_within_two_epochs_that_it_learns_nothin
     printed = capsys.readouterr().out
     assert "Nothing was learned" in printed and "zfkit atlas" not in printed
     assert zfkit.load_model(out / "model.safetensors").name == "first try"
+
+
+# ---------------------------------------------------------------------------------- results to take along
+
+
+def test_a_table_of_one_map_says_which_pictures_and_where():
+    model = network(0)
+    images = image_set(random_pixels(5), labels=[0, 1, 2, 1, 0], classes=["ant", "bee", "cat"])
+    top = zfkit.mine(model, images, "3", k=2, progress=False)
+    table = top.table("3", 4, images=images, model=model)
+    assert len(table) == 2 and (table.channel == 4).all()
+    for row in table.itertuples(index=False):
+        _, label = images[row.image]
+        assert (
+            row.name == images.name(row.image)
+            and row[table.columns.get_loc("class")] == images.classes[label]
+        )
+        # By gradient: which pixels that unit sees.
+        x = model.preprocess(images[row.image][0]).requires_grad_()
+        model.net[:4](x)[0, 4, row.row, row.col].backward()
+        rows, columns = (x.grad[0].abs().sum(0).sum(axis).nonzero() for axis in (1, 0))
+        assert row.left <= columns.min() and columns.max() < row.right and row.right - row.left == 9
+        assert row.top <= rows.min() and rows.max() < row.bottom
+    assert list(top.table("3", 4).columns) == ["layer", "channel", "rank", "value", "image", "row", "col"]
+    with pytest.raises(zfkit.ZfkitError, match="channel of '3'"):
+        top.table("3", 5)
+    with pytest.raises(zfkit.ZfkitError, match="mine again"):
+        top.table("3", 4, images=image_set(random_pixels(6)))
+
+
+def test_a_picture_is_a_tensor_an_array_or_a_path(tmp_path):
+    model, pixels = network(0), random_pixels(1)[0]
+    Image.fromarray(pixels).save(tmp_path / "mine.png")
+    options = {"size": 8, "stride": 8, "progress": False}
+    given = (
+        torch.from_numpy(pixels).permute(2, 0, 1),
+        pixels,
+        tmp_path / "mine.png",
+        str(tmp_path / "mine.png"),
+    )
+    truth, *others = (zfkit.occlude(model, image, **options) for image in given)
+    for other in others:
+        assert torch.equal(other.image, truth.image) and torch.equal(other.activity, truth.activity)
+    with pytest.raises(zfkit.ZfkitError, match="expected one uint8 RGB picture"):
+        zfkit.occlude(model, pixels.astype(float), **options)

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..batching import OnStep, Portions, steps
-from ..checks import one_of, rgb, uint8_rgb, whole_number
+from ..checks import one_of, rgb, whole_number
 from ..deconv.project import project
 from ..deconv.receptive_field import Box
 from ..errors import ImageError, LayerError, ModelError, ZfkitError
+from ..images.given import one_picture
 from ..images.imageset import UNLABELLED, ImageSet
 from ..nets.model import VisionModel, expect_model
 from ..topk.mine import mine
@@ -120,7 +123,7 @@ class Occlusion:
 
 def occlude(
     model: VisionModel,
-    image: Tensor,
+    image: Tensor | np.ndarray | str | Path,
     target: int | str | None = None,
     *,
     layer: str | None = None,
@@ -137,7 +140,8 @@ def occlude(
     """Slide a square over a picture; watch a feature map and the classes (Zeiler & Fergus, Fig. 7).
 
     Args:
-        image: (3, H, W) uint8 RGB, of `model.input_size` for the classes of most networks.
+        image: (3, H, W) uint8 RGB, of `model.input_size` for the classes of most networks; an array (H, W, 3) of
+            numpy; or the path of a picture, which is brought to that size.
         target: the correct class, by name or by place in `model.classes` (labels of a set are places in its own
             `classes`: `zfkit.images.align_labels(photos, model.classes)` brings them together). None, or the -1 of
             unlabelled pictures, for the model's own top class; `Occlusion.target_from` says which it was.
@@ -166,7 +170,8 @@ def occlude(
     torch.Size([25, 25])
     """
     expect_model(model)
-    x = model.preprocess(uint8_rgb(image, axes=3))
+    image = one_picture(image, model.input_size)
+    x = model.preprocess(image)
     H, W = x.shape[2:]
     layer = layer or last_block(model)
     model.network.find(layer)

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..checks import Size
+from ..checks import Size, uint8_rgb
 from ..checksums import digest
 from ..errors import ImageError, printable
 from .caching import CachedReads
-from .decode import decode, one_line, to_rgb
+from .decode import decode, one_line, open_image, to_rgb
 from .values import UNLABELLED, Range, Remarks
 
 # What columns of Parquet files and items of data sets are called.
@@ -198,3 +198,15 @@ class Files:
         except (OSError, ValueError, RuntimeError):
             return -1, -1
         return state.st_size, state.st_mtime_ns
+
+
+def one_picture(value: Tensor | np.ndarray | str | Path, size: Size) -> Tensor:
+    """A picture as uint8 (3, H, W): a tensor of that kind, an array (H, W, 3), or a path, which is brought to `size`.
+
+    Raises ImageError for anything else.
+    """
+    if isinstance(value, str | Path):
+        return open_image(value, size)
+    if isinstance(value, np.ndarray) and value.ndim == 3 and value.dtype == np.uint8 and value.shape[2] == 3:
+        value = torch.from_numpy(np.ascontiguousarray(value)).permute(2, 0, 1)
+    return uint8_rgb(value, axes=3)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..checks import as_path, expect
+from ..checks import as_path, expect, whole_number
 from ..checksums import read_table, write_table
+from ..deconv.receptive_field import Box, receptive_field
 from ..errors import ImageError, LayerError, ZfkitError
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel, expect_model
@@ -86,23 +87,52 @@ class TopK:
             raise LayerError(f"layer {layer!r} was not mined; this table has {', '.join(self.layers)}")
         return self.layers[layer]
 
-    def table(self, layer: str | None = None) -> pd.DataFrame:
+    def table(
+        self,
+        layer: str | None = None,
+        channel: int | None = None,
+        *,
+        images: ImageSet | None = None,
+        model: VisionModel | None = None,
+    ) -> pd.DataFrame:
         """Data frame: layer, channel, rank (0 is the strongest), value, image, row, col.
 
-        One line for each feature map and rank, of one layer or of all; ranks for which there was no picture
-        are left out. Raises LayerError for a layer that was not mined.
+        One line for each feature map and rank, of one layer or of all, of one map or of all; ranks for which there was
+        no picture are left out. With the pictures that were mined, also name and class of each; with the network, left,
+        top, right and bottom of what the unit sees, in pixels. Raises LayerError for a layer that was not mined, and
+        ZfkitError for other pictures.
         """
         import pandas as pd
+
+        if images is not None:
+            self._check_pictures(images)
 
         parts = []
         for name in [layer] if layer is not None else self.layers:
             top = self[name]
-            channel, rank = torch.nonzero(top.image >= 0, as_tuple=True)
-            columns = {n: getattr(top, n)[channel, rank].numpy() for n in RANKED}
+            maps, rank = torch.nonzero(top.image >= 0, as_tuple=True)
+            columns = {n: getattr(top, n)[maps, rank].numpy() for n in RANKED}
             parts.append(
-                pd.DataFrame({"layer": name, "channel": channel.numpy(), "rank": rank.numpy(), **columns})
+                pd.DataFrame({"layer": name, "channel": maps.numpy(), "rank": rank.numpy(), **columns})
             )
-        return pd.concat(parts, ignore_index=True)
+        table = pd.concat(parts, ignore_index=True)
+        if channel is not None:
+            for name in table.layer.unique():
+                whole_number(channel, f"channel of {name!r}", 0, len(self[name].max) - 1, LayerError)
+            table = table[table.channel == channel].reset_index(drop=True)
+        if images is not None:
+            labels = images.known_labels()
+            known = dict(enumerate(images.classes)) if labels is not None else {}
+            table["name"] = [images.name(i) for i in table.image]
+            table["class"] = [known.get(int(labels[i])) if labels is not None else None for i in table.image]
+        if model is not None:
+            fields = {name: receptive_field(model, name) for name in table.layer.unique()}
+            units = zip(table.layer, table.row, table.col, strict=True)
+            boxes = [fields[name].box(int(row), int(col)) for name, row, col in units]
+            table[["left", "top", "right", "bottom"]] = pd.DataFrame(
+                boxes, columns=Box._fields, index=table.index
+            )
+        return table
 
     def statistics(self, layer: str) -> pd.DataFrame:
         """Data frame by channel: max and mean of the pictures' strongest activations, fraction active."""
