@@ -397,7 +397,9 @@ class Tables(Target):
         net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3))
         self.model = zfkit.wrap_model(net, mean=0, scale=1 / 255, input_size=8, name="m")
         drawn = [Image.fromarray(pixels(8, 8, i)) for i in range(6)]
-        self.images = zfkit.ImageSet(lambda i: (drawn[i], -1), [f"p{i}" for i in range(6)], size=8)
+        self.images = zfkit.ImageSet(
+            lambda i: (drawn[i], -1), [f"p{i}" for i in range(6)], size=8, stamp=lambda: "drawn"
+        )
         self.table, self.state = self.folder / "t.parquet", self.folder / "t.part"
         self.mine().save(self.table)
         self.samples = {self.table: self.table.read_bytes(), self.state: self.state.read_bytes()}

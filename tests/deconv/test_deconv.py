@@ -794,7 +794,7 @@ BAD = {
     "no images": ((IMAGES[:0], "conv1", 0), ["(N, 3, H, W)", "(0, 3, 64, 64)"]),
     "other precision": ((IMAGES.double(), "conv1", 0), ["float32", "got float64"]),
     "numpy": ((IMAGES.numpy(), "conv1", 0), ["model.preprocess", "ndarray"]),
-    "too small for the layer": ((batch(2, 3, 9, 12), "conv5", 0), ["conv5", "12 x 9 px", "64 px"]),
+    "too small for the layer": ((batch(2, 3, 9, 12), "conv5", 0), ["conv5", "9 x 12 px", "64 px"]),
     "too large for a connected layer": ((batch(2, 3, 96, 96), "fc6", 0), ["fc6", "96 x 96 px", "64 px"]),
 }  # fmt: skip
 

@@ -86,7 +86,7 @@ def test_wrong_scale(good, pictures, scale):
 
 def test_colours_in_the_wrong_order(good, pictures):
     assert "Colours come in the wrong order" in first_line(
-        replace(good, channels="bgr", _traced={}), pictures
+        replace(good, channels="bgr", _traced=[]), pictures
     )
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..batching import Portions
 from ..nets.graph import evaluation_mode
 from ..nets.model import VisionModel
 from ..nets.trace import chosen
@@ -141,7 +142,11 @@ def _remedies(model: VisionModel, pixels: Tensor) -> Iterator[tuple[str, Tensor]
     """What is tried, and what the network then says of these pictures, (N, K) float64."""
 
     def answers(model: VisionModel, pixels: Tensor) -> Tensor:
-        parts = [log_probabilities(model.forward(model.preprocess(part))) for part in pixels.split(32)]
+        parts = []
+        portions = Portions(f"trying remedies on {model.name}", 32)
+        for part in portions.of(len(pixels)):
+            with portions.attempt():
+                parts.append(log_probabilities(model.forward(model.preprocess(pixels[part]))))
         return torch.cat(parts).double().cpu()
 
     for what, other in _habits(model, pixels) if len(model.mean) in (1, 3) else ():

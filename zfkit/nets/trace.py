@@ -41,6 +41,7 @@ def trace(net: nn.Module, example: Tensor, *, output: str | int | None = None, b
         _mark_numbers(graph)
         returned = _returned(graph, output)
         noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
+        last = 0  # steps of the last attempt
         while True:
             nodes = _named(graph, net, blocks)
             names = {node: name for name, node in nodes.items() if isinstance(node, fx.Node)}
@@ -49,8 +50,9 @@ def trace(net: nn.Module, example: Tensor, *, output: str | int | None = None, b
             shapes, strange = _compare(net, network, noise, noise.flip(1) if bgr else noise, output)
             found = [n for n in map(nodes.get, strange) if isinstance(n, fx.Node)]
             parts = [n for n in found if n is not returned and not _is_several(n)]
-            if not parts:
+            if not parts or len(steps) == last:  # putting them together once more would change nothing
                 break
+            last = len(steps)
             _put_together(parts)
             _mark_numbers(graph)
         for name, node in nodes.items():
@@ -380,7 +382,7 @@ def _copied(value: Any) -> Any:
 
 
 def _says_a_size(y: Any) -> bool:
-    return isinstance(y, int | float | torch.Size)
+    return isinstance(y, int | float | torch.Size | torch.dtype | torch.device)
 
 
 def _is_module(net: nn.Module, name: str) -> bool:
