@@ -81,11 +81,12 @@ def test_killed_at_random_it_leaves_nothing_behind(command, place):
     for number in 3 * [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]:
         subprocess.run(["rm", "-rf", str(place / "out")], check=True)
         process = start(place, command)
+        parent = psutil.Process(process.pid)  # now, as it may be done before it is killed
         seen, until = {}, time.monotonic() + rng.uniform(1, takes)
         while time.monotonic() < until and process.poll() is None:
-            seen.update((p.pid, p) for p in descendants(psutil.Process(process.pid)))
+            seen.update((p.pid, p) for p in descendants(parent))
             time.sleep(0.05)
-        seen.update((p.pid, p) for p in descendants(psutil.Process(process.pid)))
+        seen.update((p.pid, p) for p in descendants(parent))
         process.send_signal(number)
         said, _ = process.communicate(timeout=SECONDS)
         assert still_running(list(seen.values())) == [], (number, said)

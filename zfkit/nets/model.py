@@ -20,6 +20,7 @@ from ..checks import Size, in_px, one_of, pair, picture_size, whole_numbers
 from ..checksums import digest
 from ..errors import ImageError, ModelError
 from ..images.colour import luma
+from ..images.decode import MAX_PIXELS
 from ..images.given import MOST_BANDS
 from .fingerprint import decides, described, unchanged
 from .graph import Network, evaluation_mode
@@ -227,7 +228,7 @@ def wrap_model(
     >>> model = wrap_model(net, mean=[123.7, 116.3, 103.5], scale=1 / 58, input_size=224)
     """
     _expect_plain(net)
-    input_size = picture_size(input_size, "input_size", error=ModelError)
+    input_size = picture_size(input_size, "input_size", math.isqrt(MAX_PIXELS), ModelError)
     one_of(channels, "order of channels", ("rgb", "bgr"), ModelError)
     count, outputs = _try(net, input_size)
     if not isinstance(outputs, Tensor) or output is not None:
@@ -314,10 +315,9 @@ def _try(net: nn.Module, size: Size) -> tuple[int, Any]:
         raise ModelError(
             f"{type(net).__name__} takes {channels} channels; zfkit shows networks that take 1 to {MOST_BANDS}"
         )
-    shape = (1, channels, *pair(size))
-    raise ModelError(
-        f"{type(net).__name__} does not run on an input {shape}: {errors[channels]}"
-    ) from errors[channels]
+    shape, failed = (1, channels, *pair(size)), errors[channels]
+    reason = (str(failed).splitlines() or [type(failed).__name__])[0]  # torch adds its own stack of calls
+    raise ModelError(f"{type(net).__name__} does not run on an input {shape}: {reason}") from failed
 
 
 def _bands_to_show(show: Any, count: int) -> tuple[int, ...]:
