@@ -634,7 +634,7 @@ WRITER = """
     number, path = int(sys.argv[1]), sys.argv[2]
     C, k = 200, 9
     whole = torch.full((C, k), number)
-    layer = LayerTop(whole.float(), whole, whole, whole, *torch.full((3, C), float(number)))
+    layer = LayerTop(whole.float(), whole, whole, whole, *torch.full((2, C), float(number)), torch.ones(C))
     top = TopK({"a": layer}, k, "m", "i", "f", 9)
     print("ready", flush=True)
     for _ in range(60):
