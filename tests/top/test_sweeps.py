@@ -182,6 +182,15 @@ def test_a_notebook_has_one_parameters_cell():
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_papermill_finds_every_parameter_too(path, caplog):
+    """`papermill --help-notebook` lists them all, and takes none for unknown: it reads lines by a pattern."""
+    papermill = pytest.importorskip("papermill")
+    ours = read_parameters(nbformat.read(path, as_version=4), path.name)
+    assert [*papermill.inspect_notebook(str(path))] == [*ours]
+    assert "Unable to parse" not in caplog.text
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_every_notebook_has_parameters_with_comments_and_stays_small(path):
     shipped = nbformat.read(path, as_version=4)
     nbformat.validate(shipped)
