@@ -343,6 +343,65 @@ def test_a_layer_without_active_maps_has_a_page_that_says_so(tmp_path):
     assert (second["channels"], second["dead"], second["count"]) == ([], 10, 10)
 
 
+def test_fewer_ranks_than_a_table_has(tmp_path, mined):
+    """Sheets, numbers and pages have the k that was asked for; the table is kept as it is."""
+    model, images, top = mined
+    folder = written(tmp_path / "site", model, images, top=top, k=4, rules=["deconvnet"])
+    side = 15
+    sheet = tiles(folder / MODEL / "conv2" / "photo-0.webp", side, side)
+    wanted = zfkit.project_top(model, images, top, "conv2", k=4, progress=False).photo
+    assert (sheet == wanted.permute(0, 1, 3, 4, 2).numpy()).all()
+    said = data(folder / MODEL / "conv2" / "layer.js")
+    assert {len(row) for name in ("image", "value", "box") for row in said[name]} == {4}
+    assert data(folder / "site.js")["k"] == 4
+    assert zfkit.TopK.load(folder / MODEL / "topk.parquet").k == 9
+
+
+@pytest.mark.parametrize("rules", [[], "deconvnet", ["deconvnet", "bogus"]])
+def test_rules_are_looked_at_before_anything_is_written(tmp_path, rules):
+    with pytest.raises(ZfkitError, match="rule"):
+        written(tmp_path / "site", rules=rules)
+    assert not (tmp_path / "site").exists()
+
+
+def test_maps_may_be_numbers_of_any_kind(tmp_path):
+    maps = {"conv1": [np.int64(1), np.int64(4)], "conv2": torch.tensor([7])}
+    folder = written(tmp_path / "site", maps=maps, rules=["guided"])
+    layers = data(folder / "site.js")["models"][0]["layers"]
+    assert [layer["channels"] for layer in layers] == [[1, 4], [7]]
+    assert written(tmp_path / "site", maps={"conv1": [1, 4], "conv2": [7]}, rules=["guided"]) == folder
+
+
+def partly_labelled(memory=True):
+    """Windows of photographs of which every other one has a class; its labels are known without decoding."""
+    images = pictures(labelled=False)
+    labels = [(-1, 0, -1, 1)[i % 4] for i in range(len(images))]
+    partly = ImageSet(
+        lambda i: (Image.fromarray(images[i][0].permute(1, 2, 0).numpy()), labels[i]),
+        [images.name(i) for i in range(len(images))], size=images.size, classes=("cat", "dog"), windows=images.windows,
+        read_labels=lambda: labels, stamp=lambda: "same",
+    )  # fmt: skip
+    return (partly.in_memory(progress=False) if memory else partly), np.array(labels)
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_pictures_without_a_class_are_no_class_of_their_own(memory):
+    """Selectivity and counts are over the labelled pictures alone, streamed or in memory."""
+    images, labels = partly_labelled(memory)
+    index = torch.arange(len(images))
+    measured = zfkit.topk.profile.profile(wrapped(), images, ["conv2"], index=index)["conv2"]
+    assert measured.kind == "class" and set(measured.label) == {"", "cat", "dog"}
+    share, favourite = measured.selectivity
+    for c in range(10):
+        values = measured.values[:, c].clip(min=0)
+        means = np.array([values[labels == k].mean() for k in range(2)])
+        assert share[c] == pytest.approx(abs(means[0] - means[1]) / means.sum(), abs=1e-6)
+        assert favourite[c] == ("cat", "dog")[means.argmax()]
+        counts, n = measured.top_labels(c)
+        positive = (measured.values[:, c] > 0) & (labels >= 0)
+        assert n == positive.sum() and sum(often for _, often in counts) == n
+
+
 # ------------------------------------------------------------------------------------------- in a real browser
 
 HOSTILE = [
@@ -476,6 +535,12 @@ class TestPages:
             page.page.select_option("select", order)
             page.arrive(f"#/conv2?sort={order}")
             assert page.walls() == sorted(range(10), key=lambda c: (key(c), c))
+        page.open("#/conv2/0")
+        page.open("#/conv2")
+        page.page.select_option("select", "like")
+        page.arrive("#/conv2?sort=like&like=0")
+        near = [c for c, _ in said["nearest"][0]]
+        assert page.walls()[: 1 + len(near)] == [0, *near]
         page.page.fill("input[type=search]", "Teapot/2")
         wanted = {i for i, n in zip(album["places"], album["names"], strict=True) if "teapot/2" in n}
         hits = [c for c in range(10) if wanted & set(said["image"][c])]
@@ -523,7 +588,7 @@ class TestPages:
         assert page.heading().startswith("conv1 map")
 
     def test_an_address_that_leads_nowhere_says_so(self, page):
-        for route in ("#/conv9", "#/conv2/99", "#/pictures/99"):
+        for route in ("#/conv9", "#/conv2/99", "#/pictures/99", "#/conv2/100%"):
             page.open(route)
             assert page.heading() == "There is no such page here"
 

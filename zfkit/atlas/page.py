@@ -132,7 +132,7 @@ def write_atlas(
 
 def asked_maps(
     model: VisionModel, layers: Sequence[str] | None, maps: Maps
-) -> tuple[list[str], int | Literal["all"] | Mapping[str, Sequence[int]]]:
+) -> tuple[list[str], int | Literal["all"] | dict[str, list[int]]]:
     """Layers by name, and how many of their maps, "all", or which by layer. Raises LayerError for what is not there."""
     asked = list(maps) if isinstance(maps, Mapping) and layers is None else layers
     names = layer_names(asked, model.layers, model.conv_layers)
@@ -143,9 +143,9 @@ def asked_maps(
             raise LayerError(
                 f"maps says nothing of {', '.join(without)}; it has {', '.join(maps) or 'nothing'}"
             )
-        for name in names:
-            channel_list(maps[name], model.network.shapes[name][0], name)
-    elif maps != "all":
+        shapes = model.network.shapes
+        return names, {name: channel_list(maps[name], shapes[name][0], name).tolist() for name in names}
+    if maps != "all":
         whole_number(maps, "maps, unless 'all',")
     return names, maps
 

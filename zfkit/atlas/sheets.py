@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,50 +16,26 @@ from ..checks import pair
 from ..deconv.rules import Options, Rule
 from ..errors import ImageError, printable
 from ..figures.natural import NaturalColours
-from ..figures.pictures import to_picture
+from ..figures.pictures import square_columns, to_picture
 from ..files import write_whole
 from ..frequency import mean_frequency, power_spectrum
 from ..images.colour import signed_to_rgb
 from ..images.imageset import ImageSet
+from ..images.shrink import fitted, shrink
 from ..nets.model import VisionModel
 from ..topk.patches import GREY, Projected, Units, cut_top, empty_patches, project_top, projected
 from ..topk.profile import label_of
 from ..topk.table import TopK
 
-TILE, THUMB, FACE = (
-    96,
-    64,
-    48,
-)  # longest sides in px: of a tile, of one on a layer's wall, of a picture in the list
-CRISP = 48  # tiles of at most so many px are kept to the letter
+TILE = 96  # px, of a tile's longer side
+THUMB = 64  # px, of one on a layer's wall
+FACE = 48  # px, of a picture in the list of all
+CRISP = 48  # px: smaller tiles are kept to the letter, and shown with their pixels as squares
 MAPS = 16  # on one sheet
 FACES = 20  # pictures in each row and column of a sheet of the list
 QUALITY = 80  # of WebP
 LEARNT = 32  # maps from whose projections a layer's natural colours are learnt
 SMALLEST = 9  # px, of tiles that have a spectrum worth the name
-
-
-def fitted(height: int, width: int, most: int) -> tuple[int, int]:
-    """The size that a picture is brought to, so that its longer side is at most `most` px: no picture is enlarged."""
-    factor = min(1.0, most / max(height, width))
-    return max(1, round(height * factor)), max(1, round(width * factor))
-
-
-def shrink_float(pictures: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) brought to a smaller size, without aliasing; as they are where they have that size."""
-    if tuple(pictures.shape[-2:]) == size:
-        return pictures
-    return nn.functional.interpolate(pictures, size, mode="bicubic", antialias=True, align_corners=False)
-
-
-def shrink(pictures: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 (B, 3, H, W) brought to a smaller size, without aliasing; as they are where they have that size."""
-    if tuple(pictures.shape[-2:]) == size:
-        return pictures
-    small = nn.functional.interpolate(
-        pictures.float(), size, mode="bicubic", antialias=True, align_corners=False
-    )
-    return small.round_().clamp_(0, 255).to(torch.uint8)
 
 
 class LayerSheets:
@@ -105,8 +80,8 @@ class LayerSheets:
             return None
         k = min(3, self.top.k)
         patches = project_top(
-            self.model, self.images, self.top, self.layer, some, k=k, rule=self.rules[0], tile=TILE
-        )
+            self.model, self.images, self.top, self.layer, some, k=k, rule=self.rules[0], tile=TILE, progress=False
+        )  # fmt: skip
         return NaturalColours.of(patches)
 
     @property
@@ -138,7 +113,7 @@ class LayerSheets:
         """Some units' projections, and their patches with the first rule."""
         self._tiles[part.slot] = shrink(signed_to_rgb(part.projection.float()), self.tile)
         if self.natural is not None and self._shown is not None:
-            small = shrink_float(part.projection, self.tile)
+            small = shrink(part.projection, self.tile)
             self._shown[part.slot] = signed_to_rgb(self.natural.apply(small).float())
         if rule == self.rules[0]:
             self._photo[part.slot] = shrink(part.photo, self.tile)
@@ -154,7 +129,9 @@ class LayerSheets:
     def end(self, channels: Sequence[int]) -> None:
         """The patches' sheets of the maps that `begin` was called with."""
         if not self.rules:
-            patches = cut_top(self.model, self.images, self.top, self.layer, channels, tile=TILE)
+            patches = cut_top(
+                self.model, self.images, self.top, self.layer, channels, tile=TILE, progress=False
+            )
             self._photo = shrink(patches.photo.flatten(0, 1), self.tile)
         self._save("photo", self._photo, self._shape[1])
         self._frequency.append(self._means.view(self._shape)[:, :3].nanmean(1))
@@ -223,14 +200,9 @@ def draw_sheets(
         layer.end(channels[name])
 
 
-def columns_of(count: int) -> int:
-    """Columns of a wall: as many as rows, or one more."""
-    return max(1, math.ceil(math.sqrt(count)))
-
-
 def grid(tiles: Tensor) -> Tensor:
     """uint8 (n, 3, h, w) -> (3, rows * h, columns * w), row by row, as square as can be; mid-grey behind the last."""
-    columns = columns_of(len(tiles))
+    columns = max(1, square_columns(len(tiles)))
     rows = -(-len(tiles) // columns)
     full = tiles.new_full((rows * columns, *tiles.shape[1:]), GREY)
     full[: len(tiles)] = tiles

@@ -20,18 +20,18 @@ import numpy as np
 import torch
 
 from ..batching import steps
-from ..checks import in_px, pair, whole_number, writable_folder
+from ..checks import in_px, one_of, pair, whole_number, writable_folder
 from ..deconv.project import refusals
 from ..deconv.receptive_field import Field, field_in, fits_inside, window_in
 from ..deconv.rules import Options, Rule
 from ..errors import ImageError, WriteError, ZfkitError, printable
+from ..figures.natural import NOTE
 from ..files import only_writer, private_prefix, sweep_away, write_whole
 from ..health.maps import map_warnings
 from ..images.album import photographs
 from ..images.imageset import ImageSet, expect_rgb
 from ..nets.activations import expect_room
 from ..nets.model import VisionModel, expect_model
-from ..nets.zoo import list_models
 from ..topk.bundled import reach, records
 from ..topk.mine import mine
 from ..topk.patches import sample_maps
@@ -39,7 +39,7 @@ from ..topk.profile import Profile, profile, sources
 from ..topk.table import TopK
 from ..version import __version__
 from .page import Maps, asked_maps, file_names, forget_states, state_file
-from .sheets import TILE, LayerSheets, Thumbnails, draw_sheets
+from .sheets import CRISP, MAPS, TILE, LayerSheets, Thumbnails, draw_sheets
 
 FORMAT = 1
 RULES: tuple[Rule, ...] = ("deconvnet", "guided", "gradient")
@@ -88,7 +88,7 @@ def write_site(
     for model in networks:
         expect_model(model)
     expect_rgb(images, "a site shows")
-    _check(networks, layers, top, k, pictures)
+    _check(networks, layers, top, k, rules, pictures)
     chosen = [asked_maps(model, layers, maps) for model in networks]
     for model, (asked, _) in zip(networks, chosen, strict=True):
         expect_room(model, images.size, asked)
@@ -99,17 +99,24 @@ def write_site(
     )
     with only_writer(folder, refusal):
         names = _names(networks)
-        wanted = {"k": k, "maps": maps, "layers": layers, "rules": list(rules), "seed": random_seed}
-        key = {**wanted, "pictures": images.fingerprint(), "measured": pictures}
-        _begin(folder, key | {"networks": {n: m.fingerprint() for n, m in zip(names, networks, strict=True)}})
+        parts = [
+            NetworkPart(model, images, folder / name, asked, top, k, rules, pictures)
+            for name, model, (asked, _) in zip(names, networks, chosen, strict=True)
+        ]
+        key = {
+            "networks": {n: m.fingerprint() for n, m in zip(names, networks, strict=True)},
+            "k": k, "maps": {n: of for n, (_, of) in zip(names, chosen, strict=True)}, "rules": list(rules),
+            "layers": {n: asked for n, (asked, _) in zip(names, chosen, strict=True)}, "seed": random_seed,
+            "pictures": images.fingerprint(), "measured": pictures,
+        }  # fmt: skip
+        _begin(folder, key)
         albums = Thumbnails(folder / "pictures", images)
-        parts = []
-        for name, model, (asked, wanted_maps) in zip(names, networks, chosen, strict=True):
-            part = NetworkPart(model, images, folder / name, asked, top, k, rules, pictures)
-            parts.append(part.write(wanted_maps, random_seed, progress))
+        fronts = []
+        for part, (_, wanted) in zip(parts, chosen, strict=True):
+            fronts.append(part.write(wanted, random_seed, progress))
             albums.write(part.top, part.channels, progress)
         _write_data(folder / "pictures" / "pictures.js", "pictures", albums.data())
-        _write_data(folder / "site.js", "site", _front(names, networks, images, parts, key))
+        _write_data(folder / "site.js", "site", _front(names, networks, images, fronts, k))
         for file in resources.files("zfkit.atlas").joinpath("templates", "site").iterdir():
             text = file.read_text(encoding="utf-8")
             _write_text(folder / file.name, text)
@@ -121,6 +128,7 @@ def _check(
     layers: Sequence[str] | None,
     top: TopK | None,
     k: int,
+    rules: Sequence[str],
     pictures: int,
 ) -> None:
     if not networks:
@@ -131,6 +139,10 @@ def _check(
         )
     whole_number(k, "k")
     whole_number(pictures, "pictures")
+    if not rules or isinstance(rules, str):
+        raise ZfkitError(f"rules must be some of {', '.join(RULES)}, in a list, not {rules!r}")
+    for rule in rules:
+        one_of(rule, "rule", RULES)
 
 
 def _names(networks: Sequence[VisionModel]) -> list[str]:
@@ -230,7 +242,7 @@ class NetworkPart:
         if not file.is_file():
             top.save(file)
             forget_states(self.folder)
-        return top
+        return top.ranks(0, self.k)
 
     def _readable(self) -> torch.Tensor:
         """Places of at most `pictures` pictures, evenly spread, of those that can be read."""
@@ -338,7 +350,7 @@ class NetworkPart:
         labels = [measured.top_labels(c) for c in channels] if measured.kind else []
         return {
             "channels": channels,
-            **{n: _short(getattr(table, n)[channels].numpy()) for n in ("max", "mean", "active")},
+            **{n: _short(getattr(table, n)[channels].numpy()) for n in ("max", "active")},
             **ranked,
             "value": [_short(row) for row in values],
             "box": boxes.tolist(),
@@ -402,16 +414,17 @@ def _front(
     names: Sequence[str],
     networks: Sequence[VisionModel],
     images: ImageSet,
-    parts: Sequence[list[dict[str, Any]]],
-    key: Mapping[str, Any],
+    fronts: Sequence[list[dict[str, Any]]],
+    k: int,
 ) -> dict[str, Any]:
     """What the first page says."""
-    bundled = set(list_models().index)
     return {
         "version": __version__,
         "made": datetime.date.today().isoformat(),
-        "k": key["k"],
-        "all": key["maps"] == "all",
+        "k": k,
+        "crisp": CRISP,
+        "maps": MAPS,
+        "natural": NOTE,
         "images": images.source,
         "count": len(images),
         "size": in_px(images.size),
@@ -423,13 +436,12 @@ def _front(
                 "name": model.name,
                 "data": str(model.provenance.get("data", "")),
                 "top1": str(model.provenance.get("top1", "")),
-                "input": [len(model.mean), *pair(images.size)],
-                "classes": len(model.classes),
                 "recorded": bool(records(model)),
-                "load": f'zfkit.load_model("{model.name}")' if model.name in bundled or ":" in model.name else "",
+                # Of others the name does not say which weights they have.
+                "load": f'zfkit.load_model("{model.name}")' if records(model) else "",
                 "layers": part,
             }
-            for name, model, part in zip(names, networks, parts, strict=True)
+            for name, model, part in zip(names, networks, fronts, strict=True)
         ],
     }  # fmt: skip
 

@@ -25,6 +25,7 @@ from ..nets.activations import activations
 from ..nets.model import VisionModel, expect_model
 from ..topk.mine import mine
 from ..topk.patches import sample_maps
+from ..topk.profile import selectivity_index
 from ..topk.running import RunningTop
 from ..topk.table import TopK
 
@@ -179,19 +180,6 @@ def selectivity(
         frames.append(pd.DataFrame(where | {name: v.numpy() for name, v in columns.items()}))
     frame = pd.concat(frames, ignore_index=True)
     return Selectivity(model.name, images.source, kind, K, int(pictures[0].sum()), k, frame)
-
-
-def selectivity_index(means: Tensor, there: Tensor | None = None) -> Tensor:
-    """(mu_max - mu_rest) / (mu_max + mu_rest) over class means (..., K, C) -> (..., C); 0 where all are 0.
-
-    Args:
-        there: (..., K) bool, which classes have pictures; None for all.
-    """
-    there = torch.ones(means.shape[:-1], dtype=torch.bool) if there is None else there
-    weight = there.to(means).unsqueeze(-1)
-    largest = means.masked_fill(~there.unsqueeze(-1), -math.inf).amax(-2)
-    rest = ((means * weight).sum(-2) - largest) / (weight.sum(-2) - 1)
-    return ((largest - rest) / (largest + rest)).nan_to_num(0.0)
 
 
 def _entropy(labels: Tensor, K: int) -> Tensor:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..batching import OnStep, Portions, steps
@@ -25,6 +24,7 @@ from ..deconv.receptive_field import extents, filters, window_in
 from ..deconv.rules import Norm, Options, Rule, Seed
 from ..deconv.windows import paste
 from ..images.imageset import ImageSet
+from ..images.shrink import fitted, shrink
 from ..nets.activations import CPU_BYTES, batch_bytes
 from ..nets.model import VisionModel
 from .table import TopK
@@ -129,8 +129,9 @@ def project_many(
         for part in projected(model, photos, units, options):
             projection, photo = patches[part.layer].projection, patches[part.layer].photo
             shown, seen = part.projection.to(projection), part.photo.to(photo.device)
-            projection.flatten(0, 1)[part.slot] = _brought_to(shown, projection.shape)
-            photo.flatten(0, 1)[part.slot] = _brought_to(seen, photo.shape)
+            size = (photo.shape[-2], photo.shape[-1])
+            projection.flatten(0, 1)[part.slot] = shrink(shown, size)
+            photo.flatten(0, 1)[part.slot] = shrink(seen, size)
             done(len(part.slot))
     return patches
 
@@ -152,13 +153,14 @@ def cut_top(
     units = Units.of(patches)
     origin = patches.box.flatten(0, 1)[:, [1, 0]]
     rows, columns = window_in(model, photos.size, layer)
+    size = (patches.photo.shape[-2], patches.photo.shape[-1])
     with steps(len(units), "cutting out", "patch", progress) as done:
         for part in torch.arange(len(units)).split(_pictures_at_once(model, photos.size)):
             here = units.pick(part)
             pictures, local = here.image.unique(return_inverse=True)
             shown = model.shown(photos.take(pictures))
             windows = cut_windows(shown, local, origin[here.slot], (rows.size, columns.size))
-            patches.photo.flatten(0, 1)[here.slot] = _brought_to(windows, patches.photo.shape)
+            patches.photo.flatten(0, 1)[here.slot] = shrink(windows, size)
             done(len(part))
     return patches
 
@@ -181,8 +183,8 @@ def empty_patches(
     rows, columns = window_in(model, photos.size, layer)
     left, top_edge = col * columns.stride + columns.low, row * rows.stride + rows.low
     C, side = len(channels), (rows.size, columns.size)
-    if tile is not None and max(side) > whole_number(tile, "tile, in pixels,"):
-        side = (max(1, round(rows.size * tile / max(side))), max(1, round(columns.size * tile / max(side))))
+    if tile is not None:
+        side = fitted(*side, whole_number(tile, "tile, in pixels,"))
     dtype = torch.promote_types(model.dtype, torch.float32)
     return Patches(
         layer, channels,
@@ -193,16 +195,6 @@ def empty_patches(
         box=torch.stack([left, top_edge, left + columns.size, top_edge + rows.size], -1),
         image=image, row=row, col=col, value=value, notes=notes_on(model, layer, projected),
     )  # fmt: skip
-
-
-def _brought_to(windows: Tensor, shape: Sequence[int]) -> Tensor:
-    """Windows (B, C, h, w) as patches of this shape (..., H, W) have them: as they are, or averaged to fewer pixels."""
-    size = (shape[-2], shape[-1])
-    return (
-        windows
-        if windows.shape[-2:] == size
-        else F.interpolate(windows, size, mode="bicubic", antialias=True)
-    )
 
 
 def notes_on(model: VisionModel, layer: str, projected: bool = True) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -41,15 +42,17 @@ class Profile:
 
     @functools.cached_property
     def selectivity(self) -> tuple[np.ndarray, np.ndarray]:
-        """Per map: (mu_max - mu_rest) / (mu_max + mu_rest) of class means of rectified maxima (Morcos et al.
-        2018), and the class with the largest mean; 0 where a map is never active."""
-        values, names = self.values.clip(min=0), np.unique(self.label)
-        means = np.stack([values[self.label == name].mean(0) for name in names])  # (classes, C)
-        largest = means.max(0)
-        rest = (means.sum(0) - largest) / max(len(names) - 1, 1)
-        total = largest + rest
-        share = np.divide(largest - rest, total, out=np.zeros_like(total), where=total > 0)
-        return share, names[means.argmax(0)]
+        """Per map: `selectivity_index` of class means of rectified maxima, and the class with the largest mean.
+
+        Pictures without a label are left out; 0 and "" where there are none with one.
+        """
+        names = np.unique(self.label[self.label != ""])
+        if not len(names):
+            C = self.values.shape[1]
+            return np.zeros(C), np.full(C, "")
+        values = torch.from_numpy(self.values.clip(min=0)).double()
+        means = torch.stack([values[self.label == name].mean(0) for name in names])  # (classes, C)
+        return selectivity_index(means).numpy(), names[means.argmax(0).numpy()]
 
     @functools.cached_property
     def correlation(self) -> np.ndarray:
@@ -69,19 +72,51 @@ class Profile:
         return [(int(c), float(r[c])) for c in best if r[c] > -1]
 
     def top_labels(self, channel: int, count: int = TOP) -> tuple[list[tuple[str, int]], int]:
-        """Labels of the pictures that excite a map most, the most frequent first, and how many pictures."""
+        """Labels of the labelled pictures that excite a map most, the most frequent first, and how many pictures."""
         values = self.values[:, channel]
-        best = np.argsort(-values, kind="stable")[:count]
-        best = best[values[best] > 0]
+        best = np.argsort(-values, kind="stable")
+        best = best[(values[best] > 0) & (self.label[best] != "")][:count]
         return Counter(self.label[best].tolist()).most_common(), len(best)
+
+
+def selectivity_index(means: Tensor, there: Tensor | None = None) -> Tensor:
+    """(mu_max - mu_rest) / (mu_max + mu_rest) over class means (..., K, C) -> (..., C); 0 where all are 0.
+
+    As Morcos et al. 2018 have it: mu_max is the largest mean, mu_rest the mean of the others.
+
+    Args:
+        there: (..., K) bool, which classes have pictures; None for all.
+    """
+    there = torch.ones(means.shape[:-1], dtype=torch.bool) if there is None else there
+    weight = there.to(means).unsqueeze(-1)
+    largest = means.masked_fill(~there.unsqueeze(-1), -math.inf).amax(-2)
+    rest = ((means * weight).sum(-2) - largest) / (weight.sum(-2) - 1)
+    return ((largest - rest) / (largest + rest)).nan_to_num(0.0)
 
 
 def label_of(photos: ImageSet, i: int) -> str:
     """Class of picture i, or the photograph it was cut from; "" where neither is known."""
-    labels, classes = photos.labels, photos.classes
-    if labels is not None and classes and 0 <= int(labels[i]) < len(classes):
-        return str(classes[int(labels[i])])
+    labels = photos.known_labels()
+    if labels is not None and 0 <= int(labels[i]) < len(photos.classes):
+        return str(photos.classes[int(labels[i])])
     return photos.name(i).split(" (")[0] if photos.windows is not None else ""
+
+
+def labels_of(photos: ImageSet, index: Sequence[int]) -> tuple[np.ndarray, str]:
+    """Labels of the pictures at these places, and what they are: "class", "photograph" or "".
+
+    Classes where any of the pictures has one, and "" for those that have none; else the photographs that they were
+    cut from.
+    """
+    if photos.classes:
+        known = photos.known_labels()
+        numbers = [int(known[i]) if known is not None else photos[i][1] for i in index]
+        labels = [str(photos.classes[n]) if 0 <= n < len(photos.classes) else "" for n in numbers]
+        if any(labels):
+            return np.array(labels), "class"
+    if photos.windows is not None:
+        return np.array([photos.name(i).split(" (")[0] for i in index]), "photograph"
+    return np.full(len(index), ""), ""
 
 
 def profile(
@@ -119,8 +154,7 @@ def profile(
 
     order = [name for name in model.network.steps if name in units or name in reads.values()]
     rows = features(model, photos, order, strongest, index=index, what="measuring", progress=progress)
-    labels = np.array([label_of(photos, int(i)) for i in index])
-    kind = "" if not any(labels) else "class" if photos.classes else "photograph"
+    labels, kind = labels_of(photos, index.tolist())
     return {
         name: Profile(
             rows[name].float().numpy(), index.numpy(), labels, kind,

@@ -141,6 +141,15 @@ class TopK:
         top = self[layer]
         return pd.DataFrame({n: getattr(top, n).numpy() for n in STATISTICS}).rename_axis("channel")
 
+    def ranks(self, start: int, stop: int, layers: Sequence[str] | None = None) -> TopK:
+        """The table of the ranks from `start` up to `stop` alone, of all layers or of some."""
+
+        def cut(top: LayerTop) -> LayerTop:
+            return replace(top, **{n: getattr(top, n)[:, start:stop] for n in RANKED})
+
+        names = [*self.layers] if layers is None else layers
+        return replace(self, layers={n: cut(self[n]) for n in names}, k=min(stop, self.k) - start)
+
     def save(self, path: str | Path) -> Path:
         """Write everything to a Parquet file, whole or not at all, with a checksum: one row for each feature map."""
         import pyarrow as pa

@@ -26,7 +26,7 @@ from ..nets.activations import activations
 from ..nets.model import VisionModel
 from ..topk.bundled import reach, reached
 from ..topk.patches import notes_on, project_top
-from ..topk.profile import Profile, label_of
+from ..topk.profile import Profile, label_of, labels_of
 from ..topk.table import LayerTop, TopK
 from . import drawing
 from .controls import encode
@@ -54,8 +54,8 @@ class Facts:
         self.frequencies: dict[str, np.ndarray] = {}
         self._notes: dict[str, str] = {}
         self._warned: dict[str, list[list[MapWarning]]] = {}
-        # What `measure` did before it was cancelled, by layer: pictures looked at, their maxima, places and labels.
-        self._measured: dict[str, tuple[int, np.ndarray, list[int], list[str]]] = {}
+        # What `measure` did before it was cancelled, by layer: pictures looked at, their maxima and places.
+        self._measured: dict[str, tuple[int, np.ndarray, list[int]]] = {}
 
     # ------------------------------------------------------------------------------------ names of pictures
 
@@ -134,25 +134,23 @@ class Facts:
         """
         if layer in self.profiles:
             return
-        classes, n = self.photos.classes, min(len(self.photos), PROFILED)
+        n = min(len(self.photos), PROFILED)
         C = len(self.top[layer].max)
         # One array from the start: small ones, kept one by one between large ones that are freed, hold memory together.
-        seen, values, places, names = self._measured.get(layer, (0, np.empty((n, C), np.float32), [], []))
+        seen, values, places = self._measured.get(layer, (0, np.empty((n, C), np.float32), []))
         inside = units_inside(self.model, layer, self.photos.size) if self.top.inside else None
         for count in range(seen, n):
             i = count * len(self.photos) // n
             with suppress(ImageError):  # one that cannot be read is left out
-                pixels, label = self.photos[i]
-                values[len(places)] = self._strongest(layer, pixels, inside)
+                values[len(places)] = self._strongest(layer, self.photos[i][0], inside)
                 places.append(i)
-                names.append(str(classes[label]) if 0 <= label < len(classes) else self.label(i))
-            self._measured[layer] = count + 1, values, places, names
+            self._measured[layer] = count + 1, values, places
             if on_step:
                 on_step(count + 1, n)
         if not places:
             raise ImageError(f"none of the pictures of {self.photos.source!r} can be read")
-        kind = "" if not any(names) else "class" if classes else "photograph"
-        self.profiles[layer] = Profile(values[: len(places)], np.array(places), np.array(names), kind)
+        labels, kind = labels_of(self.photos, places)
+        self.profiles[layer] = Profile(values[: len(places)], np.array(places), labels, kind)
         del self._measured[layer]
 
     def _strongest(self, layer: str, pixels: Tensor, inside: tuple[slice, slice] | None) -> np.ndarray:

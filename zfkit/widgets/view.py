@@ -159,12 +159,6 @@ class ExplorerView:
 
     # ------------------------------------------------------------------------------------------ the grids
 
-    def _columns(self, layer: str, start: int, stop: int) -> TopK:
-        """The table of one layer, from one rank to another."""
-        t = self.top[layer]
-        ranked = {n: getattr(t, n)[:, start:stop] for n in ("value", "image", "row", "col")}
-        return replace(self.top, layers={layer: replace(t, **ranked)}, k=stop - start)
-
     def patches(
         self, layer: str, channel: int, rule: Rule, on_step: OnStep | None = None, at_once: int = SHOWN
     ) -> Patches:
@@ -172,7 +166,7 @@ class ExplorerView:
         parts: list[Patches] = []
         start = 0
         while start < self.shown:
-            table = self._columns(layer, start, min(start + at_once, self.shown))
+            table = self.top.ranks(start, min(start + at_once, self.shown), [layer])
 
             def project(table: TopK = table) -> Patches:
                 return project_top(self.model, self.photos, table, layer, [channel], rule=rule)
@@ -361,7 +355,7 @@ class ExplorerView:
         sentence = self.grids_sentence(state)
         if sentence:
             return b"", sentence
-        table = self._columns(state.layer, 0, min(3, self.shown))
+        table = self.top.ranks(0, min(3, self.shown), [state.layer])
 
         def project(name: str) -> Patches:
             model, of = self.model, table

@@ -60,7 +60,12 @@ const zfkit = (() => {
 
   function readRoute(text) {
     const [path, query] = text.split("?");
-    const names = path.split("/").filter(Boolean).map(decodeURIComponent);
+    let names;
+    try {
+      names = path.split("/").filter(Boolean).map(decodeURIComponent);
+    } catch { // a lone "%"
+      return {view: "lost", options: {}};
+    }
     const several = site.models.length > 1;
     const options = Object.fromEntries(new URLSearchParams(query || ""));
     if (!names.length) return {view: "front", options};
@@ -85,9 +90,9 @@ const zfkit = (() => {
       names.push(route.layer.name);
     }
     if (route.view === "unit") names.push(route.map);
-    const set = Object.entries(route.options || {}).filter(([, value]) => value);
+    const set = Object.entries(route.options || {}).filter(([, value]) => !["", null, undefined, false].includes(value));
     const query = set.length ? `?${new URLSearchParams(set)}` : "";
-    return `/${names.map(encodeURIComponent).join("/")}${query}`;
+    return `/${names.map((name) => encodeURIComponent(name).replaceAll("~", "%7E")).join("/")}${query}`;
   }
 
   let site = {models: []};
@@ -124,23 +129,24 @@ const zfkit = (() => {
     });
   }
 
-  const MAPS = 16; // on one sheet
+  // Columns of a grid as square as can be, as the sheets are laid out.
+  const square = (n) => Math.ceil(Math.sqrt(n));
 
   // What the sheets show of the map at `place` in its layer, at a rank.
   function unitTile(model, layer, kind, place, rank, size, text) {
-    const sheet = Math.floor(place / MAPS);
-    const rows = Math.min(MAPS, layer.channels.length - sheet * MAPS);
+    const sheet = Math.floor(place / site.maps);
+    const rows = Math.min(site.maps, layer.channels.length - sheet * site.maps);
     const file = `${folder(model, layer)}/${kind}-${sheet}.webp`;
-    return tile(file, layer.tile, site.k, rows, place % MAPS, rank, size, text, Math.max(...layer.tile) <= 48);
+    return tile(file, layer.tile, site.k, rows, place % site.maps, rank, size, text, Math.max(...layer.tile) <= site.crisp);
   }
 
   // The map's tile on its layer's wall.
   function wallTile(model, layer, kind, place, size, text, shape = layer.thumb) {
     const n = layer.channels.length;
-    const columns = Math.ceil(Math.sqrt(n));
+    const columns = square(n);
     const rows = Math.ceil(n / columns);
     const file = `${folder(model, layer)}/wall-${kind}.webp`;
-    const crisp = Math.max(...shape) <= 48;
+    const crisp = Math.max(...shape) <= site.crisp;
     return tile(file, shape, columns, rows, Math.floor(place / columns), place % columns, size, text, crisp);
   }
 
@@ -149,7 +155,7 @@ const zfkit = (() => {
     const place = album.places.indexOf(i);
     const sheet = Math.floor(place / album.sheet);
     const n = Math.min(album.sheet, album.places.length - sheet * album.sheet);
-    const columns = Math.ceil(Math.sqrt(n));
+    const columns = square(n);
     const here = place % album.sheet;
     const file = `pictures/faces-${sheet}.webp`;
     const rows = Math.ceil(n / columns);
@@ -169,7 +175,7 @@ const zfkit = (() => {
 
   return {
     take, load, h, number, percent, address, routes, writeRoute, toLayer, toUnit, layerData, pictures, unitTile,
-    wallTile, face, called, say, folder,
+    wallTile, face, called, say, folder, square,
     get site() { return site; },
     set site(data) { site = data; },
   };

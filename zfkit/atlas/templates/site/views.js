@@ -8,7 +8,6 @@ zfkit.views = (() => {
     dead: "least active first", like: "likeness to the map seen last",
   };
   const KINDS = {photo: "patches", natural: "natural colours"};
-  const NATURAL = "For looking: colours and spectrum of these projections are brought to those of the patches, by which an untrained network's gain, too.";
   const settings = {kind: "photo", rule: "", colours: "", seen: null}; // kept while one walks from page to page
 
   const sees = (layer) => (layer.stride ? `${layer.field} px of the picture` : "the whole picture");
@@ -128,7 +127,7 @@ zfkit.views = (() => {
     const colours = (options.colours ?? settings.colours) === "natural" && l.natural && rule === l.rules[0] ? "natural" : "";
     Object.assign(settings, {seen: l, seenMap: map, rule, colours: options.colours ?? settings.colours});
     const go = (change) => { location.hash = address({...route, options: {...options, ...change}}, pane); };
-    const grid = (kind, what) => h("div", {}, h("h2", {}, what), h("ol", {class: "nine", style: {"--columns": Math.ceil(Math.sqrt(zfkit.site.k))}},
+    const grid = (kind, what) => h("div", {}, h("h2", {}, what), h("ol", {class: "nine", style: {"--columns": zfkit.square(zfkit.site.k)}},
       data.image[p].map((i, r) => h("li", {}, i < 0 ? null : h("button", {
         type: "button", "aria-pressed": String(r === rank), onclick: () => go({tile: r + 1}),
         title: `${zfkit.called(album, i)}: ${number(data.value[p][r])}`,
@@ -139,7 +138,7 @@ zfkit.views = (() => {
         onchange: () => go({rule: name})}), ` ${KINDS[name] || name}`)));
     const paints = l.natural && rule === l.rules[0] && h("fieldset", {class: "choice"}, h("legend", {class: "unseen"}, "Colours"),
       ["plain", "natural"].map((name) => h("label", {}, h("input", {type: "radio", name: `colours${pane}`, checked: name === (colours || "plain"),
-        onchange: () => go({colours: name})}), ` ${name} colours`)), colours && h("p", {class: "soft"}, NATURAL));
+        onchange: () => go({colours: name})}), ` ${name} colours`)), colours && h("p", {class: "soft"}, zfkit.site.natural));
     const around = [p - 1, p + 1].map((q) => l.channels[(q + l.channels.length) % l.channels.length]);
     const step = (to, text, key) => h("a", {href: address(toUnit(model, l, to), pane), rel: key, "aria-label": `map ${to}`}, text);
     return {title: `${l.name} ${map}`, keys: {previous: around[0], next: around[1], ranks: n, go}, parts: [
