@@ -37,7 +37,7 @@ from .deconv.rules import Options
 from .doctor import examine
 from .errors import ZfkitError
 from .figures.training import training_figure
-from .files import cache_folder, cached, check_room, limit_cache, write_whole
+from .files import cache_folder, cached, check_room, limit_cache, unmarked, write_whole
 from .images.imageset import ImageSet
 from .images.sources import load_images
 from .nets.model import VisionModel
@@ -485,3 +485,5 @@ def _cache(args: argparse.Namespace) -> None:
     for path, held, _ in entries:
         print(f"{held / 1e6:10.1f} MB  {path}")
     print(f"{sum(held for _, held, _ in entries) / 1e6:10.1f} MB in {cache_folder()}")
+    for path in unmarked():
+        print(f"not counted, and left alone, as zfkit did not mark it as its own: {path}")

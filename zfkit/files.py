@@ -178,10 +178,13 @@ def cache_folder(part: str = "") -> Path:
     if not own and not shared.expanduser().is_absolute():  # which its specification says to ignore
         base = Path("~/.cache/zfkit")
     folder = base.expanduser() / part
-    if part and not folder.exists():
+    if part:
         with contextlib.suppress(OSError):  # nowhere to keep anything
-            folder.mkdir(parents=True)
-            (folder / "CACHEDIR.TAG").write_text(f"{TAG}\n# Made by zfkit; `zfkit cache` looks after it.\n")
+            folder.mkdir(parents=True, exist_ok=True)
+            if not any(folder.iterdir()):
+                (folder / "CACHEDIR.TAG").write_text(
+                    f"{TAG}\n# Made by zfkit; `zfkit cache` looks after it.\n"
+                )
     return folder
 
 
@@ -197,6 +200,13 @@ def cached() -> list[tuple[Path, int, float]]:
                     used = max(max(s.st_atime, s.st_mtime) for s in stats)
                     entries.append((path, sum(s.st_size for s in stats), used))
     return sorted(entries, key=lambda entry: entry[2])
+
+
+def unmarked() -> list[Path]:
+    """Folders beside the cache's parts that zfkit did not make, or made before it marked them: it leaves them alone."""
+    base = cache_folder()
+    folders = sorted(path for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
+    return [path for path in folders if not (path / "CACHEDIR.TAG").is_file()]
 
 
 def limit_cache(most: int) -> None:

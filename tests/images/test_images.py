@@ -110,9 +110,16 @@ def a_window_shows_what_its_name_says(images, i):
         assert 224 / side == pytest.approx(scale, rel=0.02)
     assert box[2] <= original.width + 1e-3 and box[3] <= original.height + 1e-3
     box = (box[0], box[1], min(box[2], original.width), min(box[3], original.height))
-    expected = np.asarray(original.resize((224, 224), Image.Resampling.BICUBIC, box=box)).astype(int)
-    error = np.abs(array(images[i][0]) - expected)
-    assert np.quantile(error, 0.999) <= 3 and error.mean() < 0.2, images.name(i)  # of 255
+    whole = original.resize((224, 224), Image.Resampling.BICUBIC, box=box)
+    # Between its two passes Pillow clips what overshoots at sharp edges, and with a box not always in the same place:
+    # so the same again, columns first.
+    narrow = original.resize(
+        (224, original.height), Image.Resampling.BICUBIC, box=(box[0], 0, box[2], original.height)
+    )
+    rows_last = narrow.resize((224, 224), Image.Resampling.BICUBIC, box=(0, box[1], 224, box[3]))
+    errors = [np.abs(array(images[i][0]) - np.asarray(truth).astype(int)) for truth in (whole, rows_last)]
+    error = min(errors, key=np.max)
+    assert error.max() <= 3 and error.mean() < 0.05, images.name(i)  # of 255
 
 
 def test_the_windows_of_a_photograph_cover_it(windows):

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..batching import OnStep, steps
-from ..checks import layer_names, one_of, square_side, uint8_rgb, whole_number
+from ..checks import in_px, layer_names, one_of, square_side, uint8_rgb, whole_number
 from ..errors import ImageError, LayerError, ZfkitError
 from ..images.imageset import ImageSet
 from ..nets.activations import features, pictures_at
@@ -448,7 +448,7 @@ def _middle(pictures: Tensor, window: int) -> Tensor:
     H, W = uint8_rgb(pictures).shape[2:]
     if min(H, W) < window:
         raise ImageError(
-            f"pictures of {W} x {H} px are smaller than the window of {window} px: load them larger"
+            f"pictures of {in_px((H, W))} are smaller than the window of {window} px: load them larger"
         )
     return pictures[:, :, : H - (H - window) % 2, : W - (W - window) % 2]
 

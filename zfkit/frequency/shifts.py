@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batching import steps
-from ..checks import layer_names, square_side, whole_number
+from ..checks import in_px, layer_names, square_side, whole_number
 from ..deconv.receptive_field import Interval, receptive_field
 from ..errors import ZfkitError
 from ..images.imageset import ImageSet
@@ -130,7 +130,7 @@ def shift_consistency(
     need = side if circular else side + shifts
     if min(height, width) < need:
         raise ZfkitError(
-            f"pictures of {width} x {height} px have no room for windows of {side} px"
+            f"pictures of {in_px((height, width))} have no room for windows of {side} px"
             + ("" if circular else f" that shift by {shifts} px")
             + f"; take pictures of {need} px, as load_images(..., size={need}) gives them"
         )

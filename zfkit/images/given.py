@@ -122,7 +122,10 @@ def _stamp(items: Any) -> Callable[[], str] | None:
     if isinstance(pixels := getattr(items, "data", None), Tensor | np.ndarray) and len(pixels) == len(items):
         return lambda: digest([torch.as_tensor(pixels)])
     for listed in ("samples", "_samples", "_images", "_image_files"):
-        paths = [p[0] if isinstance(p, tuple) else p for p in getattr(items, listed, None) or ()]
+        held = getattr(items, listed, None)
+        paths = [
+            p[0] if isinstance(p, tuple) else p for p in (held if isinstance(held, list | tuple) else ())
+        ]
         if len(paths) == len(items) and all(isinstance(p, str | Path) for p in paths):
             return Files([str(p) for p in paths]).stamp
     return None
@@ -174,8 +177,8 @@ class Files:
         self._seen: np.ndarray | None = None  # (N, 2) int64 once looked at: 16 bytes a file
 
     def path(self, i: int) -> Path:
-        """Of file i."""
-        return (self.folder or Path()) / Path(self.names[i]).expanduser()
+        """Of file i. In a folder a name that begins with ~ is a name like any other."""
+        return Path(self.names[i]).expanduser() if self.folder is None else self.folder / self.names[i]
 
     def stamp(self) -> str:
         """Size and time of change, in ns, of every file; of one that cannot be found -1. The text is a digest."""

@@ -136,7 +136,7 @@ def expect_room(model: VisionModel, size: Size, layers: Sequence[str]) -> None:
         needed = 4 * math.prod(model.network.shapes[name]) * area
         if needed > MAP_BYTES:
             raise LayerError(
-                f"pictures of {width:,} x {height:,} px are too large for {model.name}: the maps of {name!r} would "
+                f"pictures of {in_px(size)} are too large for {model.name}: the maps of {name!r} would "
                 f"take {needed / 1e9:.1f} GB for each alone; take smaller ones (size=, --size)"
             )
 

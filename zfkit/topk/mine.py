@@ -77,7 +77,7 @@ def mine(
         precision: "float32", or "bf16" for autocast to bfloat16: faster on a GPU, and close, not equal.
         checkpoint: file to keep the state in every `checkpoint_every` pictures and every 30 s, and when it is
             interrupted. If it is there, mining goes on where it stopped, to the identical table. Delete it once the
-            table is saved.
+            table is saved, and the lock that stays beside it, `.NAME.lock`.
         scheduler: of a Dask cluster, as "tcp://10.0.0.1:8786", or a `distributed.Client`: its workers look at
             the pictures, which they read under the same paths as this process. The part of a worker that dies is
             done again by another, so there is no checkpoint.
