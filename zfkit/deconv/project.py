@@ -13,7 +13,7 @@ call.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -195,6 +195,7 @@ class Deconvnet:
         position: Tensor | None,
         *,
         whole_maps: bool = False,
+        look: Callable[[str, Tensor], None] | None = None,
     ) -> tuple[Tensor, Window]:
         """Carry units back to the pixels.
 
@@ -203,6 +204,7 @@ class Deconvnet:
             channel: (B,) feature map.
             position: (B, 2) row and column; None in layers that have none.
             whole_maps: carry whole maps back rather than windows: the same result, later.
+            look: called with each step's name and all that comes back to its output; keep a copy, not the tensor.
 
         Returns (B, C, h, w), signed, 0 outside the image, and where in the image these windows lie.
         """
@@ -217,6 +219,8 @@ class Deconvnet:
             if step.name not in coming:
                 continue  # nothing comes back to it: what reads it has no gradient
             R, rule = coming.pop(step.name), self.rules[layer][step.name]
+            if look is not None:
+                look(step.name, R)
             shapes = tuple(tape.shapes[name] for name in step.maps)
             context = Context(
                 step, self.options, tape.kept.get(step.name), shapes, image, maps.window(step.name)
@@ -331,7 +335,7 @@ def project(
     if output.dim() == 4 and position is not None:
         places = _positions(position, N, tuple(output.shape[2:]), layer)
     elif output.dim() == 4:
-        places = _strongest(output[torch.arange(N, device=output.device), chosen])
+        places = strongest(output[torch.arange(N, device=output.device), chosen])
     elif position is None:
         places = None
     else:
@@ -452,7 +456,7 @@ def _positions(
     return places
 
 
-def _strongest(maps: Tensor) -> Tensor:
+def strongest(maps: Tensor) -> Tensor:
     """(N, 2) row and column of the maximum of each map (N, H, W); of equals, the first along the rows."""
     W = maps.shape[2]
     flat = maps.flatten(1)

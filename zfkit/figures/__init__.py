@@ -6,7 +6,7 @@ is a picture (`PIL.Image`) or a plate of matplotlib. The first line of a functio
 Read `style` (what each colour means), `charts` and `pictures` (tensors to pictures) first; `natural` brings projections
 to the colours of photographs. The others are named after
 the room or the experiments whose results they draw: `frequency`, `training`, `health`, `evolution`, `randomisation`,
-`network` (networks to scale, all feature maps as points),
+`network` (networks to scale, there and back, all feature maps as points),
 `experiments` (occlusion, invariance, correspondence, selectivity), `variants` (first layers, ablation, transfer,
 averages).
 """
@@ -36,7 +36,7 @@ from .frequency import (
 )
 from .health import report_figure, steps_figure, strips_figure
 from .natural import NaturalColours
-from .network import map_of_maps, network
+from .network import map_of_maps, network, there_and_back
 from .pictures import animated, montage, number, pair_of_montages, tile_sheet, to_picture, wrap_words
 from .randomisation import photo_likeness_figure, sanity_figure, sanity_layers_figure, sanity_sheet
 from .style import (

@@ -1,19 +1,23 @@
-"""Networks themselves: to scale (Fig. 3), and all their feature maps as points."""
+"""Networks themselves: to scale (Fig. 3), there and back again (Fig. 1), and all their feature maps as points."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
 
 from ..checks import layer_names, pair
 from ..deconv.receptive_field import receptive_field
+from ..deconv.stages import Stage, stages
 from ..errors import LayerError
+from ..images.colour import signed_to_rgb
 from ..nets.model import VisionModel, expect_model
 from ..topk.bundled import reach
 from .charts import Style, draw, faded, new_chart, shades
-from .style import BLUE, GREY, ORANGE
+from .pictures import TILE, montage
+from .style import BLUE, GREEN, GREY, ORANGE, SOFT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
     from ..topk.table import TopK
 
 SLANT = 0.35  # of a box's depth, as it is seen
+SHOWN = 4  # maps of each operation, there and back
+EDGE, MIDDLE, STEP = 20, 160, 46  # px: around the sheet, between the two halves, between two rows
 
 
 def network(model: VisionModel, layers: Sequence[str] | None = None) -> Chart:
@@ -89,6 +95,73 @@ def _told(model: VisionModel, name: str) -> str:
         (height, width), stride = pair(module.kernel_size), max(pair(module.stride))
         what = f"{height}x{width} filters, stride {stride}"
     return f"{what}, {weights:,} weights<br>{sees}"
+
+
+def there_and_back(model: VisionModel, picture: Tensor, layer: str, channel: int) -> Image.Image:
+    """The convnet beside its deconvnet, as the paper's Fig. 1, with one photograph's own maps: a picture.
+
+    Right, from below: the photograph, and what each operation makes of it. Left, from above: the strongest unit of the
+    map alone, and what comes back from it, down to the pixels. Each row shows the four maps to which most comes back,
+    the same on both sides; each tile has its own symmetric scale around grey = 0. Steps without maps are left out.
+
+    Args:
+        picture: (3, H, W) uint8, as photos[0][0]; best not much larger than what a unit of the layer sees.
+
+    Raises LayerError for a layer or map that is not there.
+    """
+    shown = [stage for stage in reversed(stages(model, picture, layer, channel)) if stage.there.dim() == 3]
+    rows: list[tuple[Stage, list[int], Image.Image, Image.Image]] = []
+    for stage in shown[:-1]:
+        maps = [channel] if stage.step == layer else _most(stage.back)
+        back, there = (montage(signed_to_rgb(of[maps, None]), len(maps)) for of in (stage.back, stage.there))
+        rows.append((stage, maps, back, there))
+    pixels = signed_to_rgb(model.shown(shown[-1].back[None])), model.shown(picture[None])
+    back, there = (montage(of, 1, 2 * TILE) for of in pixels)
+    rows.append((shown[-1], [], back, there))
+
+    half = max(image.width for *_, image in rows)
+    size = 2 * (half + EDGE) + MIDDLE, STEP + sum(image.height + STEP for *_, image in rows)
+    sheet = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    left, middle, right = EDGE + half // 2, size[0] // 2, size[0] - EDGE - half // 2
+    for x, title in ((left, "deconvnet"), (right, f"convnet ({model.name})")):
+        draw.text((x, 8), title, "black", ImageFont.load_default(19), "ma")
+    y = STEP
+    for stage, maps, back, there in rows:
+        sheet.paste(back, (left - back.width // 2, y))
+        sheet.paste(there, (right - there.width // 2, y))
+        name = f"{'maps' if len(maps) > 1 else 'map'} {', '.join(map(str, maps))}" if maps else "pixels"
+        words = f"{stage.step}\n{stage.there.shape[1]} x {stage.there.shape[2]}\n{name}"
+        draw.text((middle, y + back.height // 2), words, "black", font, "mm", align="center")
+        y += back.height + STEP
+        if stage is shown[-1]:
+            break
+        _arrow(draw, left, y - STEP + 6, y - 6, GREEN)
+        _arrow(draw, right, y - 6, y - STEP + 6, BLUE)
+        draw.text((left + 14, y - STEP // 2), BACK[stage.treatment], SOFT, font, "lm")
+        draw.text((right + 14, y - STEP // 2), stage.operation, SOFT, font, "lm")
+        if stage.treatment == "switches":
+            draw.text((middle, y - STEP // 2), "<  switches  <", GREEN, font, "mm")
+    return sheet
+
+
+BACK = {
+    "transpose": "filtered, transposed", "rectified": "rectified", "switches": "unpooled", "left out": "left as it is",
+    "gradient": "by its gradient", "registered": "by a registered rule",
+}  # fmt: skip
+
+
+def _most(back: Tensor) -> list[int]:
+    """Of (C, H, W), the maps to which most comes back that is positive, which rectifying leaves."""
+    coming = back.clamp(min=0).sum((1, 2))
+    first = coming.argsort(descending=True, stable=True)[:SHOWN]
+    return first[: max(1, int((coming > 0).sum()))].tolist()
+
+
+def _arrow(draw: ImageDraw.ImageDraw, x: int, start: int, end: int, colour: str) -> None:
+    head = end - 7 if end > start else end + 7
+    draw.line([(x, start), (x, head)], colour, 3)
+    draw.polygon([(x - 6, head), (x + 6, head), (x, end)], colour)
 
 
 def map_of_maps(model: VisionModel, top: TopK, selectivity: Selectivity) -> Chart:
