@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 _RELU = {F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_, F.relu_, F.relu6}
 _LIKE_RELU = {
     F.leaky_relu, F.leaky_relu_, F.elu, F.elu_, F.selu, F.celu, F.gelu, F.silu, F.mish, F.hardswish, F.softplus,
-    F.prelu, torch.prelu,
+    F.prelu, torch.prelu, F.threshold,
 }  # fmt: skip
 
 

@@ -289,6 +289,45 @@ def test_a_module_with_control_flow_is_one_operation():
     assert zfkit.receptive_field(model, "last").measured  # its padding is not what its attributes say
 
 
+def test_an_activation_within_a_module_of_torch_s_is_rectified():
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    layer.register_forward_pre_hook(lambda module, inputs: (inputs[0].flatten(2).transpose(1, 2),))
+    layer.register_forward_hook(lambda module, inputs, y: y.transpose(1, 2).unflatten(2, (12, 12)))
+    assert_exact(Around(layer))
+
+
+ACTIVATIONS = {
+    "module": nn.ReLU(), "in place": nn.ReLU(inplace=True), "method in place": lambda y: y.relu_(),
+    "six": nn.ReLU6(), "named argument": lambda y: F.relu(input=y), "GELU": nn.GELU(),
+    "SiLU in place": nn.SiLU(inplace=True), "LeakyReLU": nn.LeakyReLU(0.1), "Threshold": nn.Threshold(0.2, 0.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_within_a_module_with_control_flow_are_rectified(name):
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.again = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+            self.activation, self.takes_what_is_returned = ACTIVATIONS[name], True
+
+        def forward(self, x):
+            y = self.conv(x)
+            z = self.activation(y)
+            if z.mean() > -1e9 and self.takes_what_is_returned:
+                y = z
+            return self.again(F.max_pool2d(y, 2))
+
+    net = Around(Branching())
+    model = assert_exact(net)
+    assert zfkit.deconv.by_gradient(model, "last") == ["Branching"]
+    if "in place" in name:
+        x = torch.randn(1, 3, 12, 12, dtype=F64, generator=torch.Generator().manual_seed(1))
+        expected = zfkit.project(model, x, "last", 1, (3, 3))
+        net.operation.takes_what_is_returned = False
+        torch.testing.assert_close(zfkit.project(model, x, "last", 1, (3, 3)), expected, rtol=0, atol=0)
+
+
 def test_a_rule_gets_maps_in_the_order_of_arguments_however_they_are_named(own_rules):
     @zfkit.register_rule(torch.sub, inputs=2)
     def difference(R, module, context):

@@ -8,7 +8,8 @@ Three kinds are told apart, and `way_back` says of every operation which it was:
   it is also multiplied with the derivative; under "gradient" it is multiplied with the derivative alone. With ReLU in
   their place all three are the rules of the literature;
 * *everything else* (products, gates, normalisations over the picture, attention, modules with control flow): the
-  gradient at what went forward, on every input. The literature says nothing of these under "deconvnet".
+  gradient at what went forward, on every input. The literature says nothing of these under "deconvnet". ReLUs and
+  activations like them inside such an operation are rectified as elsewhere.
 
 Autograd gives all of them: the gradient of a linear operation is its transpose, wherever it is taken.
 """
@@ -18,11 +19,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..errors import LayerError
 from ..nets.graph import Step, Together
-from .rules import Context, Inputs, OperationRule
+from .rules import Context, Inputs, OperationRule, Rule
 
 # Names of classes, functions and tensor methods: one name serves nn.PixelShuffle, F.pixel_shuffle and x.sum() alike.
 LINEAR = frozenset(
@@ -95,26 +98,21 @@ def gradient(R: Tensor, module: nn.Module | None, context: Context) -> list[Tens
             value = inputs.maps[name]
             maps[name] = context.cut(value) if value.dim() == 4 else value[context.image]
         else:
-            maps[name] = (
-                R.new_zeros(B, shape[0], *R.shape[2:])
-                if context.window is not None
-                else R.new_zeros(B, *shape)
-            )
+            maps[name] = R.new_zeros(B, *(shape if context.window is None else (shape[0], *R.shape[2:])))
     with torch.inference_mode(False), torch.enable_grad():
         maps = {n: v.clone().requires_grad_(v.is_floating_point()) for n, v in maps.items()}
         values: list[Any] = []
         for name in step.inputs:
-            if name in maps:
-                values.append(
-                    maps[name] * 1 if maps[name].requires_grad else maps[name]
-                )  # it may work in place
+            if name in maps:  # a copy: it may work in place
+                values.append(maps[name] * 1 if maps[name].requires_grad else maps[name])
             elif name in step.counts:  # how many images there are: here one for each unit
                 values.append(B)
             else:
                 value = inputs.others[name]
                 values.append(torch.Size((B, *value[1:])) if name in step.sizes else value)
         try:
-            y = step.run(*values)
+            with _ActivationsRectified(context.options.rule):
+                y = step.run(*values)
         except RuntimeError as error:
             raise no_way_back(step, str(error).splitlines()[0]) from error
         sources = [m for m in maps.values() if m.requires_grad]
@@ -127,14 +125,35 @@ def gradient(R: Tensor, module: nn.Module | None, context: Context) -> list[Tens
     return [next(parts) if maps[name].requires_grad else None for name in step.maps]
 
 
-def _register(step: Step) -> str:
-    """How to give an operation a rule; what several operations are together has no name to give it by."""
-    return "zfkit.register_rule" + ("" if isinstance(step.module, Together) else f"({step.typed})")
+class _ActivationsRectified(TorchFunctionMode):
+    """Within it, activations like ReLU that are called as functions or methods go back as the rule says."""
+
+    def __init__(self, rule: Rule) -> None:
+        super().__init__()
+        self.rule = rule
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        called = getattr(func, "__name__", "")
+        name = called.strip("_")
+        relu6 = name == "hardtanh" and (kwargs.get("min_val"), kwargs.get("max_val")) == (0, 6)
+        if self.rule == "gradient" or not (relu6 or name in LIKE_RELU or name in ("relu", "relu6")):
+            return func(*args, **kwargs)
+        x, *rest = args or (kwargs.pop("input"),)
+        in_place = kwargs.pop("inplace", False) or called.endswith("_")
+        y = plain = getattr(F, name)(x.clone(), *rest, **kwargs)
+        if self.rule == "deconvnet":  # what comes back goes on to x as it is
+            y = x.clone()
+            y.data.copy_(plain.data)
+        if y.requires_grad:
+            y.register_hook(lambda R: R.clamp(min=0))
+        return x.copy_(y) if in_place else y
 
 
 def no_way_back(step: Step, why: str) -> LayerError:
-    """What to raise for an operation that cannot be undone."""
+    """What to raise for an operation that cannot be undone; several together have no name to give it one by."""
+    typed = "" if isinstance(step.module, Together) else f"({step.typed})"
     return LayerError(
         f"there is no way back through {step.operation!r} (at {step.name!r}): {why}. "
-        f"Give it one with {_register(step)}"
+        f"Give it one with zfkit.register_rule{typed}"
     )

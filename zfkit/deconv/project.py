@@ -353,7 +353,7 @@ def way_back(model: VisionModel, layer: str) -> pd.DataFrame:
     Columns: step, operation, and treatment: "transpose" of a linear operation; "rectified", as a ReLU; by the
     "switches" of max-pooling; "left out" (contrast normalisation, unless ``lrn="gradient"``); "registered", by
     `register_rule`; "gradient", of an operation about which the literature says nothing: products and gates,
-    normalisations over the picture, attention.
+    normalisations over the picture, attention. Within modules with control flow activations are rectified all the same.
 
     >>> way_back(model, "layer4").treatment.value_counts()
     """

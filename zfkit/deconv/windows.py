@@ -65,6 +65,8 @@ def uncrop(R: Tensor, step: Step, size: Sequence[int]) -> Tensor:
     if sliding is None or not slides(step) or R.dim() != 4:
         return R
     (top, left), (height, width) = (f.padding for f in sliding), size
+    if not (top or left) and R.shape[2:] == (height, width):
+        return R
     R = R[:, :, top : top + height, left : left + width]
     return F.pad(R, (0, width - R.shape[3], 0, height - R.shape[2]))
 
