@@ -504,17 +504,10 @@ def test_way_back_names_every_operation_in_order():
 
 def test_units_behind_an_upsampling_are_projected_as_in_the_whole_picture():
     """Crops that kept to the layer's stride alone would shift the grid of the pooling before it."""
-    net = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Upsample(scale_factor=2),
-        nn.Conv2d(4, 3, 3),
-    )
-    model = wrapped(net, 32)
-    photos = image_set(
-        torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    )
+    up_and_down = nn.ReLU(), nn.MaxPool2d(2), nn.Upsample(scale_factor=2)
+    model = wrapped(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), *up_and_down, nn.Conv2d(4, 3, 3)), 32)
+    generator = torch.Generator().manual_seed(0)
+    photos = image_set(torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8, generator=generator))
     top = zfkit.mine(model, photos, ["4"], k=3, inside=True, progress=False)
     patches = zfkit.project_top(model, photos, top, "4")
     for c, rank in [(0, 0), (1, 1), (2, 2)]:

@@ -63,12 +63,9 @@ def trace(net: nn.Module, example: Tensor, *, output: str | int | None = None, b
                 steps[name] = replace(steps[name], module=form)
             elif isinstance(module := steps[name].module, nn.Upsample):
                 before, after = (shapes[n] for n in (steps[name].inputs[0], name))
-                by_a_factor = module.size is None  # to a fixed size it depends on the picture's
-                form = (
-                    upsampling(before, after, module.mode, bool(module.align_corners))
-                    if by_a_factor
-                    else None
-                )
+                form = None  # to a fixed size it depends on the picture's
+                if module.size is None:
+                    form = upsampling(before, after, module.mode, bool(module.align_corners))
                 steps[name] = replace(steps[name], module=form)
         return replace(network, shapes=shapes)
 
@@ -287,11 +284,9 @@ def _caller(node: fx.Node, sources: list[fx.Node], call: Any) -> Any:
 
         def result(n: fx.Node, call: Any) -> Any:
             args, kwargs = fx.node.map_arg(n.args, value), fx.node.map_arg(n.kwargs, value)
-            return (
-                getattr(args[0], call)(*args[1:], **kwargs)
-                if isinstance(call, str)
-                else call(*args, **kwargs)
-            )
+            if isinstance(call, str):
+                return getattr(args[0], call)(*args[1:], **kwargs)
+            return call(*args, **kwargs)
 
         return result(node, call)
 
@@ -355,9 +350,7 @@ def _compare(
     if isinstance(result, Tensor):
         given[network.output] = result
     for name, step in network.steps.items():
-        if any(
-            step.layer is module for module in changed
-        ):  # what it is a kind of says nothing of what it does
+        if any(step.layer is module for module in changed):  # its kind says nothing of what it does
             network.steps[name] = replace(step, module=Together())
     shapes: dict[str, tuple[int, ...]] = {}
     strange: dict[str, None] = {}
