@@ -465,9 +465,8 @@ def test_windows_equal_whole_maps():
         pixels, window = deconvnet.reverse(tape, "last", image, channel, position)
         whole, _ = deconvnet.reverse(tape, "last", image, channel, position, whole_maps=True)
         assert window.size < (30, 30)
-        torch.testing.assert_close(
-            zfkit.deconv.paste(pixels, window.origin, (30, 30)), whole, rtol=0, atol=1e-12
-        )
+        pasted = zfkit.deconv.paste(pixels, window.origin, (30, 30))
+        torch.testing.assert_close(pasted, whole, rtol=0, atol=1e-12)
 
 
 def test_a_registered_rule_that_leaves_out_an_input_is_refused(own_rules):
@@ -515,9 +514,8 @@ def test_units_behind_an_upsampling_are_projected_as_in_the_whole_picture():
         unit = int(patches.row[c, rank]), int(patches.col[c, rank])
         whole = zfkit.project(model, x, "4", c, unit)[0]
         left, top_, right, bottom = patches.box[c, rank].tolist()
-        torch.testing.assert_close(
-            patches.projection[c, rank], whole[:, top_:bottom, left:right], rtol=0, atol=1e-12
-        )
+        expected = whole[:, top_:bottom, left:right]
+        torch.testing.assert_close(patches.projection[c, rank], expected, rtol=0, atol=1e-12)
         assert whole.any()
 
 
@@ -554,10 +552,8 @@ def test_a_rule_records_what_went_in_also_where_the_operation_works_in_place(own
     zfkit.register_rule(nn.ReLU, record=lambda module, x, y, options: x > 0)(
         lambda R, module, context: R * context.cut(context.kept)
     )
-    net = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.SiLU(inplace), nn.Conv2d(4, 4, 3), nn.ReLU(inplace), nn.Conv2d(4, 3, 1)
-    )
-    assert_exact(net, "4", ("gradient",))
+    between = nn.SiLU(inplace), nn.Conv2d(4, 4, 3), nn.ReLU(inplace)
+    assert_exact(nn.Sequential(nn.Conv2d(3, 4, 3), *between, nn.Conv2d(4, 3, 1)), "4", ("gradient",))
 
 
 def test_a_softmax_in_the_middle_is_no_end_whichever_layers_are_asked_together():
