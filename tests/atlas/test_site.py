@@ -587,6 +587,19 @@ class TestPages:
         page.arrive(href)
         assert page.heading().startswith("conv1 map")
 
+    def test_a_picture_in_which_not_every_map_was_measured_says_so(self, browser, tmp_path):
+        """Of two that were, the page has a list for each layer; of others, the maps that have it among their nine."""
+        folder = written(tmp_path / "site", pictures=2, maps=3)
+        of = data(folder / MODEL / "conv2" / "pictures.js")
+        assert len(of["measured"]) == 2
+        page = Page(browser, (folder / "index.html").as_uri())
+        for i in data(folder / "pictures" / "pictures.js")["places"]:
+            page.open(f"#/pictures/{i}")
+            said = page.page.inner_text("main")
+            assert ("measured in 2 pictures, and this is none of them" in said) == (i not in of["measured"])
+            assert "No map is above 0" not in said or i in of["measured"]
+        page.done()
+
     def test_an_address_that_leads_nowhere_says_so(self, page):
         for route in ("#/conv9", "#/conv2/99", "#/pictures/99", "#/conv2/100%"):
             page.open(route)

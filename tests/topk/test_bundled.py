@@ -78,6 +78,23 @@ def test_the_table_that_ships_is_used_and_nothing_mined(shipped):
     assert not (folder / "cache").exists()
 
 
+@pytest.mark.parametrize("write", [zfkit.write_atlas, zfkit.write_site])
+def test_atlas_and_site_begin_with_it(shipped, monkeypatch, write):
+    """With the layers and the ranks that were asked for."""
+    model, images, _, _, folder = shipped
+    monkeypatch.setattr(bundled, "_records", dict)
+    truth = zfkit.mine(model, images, ["3"], 4, inside=True, progress=False)
+    for file in (zfkit.atlas.page, zfkit.atlas.site):
+        monkeypatch.setattr(file, "mine", lambda *a, **o: pytest.fail("mined"))
+    write(model, images, folder / "out", layers=["3"], maps=2, k=4, progress=False)
+    (saved,) = (folder / "out").rglob("topk.parquet")
+    found = zfkit.TopK.load(saved)
+    assert list(found.layers) == ["3"] and found.k == 4
+    assert all(
+        torch.equal(getattr(found["3"], n), getattr(truth["3"], n)) for n in ("value", "image", "row", "col")
+    )
+
+
 @pytest.mark.parametrize("what", ["weights", "pictures", "values", "damaged", "border"])
 def test_a_table_that_does_not_fit_is_mined_again_and_kept(shipped, what):
     model, images, table, calls, folder = shipped
@@ -103,10 +120,11 @@ def test_a_table_that_does_not_fit_is_mined_again_and_kept(shipped, what):
 
 
 @pytest.mark.slow
-def test_the_table_of_zfnet64_on_the_album_is_up_to_date(zfnet64):
+@pytest.mark.parametrize("name", ["zfnet64", "alexnet64", "squeezenet"])
+def test_the_tables_on_the_album_are_up_to_date(name, request):
     """Made anew by `benchmarks/bundled.py` where network, photographs or how they are cut change."""
-    images = zfkit.load_images("photos", progress=False)
-    table = zfkit.TopK.load(bundled.DATA / "zfnet64-photos.parquet")
-    table.check(zfnet64, images)
+    model, images = request.getfixturevalue(name), zfkit.load_images("photos", progress=False)
+    table = zfkit.TopK.load(bundled.DATA / f"{model.name}-photos.parquet")
+    table.check(model, images)
     assert table.inside and table.k == 9 and table.count == len(images)
-    assert bundled._agrees(table, zfnet64, images)
+    assert bundled._agrees(table, model, images)

@@ -14,6 +14,7 @@ from torch import nn
 
 import zfkit
 import zfkit.topk.patches as patches_module
+from zfkit.deconv import Options
 from zfkit.topk import Crop, LayerTop, TopK, cut_top, project_many, sample_maps
 
 
@@ -197,6 +198,38 @@ def test_options_reach_the_projection(model, options):
     images = image_set(random_pixels(2, 18))
     top = table_of(model, images, {"3": [(0, 0, 3), (1, 2, 3)]})
     assert_windows_equal_whole_pictures(model, images, top, "3", **options)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.SiLU])
+def test_rules_share_a_forward_pass_and_nothing_else(own_rules, activation):
+    """Also where what a registered rule records depends on the rule; held to `project`, which knows one alone."""
+
+    @zfkit.register_rule(
+        nn.SiLU, record=lambda module, x, y, options: x > {"guided": 0.5}.get(options.rule, 0)
+    )
+    def silu(R, module, context):
+        return R * context.cut(context.kept)
+
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), activation(), nn.MaxPool2d(3, 2), nn.Conv2d(4, 5, 3, padding=1)
+    )
+    model = zfkit.wrap_model(net.double(), mean=120, scale=1 / 60, input_size=8)
+    images = image_set(random_pixels(3, 8))
+    image, channel, place = (
+        torch.tensor([2, 0, 1]),
+        torch.tensor([4, 0, 1]),
+        torch.tensor([[1, 1], [0, 2], [2, 0]]),
+    )
+    units = patches_module.Units(torch.arange(3), image, channel, place)
+    found = {}
+    rules = "deconvnet", "guided", "gradient"
+    for part in patches_module.projected(model, images, {"3": units}, *map(Options, rules)):
+        found.setdefault(part.rule, torch.zeros(3, 3, 8, 8).double())[part.slot] = part.projection
+    for rule in rules:
+        x = model.preprocess(images.take(image))
+        assert torch.allclose(found[rule], zfkit.project(model, x, "3", channel, place, rule=rule))
+    assert not torch.equal(found["guided"], found["gradient"])
 
 
 @pytest.mark.parametrize("at_once", [1, 2**40])

@@ -30,7 +30,7 @@ from ..images.album import Photograph, photographs
 from ..images.imageset import ImageSet
 from ..nets.activations import expect_room
 from ..nets.model import VisionModel, expect_model
-from ..topk.bundled import LITTLE, reach, reached
+from ..topk.bundled import LITTLE, reach, reached, shipped
 from ..topk.mine import mine
 from ..topk.patches import Patches, cut_top, project_many, sample_maps
 from ..topk.table import RANKED, LayerTop, TopK
@@ -107,7 +107,9 @@ def write_atlas(
             inside = fits_inside(model, names, images.size)
             settings = (*names, str(k), str(inside))
             state = state_file(folder, model, images, settings) if images.lasting else None
-            top = mine(model, images, names, k, inside=inside, checkpoint=state, progress=progress)
+            top = shipped(model, images, names, k, inside=inside) or mine(
+                model, images, names, k, inside=inside, checkpoint=state, progress=progress
+            )
             # Not as topk.parquet, beside an older page's pictures.
             stack.enter_context(_kept(top, folder / "topk.mined.parquet"))
         channels = maps if isinstance(maps, Mapping) else sample_maps(top, names, maps, random_seed)

@@ -95,47 +95,36 @@ class LayerSheets:
     def begin(self, channels: Sequence[int]) -> None:
         """Make room for the tiles of these maps; all but a layer's last portion fill their sheets."""
         empty = empty_patches(self.model, self.images, self.top, self.layer, channels, tile=TILE)
-        self.units, self._shape = Units.of(empty), (len(channels), empty.image.shape[1])
+        self.units, (C, k) = Units.of(empty), empty.image.shape
         self._boxes.append(empty.box.numpy())
-        self._photo = self._blank()
-        self._means = torch.full((len(self._photo),), torch.nan)
+        kinds = ["photo", *self.rules, *(["natural"] if self.natural else [])]
+        self._tiles = {kind: torch.full((C * k, 3, *self.tile), GREY, dtype=torch.uint8) for kind in kinds}
+        self._means = torch.full((C, k), torch.nan)
 
-    def _blank(self) -> Tensor:
-        C, k = self._shape
-        return torch.full((C * k, 3, *self.tile), GREY, dtype=torch.uint8)
-
-    def draw(self, rule: Rule) -> None:
-        """From now on tiles are those of this rule."""
-        self._tiles = self._blank()
-        self._shown = self._blank() if rule == self.rules[0] and self.natural else None
-
-    def put(self, part: Projected, rule: Rule) -> None:
+    def put(self, part: Projected) -> None:
         """Some units' projections, and their patches with the first rule."""
-        self._tiles[part.slot] = shrink(signed_to_rgb(part.projection.float()), self.tile)
-        if self.natural is not None and self._shown is not None:
+        self._tiles[part.rule][part.slot] = shrink(signed_to_rgb(part.projection.float()), self.tile)
+        if part.rule != self.rules[0]:
+            return
+        if self.natural is not None:
             small = shrink(part.projection, self.tile)
-            self._shown[part.slot] = signed_to_rgb(self.natural.apply(small).float())
-        if rule == self.rules[0]:
-            self._photo[part.slot] = shrink(part.photo, self.tile)
-            leading = part.slot % self._shape[1] < 3
-            self._means[part.slot[leading]] = mean_frequency(part.projection[leading]).float()
-
-    def drawn(self, rule: Rule) -> None:
-        """All of this rule has been put: write its sheets."""
-        self._save(rule, self._tiles, self._shape[1])
-        if self._shown is not None:
-            self._save("natural", self._shown, self._shape[1])
+            self._tiles["natural"][part.slot] = signed_to_rgb(self.natural.apply(small).float())
+        self._tiles["photo"][part.slot] = shrink(part.photo, self.tile)
+        leading = part.slot % self._means.shape[1] < 3
+        self._means.view(-1)[part.slot[leading]] = mean_frequency(part.projection[leading]).float()
 
     def end(self, channels: Sequence[int]) -> None:
-        """The patches' sheets of the maps that `begin` was called with."""
+        """Write the sheets of the maps that `begin` was called with."""
         if not self.rules:
             patches = cut_top(
                 self.model, self.images, self.top, self.layer, channels, tile=TILE, progress=False
             )
-            self._photo = shrink(patches.photo.flatten(0, 1), self.tile)
-        self._save("photo", self._photo, self._shape[1])
-        self._frequency.append(self._means.view(self._shape)[:, :3].nanmean(1))
-        self._sheets += -(-self._shape[0] // MAPS)
+            self._tiles["photo"] = shrink(patches.photo.flatten(0, 1), self.tile)
+        for kind, tiles in self._tiles.items():
+            self._save(kind, tiles, self._means.shape[1])
+        self._frequency.append(self._means[:, :3].nanmean(1))
+        self._sheets += -(-len(self._means) // MAPS)
+        self._tiles = {}
 
     def _save(self, kind: str, tiles: Tensor, k: int) -> None:
         """Sheets of one kind of tiles (C * k, 3, h, w), and the strongest ones for the wall."""
@@ -182,20 +171,14 @@ def draw_sheets(
     rules: Sequence[Rule],
     done: Callable[[int], Any],
 ) -> None:
-    """The sheets of these maps of some layers, which share their passes through the network."""
+    """The sheets of these maps of some layers, which share their passes through the network, as the rules do."""
     for name, layer in sheets.items():
         layer.begin(channels[name])
     first = next(iter(sheets.values()))
-    projected_ones = {name: layer for name, layer in sheets.items() if layer.rules}
-    for rule in rules:
-        for layer in projected_ones.values():
-            layer.draw(rule)
-        units = {name: layer.units for name, layer in projected_ones.items()}
-        for part in projected(first.model, first.images, units, Options(rule)):
-            projected_ones[part.layer].put(part, rule)
-            done(len(part.slot))
-        for layer in projected_ones.values():
-            layer.drawn(rule)
+    units = {name: layer.units for name, layer in sheets.items() if layer.rules}
+    for part in projected(first.model, first.images, units, *map(Options, rules)):
+        sheets[part.layer].put(part)
+        done(len(part.slot))
     for name, layer in sheets.items():
         layer.end(channels[name])
 

@@ -32,7 +32,7 @@ from ..images.album import photographs
 from ..images.imageset import ImageSet, expect_rgb
 from ..nets.activations import expect_room
 from ..nets.model import VisionModel, expect_model
-from ..topk.bundled import reach, records
+from ..topk.bundled import reach, records, shipped
 from ..topk.mine import mine
 from ..topk.patches import sample_maps
 from ..topk.profile import Profile, profile, sources
@@ -45,7 +45,7 @@ FORMAT = 1
 RULES: tuple[Rule, ...] = ("deconvnet", "guided", "gradient")
 PROFILED = 400  # pictures in which every map is measured
 PORTION = 512  # maps of a layer whose tiles are in memory at once
-HELD_BYTES = 3 * 2**27  # of tiles that layers which share passes hold together
+HELD_BYTES = 7 * 2**27  # of tiles that layers which share passes hold together: room for all of zfnet64's
 NEAREST, INPUTS, LABELS, STRONGEST = 8, 8, 6, 8  # of each map that are listed; maps of a layer for a picture
 BINS = 24  # of a map's histogram
 
@@ -235,9 +235,15 @@ class NetworkPart:
             state = None
             if self.images.lasting:
                 state = state_file(writable_folder(self.folder), self.model, self.images, settings)
-            top = mine(
-                self.model, self.images, self.layers, self.k, inside=inside, checkpoint=state, progress=progress
-            )  # fmt: skip
+            top = shipped(self.model, self.images, self.layers, self.k, inside=inside) or mine(
+                self.model,
+                self.images,
+                self.layers,
+                self.k,
+                inside=inside,
+                checkpoint=state,
+                progress=progress,
+            )
         top.check(self.model, self.images)
         if not file.is_file():
             top.save(file)
@@ -267,7 +273,8 @@ class NetworkPart:
         for name in layers:
             rows, columns = window_in(self.model, self.images.size, name)
             tile = min(rows.size, TILE) * min(columns.size, TILE) * 3
-            need = 2 * self.top.k * tile * min(len(self.channels[name]), PORTION)  # a patch and a projection
+            kinds = 2 + len(self.rules)  # patches, projections, and the first in natural colours
+            need = kinds * self.top.k * tile * min(len(self.channels[name]), PORTION)
             if group and (held + need > HELD_BYTES or len(self.channels[name]) > PORTION):
                 yield group
                 group, held = [], 0
@@ -306,7 +313,8 @@ class NetworkPart:
         data = self._layer_data(layer, measured, sheets.boxes, sheets.frequency)
         name = f"{self.folder.name}/{self.folders[layer]}"
         _write_data(part / "layer.js", name, data)
-        _write_data(part / "pictures.js", f"{name}/pictures", {"strongest": self._strongest(layer, measured)})
+        pictures = {"strongest": self._strongest(layer, measured), "measured": measured.image.tolist()}
+        _write_data(part / "pictures.js", f"{name}/pictures", pictures)
         _write_text(part / "front.json", json.dumps(self._layer_front(layer, data, sheets)))
         part.replace(self._folder(layer))
 

@@ -14,7 +14,7 @@ call.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -183,6 +183,11 @@ class Deconvnet:
             if outputs and step.name in self.layers:
                 layers[step.name] = y.clone()  # a ReLU may follow in place
         return Tape(shapes, kept, layers, x.dtype)
+
+    def own(self, tape: Tape) -> Tape:
+        """Of a tape whose forward pass kept more, for another rule, what this one keeps."""
+        kept = {name: of for name, of in tape.kept.items() if self._recording(self.network.steps[name])}
+        return replace(tape, kept=kept)
 
     @torch.no_grad()
     @graph.full_float32()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -37,17 +38,12 @@ def mined(model: VisionModel, photos: ImageSet, folder: str | Path | None = None
     only where its fingerprints are right, and a forward pass of one of its pictures gives the same numbers.
     """
     expect_both(model, photos)
-    inside = fits_inside(model, list(model.conv_layers), photos.size)
-    name = f"{model.fingerprint(model.conv_layers)}-{photos.fingerprint()}-{'inside' if inside else 'all'}.parquet"
-    shipped = {path.stem: path for path in DATA.glob("*.parquet")}
+    layers = list(model.conv_layers)
+    inside = fits_inside(model, layers, photos.size)
+    name = f"{model.fingerprint(layers)}-{photos.fingerprint()}-{'inside' if inside else 'all'}.parquet"
     file = (cache_folder("top") if folder is None else as_path(folder)) / name
-    for path in (shipped.get(f"{model.name}-{photos.source}"), file):
-        if path is not None and path.is_file():
-            with suppress(ZfkitError):  # of another version, or damaged: it is made again
-                table = TopK.load(path)
-                table.check(model, photos)
-                if table.inside == inside and _agrees(table, model, photos):
-                    return table
+    if top := shipped(model, photos, layers, inside=inside) or _usable(file, model, photos, inside):
+        return top
     top = mine(model, photos, inside=inside)
     if not photos.lasting:
         warnings.warn(
@@ -60,6 +56,28 @@ def mined(model: VisionModel, photos: ImageSet, folder: str | Path | None = None
         file.parent.mkdir(parents=True, exist_ok=True)
         top.save(file)
     return top
+
+
+def shipped(
+    model: VisionModel, photos: ImageSet, layers: Sequence[str], k: int = 9, *, inside: bool
+) -> TopK | None:
+    """What `mine` would make of these layers, from the table that ships; None where none does, or it does not fit."""
+    files = {path.stem: path for path in DATA.glob("*.parquet")}  # names may be anything, also no file's
+    file = files.get(f"{model.name}-{photos.source}")
+    top = None if file is None else _usable(file, model, photos, inside)
+    if top is None or k > top.k or not set(layers) <= set(top.layers):
+        return None
+    return top.ranks(0, k, layers)
+
+
+def _usable(file: Path, model: VisionModel, photos: ImageSet, inside: bool) -> TopK | None:
+    """The table in this file, if it is of this network, these pictures and all convolutional layers."""
+    with suppress(ZfkitError):  # there is none, it is of another version, or damaged
+        table = TopK.load(file)
+        table.check(model, photos)
+        if table.inside == inside and _agrees(table, model, photos):
+            return table
+    return None
 
 
 def _agrees(table: TopK, model: VisionModel, photos: ImageSet) -> bool:

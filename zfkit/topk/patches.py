@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..batching import OnStep, Portions, steps
 from ..checks import Size, channel_list, layer_names, pair, whole_number
-from ..deconv.project import Deconvnet, Tape, by_gradient, forward
+from ..deconv.project import Deconvnet, Tape, by_gradient, forward, way_back
 from ..deconv.receptive_field import extents, filters, window_in
 from ..deconv.rules import Norm, Options, Rule, Seed
 from ..deconv.windows import paste
@@ -246,16 +246,21 @@ class Projected(NamedTuple):
     slot: Tensor  # (B,)
     projection: Tensor  # (B, C, h, w)
     photo: Tensor  # (B, 3, h, w) uint8
+    rule: Rule
 
 
 def projected(
-    model: VisionModel, photos: ImageSet, units: Mapping[str, Units], options: Options
+    model: VisionModel, photos: ImageSet, units: Mapping[str, Units], *options: Options
 ) -> Iterator[Projected]:
     """Project all units; each layer by the cheapest way.
 
     Few units are projected from crops around them, many from the whole picture, which its units share, with those of
-    other layers.
+    other layers. Several options, which differ in their rules alone, share the forward passes.
     """
+    if len(options) > 1 and any(_has_registered_rules(model, layer) for layer in units):
+        for one in options:  # what such a rule records may depend on it
+            yield from projected(model, photos, units, one)
+        return
     whole: dict[str, Units] = {}
     for layer, of_layer in units.items():
         if not len(of_layer):
@@ -270,10 +275,26 @@ def projected(
         yield from _from_pictures(model, photos, whole, options)
 
 
+def _has_registered_rules(model: VisionModel, layer: str) -> bool:
+    return bool((way_back(model, layer).treatment == "registered").any())
+
+
+def _passes(
+    model: VisionModel, ways: Sequence[Deconvnet], pixels: Tensor
+) -> Iterator[tuple[Deconvnet, Tape]]:
+    """For each way what it needs of one forward pass of these uint8 pictures.
+
+    The pass is that of a rule other than "deconvnet", if there is one: beside the switches it keeps masks of ReLUs.
+    """
+    most = max(ways, key=lambda way: way.options.rule != "deconvnet")
+    tape = forward(model, most, model.preprocess(pixels), outputs=most.options.seed == "activation")
+    return ((way, tape if way is most else way.own(tape)) for way in ways)
+
+
 def _from_crops(
-    model: VisionModel, photos: ImageSet, layer: str, units: Units, crop: Crop, options: Options
+    model: VisionModel, photos: ImageSet, layer: str, units: Units, crop: Crop, options: Sequence[Options]
 ) -> Iterator[Projected]:
-    deconvnet = Deconvnet(model.network, [layer], options)
+    ways = [Deconvnet(model.network, [layer], one) for one in options]
     order = units.image.argsort(stable=True)
     portions = Portions(f"projecting {model.name}", _pictures_at_once(model, crop.size))
     for part in portions.of(len(order)):
@@ -281,10 +302,8 @@ def _from_crops(
             here = units.pick(order[part])
             pictures, local = here.image.unique(return_inverse=True)
             pixels, position = crop.cut(photos.take(pictures), local, here.position)
-            tape = forward(model, deconvnet, model.preprocess(pixels), outputs=options.seed == "activation")
-            yield from project_units(
-                model, deconvnet, tape, layer, here, torch.arange(len(here)), position, pixels
-            )
+            for way in _passes(model, ways, pixels):
+                yield from project_units(model, *way, layer, here, torch.arange(len(here)), position, pixels)
 
 
 def _pictures_at_once(model: VisionModel, size: Size) -> int:
@@ -297,20 +316,20 @@ def _times(model: VisionModel) -> int:
 
 
 def _from_pictures(
-    model: VisionModel, photos: ImageSet, units: Mapping[str, Units], options: Options
+    model: VisionModel, photos: ImageSet, units: Mapping[str, Units], options: Sequence[Options]
 ) -> Iterator[Projected]:
-    deconvnet = Deconvnet(model.network, list(units), options)
+    ways = [Deconvnet(model.network, list(units), one) for one in options]
     pictures = torch.cat([u.image for u in units.values()]).unique()  # sorted
     portions = Portions(f"projecting {model.name}", _pictures_at_once(model, photos.size))
     for part in portions.of(len(pictures)):
         with portions.attempt():  # what was handed over before memory ran out is then handed over again
             batch = pictures[part]
             pixels = photos.take(batch)
-            tape = forward(model, deconvnet, model.preprocess(pixels), outputs=options.seed == "activation")
-            for layer, of_layer in units.items():
-                here = of_layer.pick(torch.isin(of_layer.image, batch).nonzero()[:, 0])
-                local = torch.searchsorted(batch, here.image)
-                yield from project_units(model, deconvnet, tape, layer, here, local, here.position, pixels)
+            for way in _passes(model, ways, pixels):
+                for layer, of_layer in units.items():
+                    here = of_layer.pick(torch.isin(of_layer.image, batch).nonzero()[:, 0])
+                    local = torch.searchsorted(batch, here.image)
+                    yield from project_units(model, *way, layer, here, local, here.position, pixels)
 
 
 def project_units(
@@ -345,7 +364,7 @@ def project_units(
             if window.size != field or offset.any():  # it was the whole picture
                 R = paste(R, offset, field)
             photo = cut_windows(model.shown(pixels), image[part], origins[part], field)
-            yield Projected(layer, units.slot[part], model.shown(R), photo)
+            yield Projected(layer, units.slot[part], model.shown(R), photo, deconvnet.options.rule)
 
 
 def cut_windows(pictures: Tensor, image: Tensor, origin: Tensor, size: tuple[int, int]) -> Tensor:

@@ -5,7 +5,14 @@ zfkit.charts = (() => {
   const {h, number} = zfkit;
   const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00"]; // Okabe & Ito
 
-  const colour = (model, layer) => COLOURS[model.layers.indexOf(layer) % COLOURS.length];
+  // A layer's colour; of more than six layers, those between two colours are mixed of them.
+  function colour(model, layer) {
+    const [place, n] = [model.layers.indexOf(layer), model.layers.length];
+    if (n <= COLOURS.length) return COLOURS[place];
+    const at = (place * (COLOURS.length - 1)) / (n - 1);
+    const [from, to] = [Math.floor(at), Math.ceil(at)].map((i) => COLOURS[i].match(/\w\w/g).map((x) => parseInt(x, 16)));
+    return `rgb(${from.map((v, i) => Math.round(v + (to[i] - v) * (at % 1))).join(", ")})`;
+  }
 
   // A map's maxima over the pictures; what is above the last shown tile is darker.
   function histogram({counts, low, high}, shown) {
@@ -67,7 +74,7 @@ zfkit.charts = (() => {
       });
     }
     if (!points.length) return null;
-    const [width, height, pad] = [760, 360, 42];
+    const [width, height, pad] = [Math.max(300, Math.min(760, innerWidth - 40)), 360, 42];
     const labelled = model.layers.some((l) => l.selectivity.length);
     const low = Math.max(0.005, Math.min(...points.map((p) => p.x), 0.5));
     const most = Math.max(...points.map((p) => p.x), 1);
@@ -82,9 +89,10 @@ zfkit.charts = (() => {
         onmouseenter: () => hover(p.layer, p.place), onclick: () => open(p.layer, p.map),
       });
     });
-    const ticks = [0.01, 0.03, 0.1, 0.3, 1, 3].filter((v) => v >= low && v <= most).map((v) =>
+    const ticks = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5].filter((v) => v >= low && v <= most).map((v) =>
       h("text", {x: across(v), y: height - pad + 16, "text-anchor": "middle"}, String(v)));
-    const heights = [0, high / 2, high].map((v) =>
+    const step = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5].find((s) => high / s <= 5) || 1;
+    const heights = Array.from({length: Math.floor(high / step) + 1}, (_, i) => i * step).map((v) =>
       h("text", {x: pad - 6, y: up(v) + 4, "text-anchor": "end"}, number(v)));
     const vertical = labelled ? "selectivity" : "mean frequency, cycles/px";
     return h("svg", {
@@ -93,7 +101,7 @@ zfkit.charts = (() => {
     },
     h("line", {x1: pad, y1: height - pad, x2: width, y2: height - pad, class: "axis"}),
     h("line", {x1: pad, y1: 0, x2: pad, y2: height - pad, class: "axis"}), ticks, heights,
-    h("text", {x: width - 4, y: height - 6, "text-anchor": "end"}, model.recorded ? "strongest activation, of what it reaches on its network's own kind of pictures" : "strongest activation, of its layer's strongest"),
+    h("text", {x: width - 4, y: height - 6, "text-anchor": "end"}, "strongest activation, as a share"),
     h("text", {x: 12, y: height - pad, transform: `rotate(-90 12 ${height - pad})`}, vertical), dots);
   }
 

@@ -49,7 +49,8 @@ zfkit.views = (() => {
     return [h("section", {}, h("h2", {}, h("bdi", {}, model.name)), h("p", {class: "soft"}, facts.filter(Boolean).join(" ")),
       zfkit.charts.network(model, pane)),
     chart && h("section", {}, h("h3", {}, "The map of maps"),
-      h("p", {class: "soft"}, "Every feature map is a dot, coloured by layer; larger dots prefer finer detail."),
+      h("p", {class: "soft"}, "Every feature map is a dot, coloured by layer; larger dots prefer finer detail. To the right: how strongly it answers "
+        + `to these pictures, as a share of ${model.recorded ? "what it reaches on its network's own kind of pictures" : "its layer's strongest"}.`),
       h("div", {class: "beside"}, chart, preview))];
   }
 
@@ -103,7 +104,7 @@ zfkit.views = (() => {
     const keys = {
       index: (p) => p, reach: (p) => -data.max[p], selectivity: (p) => -data.selectivity[p],
       frequency: (p) => last(data.frequency[p]), dead: (p) => data.active[p] + 1e-6 * data.reach[p],
-      like: (p) => (data.channels[p] === chosen ? -2 : -(likeness.get(data.channels[p]) || 0)),
+      like: (p) => (data.channels[p] === chosen ? -2 : -(likeness.get(data.channels[p]) ?? -Infinity)), // r may be below 0
     };
     const key = keys[order] || keys.index;
     return places.sort((a, b) => key(a) - key(b) || a - b);
@@ -183,8 +184,8 @@ zfkit.views = (() => {
     return h("section", {}, h("h2", {}, "In numbers"),
       h("p", {}, `Strongest ${number(data.max[p])}, ${reach(data, p)}; above 0 on ${percent(data.active[p])} of the pictures`
         + (data.frequency[p] === null ? "." : `; projections of ${number(data.frequency[p])} cycles/px on average.`)),
-      l.filters && h("p", {class: "filters"}, zfkit.wallTile(model, l, "filter", p, 84, "its filter", [1, 1]), " filter ",
-        zfkit.wallTile(model, l, "spectrum", p, 84, "spectrum of its filter", [1, 1]), " spectrum, ±½ cycles/px"),
+      l.filters && h("p", {class: "filters"}, h("span", {}, zfkit.wallTile(model, l, "filter", p, 84, "its filter", [1, 1]), "filter"),
+        h("span", {}, zfkit.wallTile(model, l, "spectrum", p, 84, "spectrum of its filter", [1, 1]), "spectrum, ±½ cycles/px")),
       h("h3", {}, `Its maximum in each of ${data.measured} pictures`), zfkit.charts.histogram(data.histogram[p], shown),
       labels && labels.first.length ? [h("h3", {}, `The ${labels.of} that excite it most, by ${data.kind}`),
         zfkit.charts.bars(labels.first.map(([name, often]) => [name, often / most, String(often)])),
@@ -219,7 +220,7 @@ zfkit.views = (() => {
       `model, photos = ${model.load || "..."}, zfkit.load_images(${JSON.stringify(zfkit.site.images)})${model.load ? "" : "  # your network"}`,
       `patches = zfkit.project_top(model, photos, zfkit.mine(model, photos, [${JSON.stringify(l.name)}]), ${JSON.stringify(l.name)}, [${map}])`].join("\n");
     const copy = h("button", {type: "button", onclick: async () => { await navigator.clipboard.writeText(lines); zfkit.say("copied"); }}, "copy");
-    return h("section", {}, h("h2", {}, "The same in Python ", navigator.clipboard ? copy : null), h("pre", {tabindex: "0"}, h("code", {}, lines)));
+    return h("section", {class: "code"}, h("h2", {}, "The same in Python ", navigator.clipboard ? copy : null), h("pre", {tabindex: "0"}, h("code", {}, lines)));
   }
 
   // ---------------------------------------------------------------------------------------------------- pictures
@@ -239,13 +240,16 @@ zfkit.views = (() => {
     const i = route.picture;
     if (!album.places.includes(i)) return lost();
     const sections = [];
+    let note = null;
     for (const model of zfkit.site.models) {
       for (const l of model.layers) {
         const name = `${zfkit.folder(model, l)}/pictures`;
-        const {strongest} = await zfkit.load(name, `${name}.js`);
+        const {strongest, measured} = await zfkit.load(name, `${name}.js`);
+        const seen = measured.includes(i);
+        if (!seen) note = h("p", {class: "note"}, `Every map was measured in ${measured.length} pictures, and this is none of them: listed are maps that have it among their ${zfkit.site.k}.`);
         const rows = (strongest[i] || []).map(([map, share]) => [model, l, map, percent(share)]);
         sections.push(h("section", {}, h("h2", {}, zfkit.site.models.length > 1 ? `${model.name} ${l.name}` : l.name),
-          rows.length ? links(rows, pane) : h("p", {class: "soft"}, "No map near its strongest.")));
+          rows.length ? links(rows, pane) : h("p", {class: "soft"}, seen ? "No map is above 0." : `No map has it among its ${zfkit.site.k}.`)));
       }
     }
     const around = [-1, 1].map((d) => album.places[(album.places.indexOf(i) + d + album.places.length) % album.places.length]);
@@ -253,7 +257,7 @@ zfkit.views = (() => {
     return {title: zfkit.called(album, i), keys: {pictures: around}, parts: [
       h("p", {class: "crumbs"}, h("a", {href: address({view: "pictures"}, pane)}, "all pictures"), step(around[0], "← ", "prev"), step(around[1], " →", "next")),
       h("h1", {}, h("bdi", {}, zfkit.called(album, i))), h("img", {src: `pictures/${i}.webp`, alt: zfkit.called(album, i), class: "large"}),
-      h("p", {}, "What each layer sees in it: the maps that it brings nearest to their strongest activation, and how near."), sections]};
+      h("p", {}, "What each layer sees in it: the maps that it brings nearest to their strongest activation, and how near."), note, sections]};
   }
 
   async function lost() {
