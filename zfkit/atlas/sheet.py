@@ -14,12 +14,7 @@ from ..figures.pictures import TILE, Pair, number, pair_of_montages, wrap_words
 from ..topk.patches import Patches
 from ..topk.table import TopK
 
-MARGIN, BETWEEN, HEAD, GUTTER = (
-    28,
-    26,
-    24,
-    6,
-)  # of the sheet, between maps, above a map, inside its pair; in px
+MARGIN, BETWEEN, HEAD, GUTTER = 28, 26, 24, 6  # px: of the sheet, between maps, above a map, in its pair
 NARROWEST = 900  # px, so that the words have room
 
 

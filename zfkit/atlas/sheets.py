@@ -139,23 +139,18 @@ class LayerSheets:
         if not channels:  # none is ever active
             return
         for kind, parts in self.walls.items():
-            save(
-                to_picture(grid(torch.cat(parts))),
-                self.folder / f"wall-{kind}.webp",
-                max(self.thumb) <= CRISP,
-            )
+            self._save_grid(kind, torch.cat(parts), max(self.thumb) <= CRISP)
         if self.has_filters:
             module = self.model.network.steps[self.layer].module
             assert isinstance(module, nn.Conv2d)
             weight = module.weight.detach().cpu().float()[list(channels)]
-            save(to_picture(grid(signed_to_rgb(weight))), self.folder / "wall-filter.webp", True)
+            self._save_grid("filter", signed_to_rgb(weight), True)
             power = power_spectrum(weight.double()).sqrt()
             grey = (255 * power / power.amax((1, 2), keepdim=True).clamp(min=1e-30)).to(torch.uint8)
-            save(
-                to_picture(grid(grey[:, None].expand(-1, 3, -1, -1))),
-                self.folder / "wall-spectrum.webp",
-                True,
-            )
+            self._save_grid("spectrum", grey[:, None].expand(-1, 3, -1, -1), True)
+
+    def _save_grid(self, kind: str, tiles: Tensor, lossless: bool) -> None:
+        save(to_picture(grid(tiles)), self.folder / f"wall-{kind}.webp", lossless)
 
     @property
     def has_filters(self) -> bool:

@@ -177,12 +177,8 @@ def _relu_mask(module: Any, x: Tensor, y: Tensor, options: Options) -> Tensor:
 
 
 @_rule(
-    nn.ReLU,
-    nn.ReLU6,
-    record=_relu_mask,
-    when=lambda options: options.rule != "deconvnet",
-    treatment="rectified",
-)
+    nn.ReLU, nn.ReLU6, record=_relu_mask, when=lambda options: options.rule != "deconvnet", treatment="rectified"
+)  # fmt: skip
 def relu(R: Tensor, module: nn.Module, context: Context) -> Tensor:
     """Rectify what comes back; the gradient masks it by what went forward; guided backpropagation does both.
 

@@ -20,13 +20,9 @@ if TYPE_CHECKING:
     from ..topk.patches import Patches
 
 TILE = 96  # side of one patch in the pictures, in px
-CRISP = (
-    64  # px: up to this side, about that of a second layer's fields, a picture's pixels are shown as squares
-)
+CRISP = 64  # px: up to this side, about that of a second layer's fields, pixels are shown as squares
 BAR = 4  # px, height of the bar under a patch
-Pair = tuple[
-    Image.Image | None, Image.Image
-]  # projections, None where there are none, and photo patches of a map
+Pair = tuple[Image.Image | None, Image.Image]  # a map's projections, None without any, and its patches
 GAP = 2  # between the patches of one feature map, in px
 
 
