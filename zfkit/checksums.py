@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from .files import write_whole
 if TYPE_CHECKING:
     import pyarrow as pa
 
+MOST_VALUES = 2**24  # of a column of a table, or bytes of its texts; held as Python's own, some 32 bytes each
 CHECKSUM = "zfkit checksum"  # its key among the metadata of safetensors and Parquet files
 
 
@@ -99,11 +101,8 @@ def read_table(path: Path, unsealed: bool = False) -> pa.Table:
 
     Raises ZfkitError for any other file, and for one that has changed since.
     """
-    import pyarrow.parquet as pq
-
     try:
-        with pq.ParquetFile(path) as file:
-            table = file.read()
+        table = _read_small(path)
     except Exception as error:  # Arrow raises all sorts on damaged files
         why = (str(error).strip().rstrip(".").splitlines() or [type(error).__name__])[0]
         raise ZfkitError(f"{printable(path.name)} is no readable Parquet file ({printable(why)})") from None
@@ -111,6 +110,56 @@ def read_table(path: Path, unsealed: bool = False) -> pa.Table:
     if checksum != _of_table(table).encode() and not (unsealed and checksum is None):
         raise _changed(path)
     return table
+
+
+def _read_small(path: Path) -> pa.Table:
+    """A table of at most MOST_VALUES in each column; ValueError for a larger one, before it is unpacked.
+
+    Parquet packs what is repeated into a few bytes: its footer says how many values there are, and texts are read as
+    places in a dictionary until their length is known.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sizes: Counter[str] = Counter()
+    with pq.ParquetFile(path) as file:
+        leaves = [file.schema.column(i) for i in range(len(file.schema))]
+        for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
+            for i, leaf in enumerate(leaves):
+                column = group.column(i)
+                values = column.num_values * max(1, leaf.length)
+                sizes[leaf.path] += max(values, column.total_uncompressed_size // 16)
+        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        schema = file.schema_arrow
+    _expect_few(sizes)
+    with pq.ParquetFile(path, read_dictionary=texts) as file:
+        table = file.read()
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        for values in column.chunks:
+            while pa.types.is_list(values.type):
+                values = values.flatten()
+            if pa.types.is_dictionary(values.type):
+                sizes[name] += bytes_of(values)
+    _expect_few(sizes)
+    return table.cast(schema)
+
+
+def _expect_few(sizes: Mapping[str, int]) -> None:
+    for name, size in sizes.items():
+        if size > MOST_VALUES:
+            raise ValueError(
+                f"its column {name!r} unpacks to {size:,} values, and at most {MOST_VALUES:,} are read"
+            )
+
+
+def bytes_of(values: pa.Array) -> int:
+    """Of all texts of an array, or strings of bytes, possibly places in a dictionary."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    places = isinstance(values, pa.DictionaryArray)
+    lengths = pc.binary_length(values.dictionary).take(values.indices) if places else pc.binary_length(values)
+    return int(pc.sum(lengths.cast(pa.int64())).as_py() or 0)
 
 
 def _of_table(table: pa.Table) -> str:

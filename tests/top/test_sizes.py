@@ -22,6 +22,7 @@ from PIL import Image
 
 import zfkit
 from zfkit.atlas import page
+from zfkit.checksums import read_table, write_table
 from zfkit.cli import main
 from zfkit.errors import ImageError, LayerError, ModelError, TrainingError, ZfkitError
 from zfkit.images.imageset import ImageSet
@@ -77,6 +78,44 @@ def test_the_same_rows_in_smaller_groups_are_read(tmp_path):
     packed(tmp_path / "many.parquet", rows=4, size=10**6, row_group_size=1)
     with pytest.raises(ImageError, match=r"none of the 4 pictures .*nothing but zeros"):
         zfkit.load_images(f"parquet:{tmp_path}", size=8, progress=False)
+
+
+@pytest.mark.parametrize("column, said", [
+    (pa.array([[0] * 2_000_000] * 10, pa.list_(pa.int64())), r"'it.list.element' unpacks to 20,000,000 values"),
+    (pa.array(["x" * 10**6] * 20), r"'it' unpacks to 20,0\d\d,\d\d\d values"),
+    (pa.array([["x" * 10**6]] * 20, pa.list_(pa.large_string())), r"'it' unpacks to 20,000,000 values"),
+    (pa.array([bytes(10**6)] * 20, pa.binary(10**6)), r"'it' unpacks to 20,000,000 values"),
+])  # fmt: skip
+def test_tables_that_unpack_to_much_are_refused_by_what_they_say(column, said, tmp_path):
+    """As large as tests can make them; a thousand times as many values take the same few bytes."""
+    file = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"it": column}), file, compression="zstd")
+    assert file.stat().st_size < 3000
+    for read in (zfkit.TopK.load, read_table):
+        with (
+            little_memory(2**26),
+            pytest.raises(ZfkitError, match=rf"{said}, and at most 16,777,216 are read"),
+        ):
+            read(file)
+
+
+def test_texts_of_a_table_are_as_they_were_written(tmp_path):
+    texts = ["a", None, "ö" * 100, ""]
+    table = pa.table({
+        "plain": texts, "large": pa.array(texts, pa.large_string()), "list": [texts, [], None, ["b"]],
+        "dictionary": pa.array(texts).dictionary_encode(), "bytes": [b"a", None, b"\0", b""],
+    })  # fmt: skip
+    write_table(tmp_path / "t.parquet", table)
+    assert read_table(tmp_path / "t.parquet").equals(table)
+
+
+def test_no_table_is_mined_that_could_not_be_read():
+    model = zfkit.load_model("alexnet64", device="cpu")
+    maps = sum(model.network.shapes[layer][0] for layer in model.layers)
+    with pytest.raises(
+        ZfkitError, match=rf"k = 10,000 pictures of each map are {maps * 10_000:,} places in all"
+    ):
+        zfkit.mine(model, pictures(3), model.layers, k=10_000)
 
 
 def test_a_label_beyond_all_pictures_makes_no_classes():

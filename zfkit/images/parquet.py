@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from ..checks import Size
-from ..checksums import digest
+from ..checksums import bytes_of, digest
 from ..errors import ImageError, printable, unknown
 from .caching import CachedReads
 from .decode import decode, one_line
@@ -82,7 +82,7 @@ def parquet(
                 table = opened.read_row_group(inside, columns=columns, use_threads=False)
             on_disk.check(places[file.path])
             pictures = table[file.image].combine_chunks().field("bytes")
-            if (size := _bytes_of(pictures)) > MOST_UNPACKED:
+            if (size := bytes_of(pictures)) > MOST_UNPACKED:
                 most = f"at most {MOST_UNPACKED / 1e6:,.0f} MB are read"
                 return f"its pictures unpack to {size / 1e6:,.0f} MB, and {most}"
             data = pictures.to_pylist()
@@ -176,16 +176,6 @@ def _inspect(path: Path, image: str | None, label: str | None) -> _File:
             f"{MOST_UNPACKED / 1e6:,.0f} MB are read at once: write it anew in smaller ones (row_group_size=1000, say)"
         )
     return _File(path, groups, image, label, classes, stamp, unpacked)
-
-
-def _bytes_of(values: Any) -> int:
-    """Of all values of an array of bytes, possibly one of places in a dictionary."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    places = isinstance(values, pa.DictionaryArray)
-    lengths = pc.binary_length(values.dictionary).take(values.indices) if places else pc.binary_length(values)
-    return int(pc.sum(lengths.cast(pa.int64())).as_py() or 0)
 
 
 def _unpacked(group: Any) -> int:

@@ -210,6 +210,12 @@ def _sources(node: fx.Node) -> list[fx.Node]:
     return sources
 
 
+def _inside(node: fx.Node) -> list[fx.Node]:
+    """The nodes that are part of this one, each behind what it reads, and itself at the end."""
+    parts = [part for n in node.all_input_nodes if _is_inside(n) for part in _inside(n)]
+    return [*dict.fromkeys(parts), node]
+
+
 def _is_several(node: fx.Node) -> bool:
     """Does it give several tensors, rather than one?"""
     if node.target is operator.getitem:
@@ -244,15 +250,11 @@ def _step(
 
 def _parts(node: fx.Node) -> list[str]:
     """Names of the operations on maps that are part of this one, and its own; empty where there are none."""
-    inside, ahead = [node], [node]
-    while ahead:
-        found = [n for n in ahead.pop().all_input_nodes if _is_inside(n) and n not in inside]
-        inside += found
-        ahead += found
+    inside = _inside(node)
     if not any(n.meta.get("holds maps") for n in inside):
         return []
     modules = {n: type(n.meta["module"]).__name__ for n in inside if "module" in n.meta}
-    names = [modules.get(n, called(n)) for n in reversed(inside) if n.meta.get("holds maps") or n is node]
+    names = [modules.get(n, called(n)) for n in inside if n.meta.get("holds maps") or n is node]
     return list(dict.fromkeys([n for n in names if n not in VIEWS] or names))
 
 
@@ -272,23 +274,20 @@ def _callable(node: fx.Node) -> Any:
 
 
 def _caller(node: fx.Node, sources: list[fx.Node], call: Any) -> Any:
-    """Runs a node on the values of its sources."""
+    """Runs a node, and what is part of it, on the values of its sources.
+
+    Without functions that know each other: such a cycle would keep the maps until Python next looks for cycles.
+    """
+    calls = [(n, call if n is node else _callable(n)) for n in _inside(node)]
 
     def run(*values: Any) -> Any:
         known = dict(zip(sources, values, strict=True))
-
-        def value(n: fx.Node) -> Any:
-            if n not in known:
-                known[n] = result(n, _callable(n))
-            return known[n]
-
-        def result(n: fx.Node, call: Any) -> Any:
-            args, kwargs = fx.node.map_arg(n.args, value), fx.node.map_arg(n.kwargs, value)
+        for n, call in calls:
+            args, kwargs = fx.node.map_arg((n.args, n.kwargs), known.__getitem__)
             if isinstance(call, str):
-                return getattr(args[0], call)(*args[1:], **kwargs)
-            return call(*args, **kwargs)
-
-        return result(node, call)
+                args, call = args[1:], getattr(args[0], call)
+            known[n] = call(*args, **kwargs)
+        return known[node]
 
     return run
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..batching import Portions, steps
 from ..checks import as_path, layer_names, one_of, whole_number, writable_folder
-from ..checksums import read_sealed, sealed
+from ..checksums import MOST_VALUES, read_sealed, sealed
 from ..cluster import connected, expect_same, gather_bytes
 from ..deconv.receptive_field import units_inside
 from ..errors import ImageError, ZfkitError
@@ -166,6 +166,11 @@ class MiningPlan:
         expect_both(model, images)
         names = layer_names(layers, model.layers, model.conv_layers)
         whole_number(k, "k", 1, MOST_K)
+        if (places := k * sum(sum(model.network.shapes.get(n, ())[:1]) for n in names)) > MOST_VALUES:
+            raise ZfkitError(
+                f"k = {k:,} pictures of each map are {places:,} places in all, and a table holds {MOST_VALUES:,}: ask "
+                "for fewer, or for some layers alone"
+            )
         one_of(precision, "precision", get_args(Precision))
         if not len(images):
             raise ImageError("there are no pictures to look at")

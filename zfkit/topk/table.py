@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from ..nets.model import VisionModel, expect_model
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 FORMAT = 2  # of saved tables
 
@@ -177,12 +180,12 @@ class TopK:
         try:
             table = read_table(file)
             head = _checked_head(json.loads((table.schema.metadata or {}).get(b"zfkit", "{}")))
-            columns = table.to_pydict()
-            layers = {}
-            for layer in dict.fromkeys(columns["layer"]):
-                rows = [i for i, name in enumerate(columns["layer"]) if name == layer]
-                of_layer = {n: [v[i] for i in rows] for n, v in columns.items()}
-                layers[layer] = _checked_layer(of_layer, head)
+            names, layers = table["layer"].to_pylist(), {}
+            for layer, rows in itertools.groupby(range(len(names)), names.__getitem__):
+                if layer in layers:
+                    raise ValueError(f"layer {layer!r} is not whole")
+                places = [*rows]
+                layers[layer] = _checked_layer(layer, table.slice(places[0], len(places)), head)
             return cls(layers=layers, **head)
         except Exception as error:  # whatever the columns hold
             reason = (str(error).strip().rstrip(".").splitlines() or [type(error).__name__])[0]
@@ -287,14 +290,23 @@ def _checked_head(head: dict[str, Any]) -> dict[str, Any]:
     return head
 
 
-def _checked_layer(columns: dict[str, list[Any]], head: dict[str, Any]) -> LayerTop:
-    """One layer out of the columns of its rows in a file. Raises ValueError where it is not whole or cannot be so."""
-    C, k, layer = len(columns["layer"]), head["k"], columns["layer"][0]
-    kinds = {n: torch.long if n in WHOLE else torch.float32 for n in (*RANKED, *STATISTICS)}
-    top = LayerTop(**{n: torch.tensor(columns[n], dtype=kind) for n, kind in kinds.items()})
-    shapes = [getattr(top, n).shape for n in kinds]
-    if shapes != [(C, k)] * len(RANKED) + [(C,)] * len(STATISTICS) or columns["channel"] != list(range(C)):
+def _checked_layer(layer: str, part: pa.Table, head: dict[str, Any]) -> LayerTop:
+    """One layer out of its rows in a file. Raises ValueError where it is not whole or cannot be so."""
+    C, k = len(part), head["k"]
+
+    def numbers(name: str) -> np.ndarray:
+        values = part[name].combine_chunks()
+        if name in RANKED:
+            if values.null_count or not (values.value_lengths().to_numpy() == k).all():
+                raise ValueError(f"layer {layer!r} is not whole")
+            values = values.flatten()
+        if values.null_count or str(values.type) != ("float" if name not in (*WHOLE, "channel") else "int64"):
+            raise ValueError(f"layer {layer!r} is not whole")
+        return values.to_numpy().reshape((C, k) if name in RANKED else C)
+
+    if not np.array_equal(numbers("channel"), np.arange(C)):
         raise ValueError(f"layer {layer!r} is not whole")
+    top = LayerTop(**{n: torch.tensor(numbers(n)) for n in (*RANKED, *STATISTICS)})
     height, width = head["maps"].get(layer, (0, 0))
     for name, low, end in (("image", -1, head["total"]), ("row", 0, height), ("col", 0, width)):
         values = getattr(top, name)
