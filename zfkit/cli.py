@@ -37,7 +37,7 @@ from .deconv.rules import Options
 from .doctor import examine
 from .errors import ZfkitError
 from .figures.training import training_figure
-from .files import cache_folder, cached, check_room, limit_cache, unmarked, write_whole
+from .files import cache_folder, cached, check_room, expect_own, limit_cache, unmarked, write_whole
 from .images.imageset import ImageSet
 from .images.sources import load_images
 from .nets.model import VisionModel
@@ -306,6 +306,7 @@ def _atlas_through_notebook(args: argparse.Namespace) -> None:
     if unknown:
         raise ZfkitError(f"{notebook.name} has no parameter {unknown}: it does not make the atlas")
     out.mkdir(parents=True, exist_ok=True)
+    expect_own(out / notebook.name)
     try:
         papermill.execute_notebook(
             str(notebook), str(out / notebook.name), parameters, kernel_name="python3", execution_timeout=900,

@@ -75,6 +75,29 @@ def expect_replaceable(*paths: Path) -> None:
             raise WriteError(path, OSError(errno.EINVAL, what))
 
 
+# Near the ends of the files that zfkit writes under names of its own into a folder that the user names: of a page, a
+# PNG, a table, an executed notebook.
+_OWN = b'<meta name="generator" content="zfkit', b"Software\0zfkit", b"zfkit checksum", b'"papermill": {'
+
+
+def expect_own(*paths: Path) -> None:
+    """Raise WriteError where what is to be replaced is no file, or one that zfkit did not write."""
+    expect_replaceable(*paths)
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                ends = file.read(2**12)
+                file.seek(-min(2**18, file.seek(0, os.SEEK_END)), os.SEEK_END)
+                ends += file.read()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise WriteError(path, error) from None
+        if not any(mark in ends for mark in _OWN):
+            what = "zfkit did not write the one that is there: move it away, or choose another folder"
+            raise WriteError(path, OSError(errno.EEXIST, what))
+
+
 # Names that nobody else gives to anything: of files and folders on the way to a result, by machine and process.
 _PRIVATE = re.compile(r"\.zfkit-([0-9a-f]{8})-([0-9]{1,7})-[0-9a-z_]{8}(\.[^.]*)?")
 

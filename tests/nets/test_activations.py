@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import torch
 from tiny import image_set, random_pixels
 from torch import nn
@@ -30,3 +33,31 @@ def test_rows_are_what_a_layer_gave_before_a_relu_overwrote_it():
     torch.testing.assert_close(found["0"], conv.flatten(1))
     torch.testing.assert_close(found["3"], linear)
     torch.testing.assert_close(found["5"], net[5](linear.clamp(min=0)).detach())
+
+
+class Residual(nn.Module):
+    """x + conv(x), its additions by operators, functions and methods, some of them part of others."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(5))
+
+    def forward(self, x):
+        for i, conv in enumerate(self.convs):
+            y = conv(x)
+            a, b = torch.cat([x, y], 1).chunk(2, 1)
+            x = [x + y, torch.add(x, y), x.add(y), a - b, y][i]
+        return x.mean((2, 3))
+
+
+def test_no_map_outlives_its_last_use():
+    """Not even until Python looks for cycles: deep networks would hold all their maps at once."""
+    model = zfkit.wrap_model(Residual(), mean=128, scale=1 / 64, input_size=8)
+    x = model.preprocess(image_set(random_pixels(2, 8)).take([0, 1]))
+    gc.collect()
+    gc.disable()
+    try:
+        kept = [weakref.ref(output) for *_, output in model.network.walk(x, [model.conv_layers[-1]])][1:]
+        assert len(kept) > 7 and not [output for output in kept if output() is not None]
+    finally:
+        gc.enable()

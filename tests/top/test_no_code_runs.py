@@ -133,6 +133,26 @@ def test_nor_one_whose_hash_fits(hub, mark, monkeypatch):
         zfkit.load_model("torchvision:squeezenet1_1", device="cpu")
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+def test_nor_a_file_that_the_hub_gives_timm(name, mark, tmp_path, monkeypatch):
+    pytest.importorskip("timm")
+    from timm.models import _hub
+
+    torch.save({"conv1.weight": Bomb(mark)}, tmp_path / name)
+    asked = []
+
+    def download(repo_id, filename, **_):
+        asked.append(filename)
+        if filename == name:
+            return str(tmp_path / name)
+        raise _hub.EntryNotFoundError("not there")
+
+    monkeypatch.setattr(_hub, "hf_hub_download", download)
+    with pytest.raises(ModelError, match="timm cannot use its weights of test_resnet"):
+        zfkit.load_model("timm:test_resnet.r160_in1k", device="cpu")
+    assert asked[0] == "model.safetensors" and asked[-1] == name
+
+
 def test_what_torchvision_published_is_used(hub, monkeypatch):
     torch.manual_seed(5)
     state = torchvision.models.squeezenet1_1().state_dict()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
+import nbformat
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from coloured import train
+from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
 import zfkit
@@ -138,6 +143,57 @@ def test_what_is_no_file_is_not_replaced(name, file, kind, pictures, tmp_path, c
     assert f"(it is a {kind}, and only files are replaced)" in said and file in said
     assert (folder / file).is_fifo() or (folder / file).is_symlink() or (folder / file).is_dir()
     assert {p.name for p in folder.iterdir()} <= {file, "elsewhere"}
+
+
+def user_file(path):
+    """One that a user wrote, in the form that its name says."""
+    if path.suffix == ".png":
+        Image.new("RGB", (9, 9), "red").save(path)
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.table({"mine": [1]}), path)
+    else:
+        path.write_text(
+            "{}" if path.suffix == ".ipynb" else "<!doctype html><title>all about zfkit</title>" * 999
+        )
+    return path.read_bytes()
+
+
+PARAMETERS = "\n".join(f"{name} = None" for name in ("model", "weights", "images", "maps", "seed", "out"))
+
+
+@pytest.mark.parametrize("name, file", [
+    ("atlas", "index.html"), ("atlas", "conv1.png"), ("atlas", "topk.parquet"), ("atlas", "topk.mined.parquet"),
+    ("site", "index.html"), ("sweep", "index.html"), ("sweep", "results.parquet"), ("notebook", "nb.ipynb"),
+])  # fmt: skip
+def test_what_the_user_wrote_is_not_replaced(name, file, pictures, tmp_path, capsys):
+    notebook = new_notebook(cells=[new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})])
+    (tmp_path / "nb.ipynb").write_text(nbformat.writes(notebook))
+    (tmp_path / "grid.yaml").write_text("maps: [1, 2]")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    held = user_file(folder / file)
+    line = {
+        "sweep": [
+            "sweep",
+            str(tmp_path / "nb.ipynb"),
+            "--grid",
+            str(tmp_path / "grid.yaml"),
+            "--out",
+            str(folder),
+        ],
+        "notebook": ["atlas", "--notebook", str(tmp_path / "nb.ipynb"), "--out", str(folder)],
+    }.get(name) or command(name, pictures, folder)
+    assert main(line) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert file in said and re.search(
+        r"zfkit did not write the one that is there: move it|holds something else", said
+    )
+    assert [(p.name, p.read_bytes()) for p in folder.iterdir()] == [(file, held)]
+
+
+def test_an_earlier_atlas_is_replaced(pictures, tmp_path):
+    assert main(command("atlas", pictures, tmp_path)) == 0
+    assert main([*command("atlas", pictures, tmp_path), "--seed", "1"]) == 0
 
 
 def test_nor_a_device_nor_by_any_writer(tmp_path):

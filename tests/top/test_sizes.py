@@ -164,7 +164,7 @@ def test_maps_of_pictures_that_are_too_large_are_refused_by_their_size():
     for call in (zfkit.mine, lambda m, i: zfkit.write_atlas(m, i, "never")):
         with (
             little_memory(),
-            pytest.raises(LayerError, match=rf"100,000 x 100,000 px .*'0' would take {needed:.1f} GB"),
+            pytest.raises(LayerError, match=rf"of 100000 px .*'0' would take {needed:.1f} GB"),
         ):
             call(model, large)
 
@@ -173,7 +173,7 @@ def test_so_does_the_command(tmp_path, capsys):
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     line = ["mine", "--images", f"folder:{tmp_path}", "--size", "10000", "--out", str(tmp_path / "t.parquet")]
     assert main(line) == 2
-    assert "pictures of 10,000 x 10,000 px are too large for zfnet64" in capsys.readouterr().err
+    assert "pictures of 10000 px are too large for zfnet64" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("k", [10**4 + 1, 10**20])
@@ -229,7 +229,7 @@ def test_an_atlas_of_the_deepest_layers_of_resnet50_takes_little_memory(tmp_path
     command = [sys.executable, "-c", PEAK, str(tmp_path / "atlas")]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout) < 2.5e9
+    assert int(done.stdout) < 2e9
 
 
 @pytest.mark.parametrize("most, portions", [(0, 6), (2000, 4), (10**9, 1)])

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ..batching import steps
 from ..checks import Size, channel_list, layer_names, one_of, whole_number, writable_folder
@@ -25,7 +26,7 @@ from ..deconv.rules import Options
 from ..errors import LayerError, WriteError, ZfkitError, printable
 from ..figures.natural import Colours, NaturalColours
 from ..figures.pictures import CRISP, GAP, TILE, Pair, number, pair_of_montages, square_columns
-from ..files import expect_replaceable, only_writer, private_prefix
+from ..files import expect_own, only_writer, private_prefix
 from ..images.album import Photograph, photographs
 from ..images.imageset import ImageSet
 from ..nets.activations import expect_room
@@ -74,7 +75,7 @@ def write_atlas(
     stopped, the same again goes on from there.
 
     Args:
-        out: folder; made if need be. Files of the same name in it are replaced.
+        out: folder; made if need be. An earlier atlas in it is replaced; files of others are not.
         layers: default: every convolutional layer.
         maps: how many feature maps of each layer, drawn at random from those that are ever active;
             or "all"; or the channels themselves, ``[17, 42]`` of every layer or ``{"conv5": [17, 42]}``.
@@ -87,7 +88,8 @@ def write_atlas(
         colours: "natural" brings projections to the colours and the spectrum of photographs, for looking, and says so:
             `zfkit.figures.NaturalColours` has the formula.
 
-    Raises LayerError for unknown layers or channels, and ZfkitError where `out` cannot be written.
+    Raises LayerError for unknown layers or channels, and ZfkitError where `out` cannot be written, or holds
+    files of these names that zfkit did not write.
     """
     expect_model(model)
     one_of(colours, "colours", get_args(Colours))
@@ -96,7 +98,9 @@ def write_atlas(
     alone = _patches_alone(model, names, images.size, options, patches_only)
     folder = writable_folder(out)
     files = file_names(names)
-    expect_replaceable(*(folder / file for file in (*files.values(), "index.html", "topk.parquet")))
+    expect_own(
+        *(folder / file for file in (*files.values(), "index.html", "topk.parquet", "topk.mined.parquet"))
+    )
     refusal = ZfkitError(
         f"another process is writing to {str(folder)!r}: wait for it, or choose another folder"
     )
@@ -115,14 +119,17 @@ def write_atlas(
         channels = maps if isinstance(maps, Mapping) else sample_maps(top, names, maps, random_seed)
         k = min(k, top.k)
         with _replacing(folder) as part:
-            sections = []
+            sections, own = [], PngInfo()
+            own.add_text("Software", "zfkit")
             chosen = {name: [int(c) for c in channels[name]] for name in names}
             count, shorter = sum(map(len, chosen.values())), "fewer maps or layers take less"
             done = stack.enter_context(steps(count, "drawing", "map", progress, shorter=shorter))
             for patches, pairs in _layers(model, images, top, chosen, k, alone, options, colours, done):
                 name, field = patches.layer, receptive_field(model, patches.layer)
                 caption = _caption(model, images, top, patches, len(pairs), field)
-                draw_maps(pairs, chosen[name], top[name].max, caption).save(part / files[name], "PNG")
+                draw_maps(pairs, chosen[name], top[name].max, caption).save(
+                    part / files[name], "PNG", pnginfo=own
+                )
                 sections.append(_layer(model, images, top, patches, chosen[name], pairs, field))
             page = _page(model, images, top, sections)
             (part / "index.html").write_text(page, encoding="utf-8")

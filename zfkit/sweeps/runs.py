@@ -23,7 +23,7 @@ from ..checks import as_path, expect_extra, number, whole_number, writable_folde
 from ..checksums import write_table
 from ..cluster import connected
 from ..errors import WriteError, ZfkitError
-from ..files import only_writer, write_whole
+from ..files import expect_own, only_writer, write_whole
 from .execute import end_with, execute
 from .gallery import KEY, Outcome, forget_figures, outcome_of, results, write_gallery
 from .grid import SweepRun, expand, read_grid
@@ -125,6 +125,7 @@ def plan_sweep(
     folder = as_path(out)
     if folder.exists() and not folder.is_dir():
         raise ZfkitError(f"{str(out)!r} is a file; give a folder to write to")
+    expect_own(folder / "index.html", folder / "results.parquet")
     code = _code_digest(source)
     files = {file.name: file for file in folder.glob("*.ipynb")} if folder.is_dir() else {}
     done = set()
