@@ -8,7 +8,8 @@ every convolutional layer is carried back under every rule, and held to autograd
 activations like ReLU have the rule's backward pass. The oracle knows nothing of zfkit: it replaces the functions that
 torch calls.
 
-Rows are written as they come, and what stands in the file is not measured again. `--table` prints it for the README.
+Rows are written as they come, the deconvnet's first, and what stands in the file is not measured again. `--table`
+prints it for the README.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +91,7 @@ def build(family: str, name: str) -> nn.Module:
     return net.double().eval()
 
 
-def check(family: str, name: str) -> Iterator[dict[str, Any]]:
+def check(family: str, name: str, rules: Sequence[Rule] = RULES) -> Iterator[dict[str, Any]]:
     """One row a rule: layers, layers that were projected and right, the largest error, seconds.
 
     Layers are all the network's own convolutions that the picture reaches, whether zfkit lists them or not. Of each a
@@ -100,7 +102,7 @@ def check(family: str, name: str) -> Iterator[dict[str, Any]]:
     model = zfkit.wrap_model(net, mean=127.5, scale=1 / 64, input_size=side, name=name)
     x = torch.randn(1, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     draw = random.Random(0)
-    for rule in RULES:
+    for rule in rules:
         start, worst, right, reasons = time.perf_counter(), 0.0, 0, set()
         convolutions = [n for n, module in net.named_modules() if isinstance(module, nn.Conv2d)]
         given, source = oracle.outputs(net, x, convolutions, rule)
@@ -152,23 +154,20 @@ def runs(net: nn.Module, side: int) -> bool:
     return True
 
 
-def measured(family: str, name: str, limit: int) -> list[dict[str, Any]]:
-    """The rows of one network; what is refused, or takes more than `limit` seconds, is a result, too."""
+def measured(family: str, name: str, rule: Rule, limit: int) -> dict[str, Any]:
+    """The row of one network and rule; what is refused, or takes more than `limit` seconds, is a result, too."""
 
     def stop(*_: Any) -> None:
         raise OutOfTime(f"more than {limit} s")
 
-    rows: list[dict[str, Any]] = []
     signal.signal(signal.SIGALRM, stop)
     signal.alarm(limit)
     try:
-        for one in check(family, name):
-            rows.append(one)
+        return next(check(family, name, [rule]))
     except (Exception, OutOfTime) as error:
-        rows.append(line(family, name, "all", *[""] * 5, f"{type(error).__name__}: {error}"))
+        return line(family, name, rule, *[""] * 5, f"{type(error).__name__}: {error}")
     finally:
         signal.alarm(0)
-    return rows
 
 
 def read(file: Path | None) -> dict[tuple[str, str], list[dict[str, Any]]]:
@@ -229,21 +228,23 @@ def main() -> None:
         return
     warnings.simplefilter("ignore")
     done = read(options.out)
-    for family, names in (("torchvision", TORCHVISION), ("timm", TIMM)):
-        for name in names:
-            wanted = name in (options.only or [name]) and options.family in (None, family)
-            if not wanted or (family, name) in done:
-                continue
-            done[family, name] = new = measured(family, name, options.limit)
-            for one in new:
-                print(*one.values(), sep="\t", flush=True)
-            if options.out:
-                begun = options.out.exists()
-                with options.out.open("a", newline="") as file:
-                    writer = csv.DictWriter(file, COLUMNS)
-                    if not begun:
-                        writer.writeheader()
-                    writer.writerows(new)
+    listed = [
+        (family, name) for family, names in (("torchvision", TORCHVISION), ("timm", TIMM)) for name in names
+    ]
+    for rule, (family, name) in product(RULES, listed):
+        wanted = name in (options.only or [name]) and options.family in (None, family)
+        rows = done.setdefault((family, name), []) if wanted else []
+        if not wanted or rule in {r["rule"] for r in rows}:
+            continue
+        rows.append(measured(family, name, rule, options.limit))
+        print(*rows[-1].values(), sep="\t", flush=True)
+        if options.out:
+            begun = options.out.exists()
+            with options.out.open("a", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS)
+                if not begun:
+                    writer.writeheader()
+                writer.writerow(rows[-1])
     print(table(done))
 
 
