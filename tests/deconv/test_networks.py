@@ -443,22 +443,15 @@ class Net(nn.Module):
         return self.last(self.join(self, x))
 
 
-def relu_method(n, x):
-    y = n.a(x)
-    y.relu_()
-    return y
+def then(overwrite):
+    """What the first convolution gives, after this has changed it."""
 
+    def join(n, x):
+        y = n.a(x)
+        overwrite(n, x, y)
+        return y
 
-def relu_module(n, x):
-    y = n.a(x)
-    n.relu(y)
-    return y
-
-
-def relu_function(n, x):
-    y = n.a(x)
-    F.relu(y, True)
-    return y
+    return join
 
 
 def read_twice(n, x):
@@ -486,12 +479,6 @@ def scaled_under_another_name(n, x):
     return y
 
 
-def added_by_a_method(n, x):
-    y = n.a(x)
-    y.add_(n.b(x))
-    return y
-
-
 def relu_of_a_copy(n, x):
     y = n.a(x)
     z = y.clone()
@@ -499,8 +486,9 @@ def relu_of_a_copy(n, x):
 
 
 IN_PLACE = [
-    relu_method, relu_module, relu_function, read_twice, read_before_and_after, added_under_another_name,
-    scaled_under_another_name, added_by_a_method, relu_of_a_copy,
+    then(lambda n, x, y: y.relu_()), then(lambda n, x, y: n.relu(y)), then(lambda n, x, y: F.relu(y, True)),
+    then(lambda n, x, y: y.add_(n.b(x))), read_twice, read_before_and_after, added_under_another_name,
+    scaled_under_another_name, relu_of_a_copy,
 ]  # fmt: skip
 
 

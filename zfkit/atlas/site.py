@@ -84,7 +84,7 @@ def write_site(
     Raises LayerError for unknown layers, ZfkitError for a folder that holds something else, WriteError for one that
     cannot be written, and ImageError for pictures that are gone since they were mined.
     """
-    networks = [models] if isinstance(models, VisionModel) else list(models)
+    networks: list[Any] = list(models) if isinstance(models, list | tuple) else [models]
     for model in networks:
         expect_model(model)
     expect_rgb(images, "a site shows")

@@ -388,7 +388,7 @@ def refusals(
     reasons: dict[str, str] = {}
     for layer in layers:
         try:
-            Deconvnet(model.network, [layer], options)
+            Deconvnet(expect_model(model).network, [layer], options)
         except LayerError as error:
             reasons[layer] = str(error)
     rest = [layer for layer in layers if layer not in reasons]

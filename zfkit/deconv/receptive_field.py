@@ -318,7 +318,7 @@ def units_inside(model: VisionModel, layer: str, size: Size) -> tuple[slice, sli
     Raises LayerError where there is none.
     """
     spans = []
-    if len(shape := model.network.shapes.get(layer, ())) == 3 and shape[1] * shape[2] > 1:
+    if len(shape := expect_model(model).network.shapes.get(layer, ())) == 3 and shape[1] * shape[2] > 1:
         culprit = _sees_everything(model.network, layer)
         if culprit is not None:
             raise LayerError(
@@ -351,7 +351,7 @@ def _sees_everything(network: Network, layer: str) -> Step | None:
 
 def field_in(model: VisionModel, size: Size, layer: str) -> Extent:
     """Receptive field of a layer's units in pictures of this size; those of fully connected layers see all."""
-    extent = extents(model.network, layer).get(model.network.input)
+    extent = extents(expect_model(model).network, layer).get(model.network.input)
     return _whole(size) if extent is None or any(i.stride != int(i.stride) for i in extent) else extent
 
 

@@ -33,7 +33,7 @@ from ..frequency.shifts import shift_consistency
 from ..frequency.spectra import FilterSpectra, filter_spectra
 from ..images.imageset import ImageSet
 from ..nets.activations import features
-from ..nets.model import VisionModel
+from ..nets.model import VisionModel, expect_model
 from ..nets.paper import ARCHITECTURES, Architecture, BlurPool
 from ..nets.weights import load_weights, save_weights
 from ..training.evaluate import evaluate
@@ -132,7 +132,7 @@ def measure_first_layer(
 
     Raises ModelError where the first layer subsamples nothing.
     """
-    conv, out, stride = _first(model)
+    conv, out, stride = _first(expect_model(model))
     weight = model.net.get_parameter(f"{conv}.weight").detach()
     summary = filter_spectra(weight, stride=stride).summary()
     numbers = {

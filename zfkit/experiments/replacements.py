@@ -25,7 +25,7 @@ from ..checks import layer_names, one_of, pair, whole_number
 from ..deconv.project import Tape
 from ..deconv.rules import RULES, Options
 from ..errors import LayerError
-from ..nets.model import VisionModel
+from ..nets.model import VisionModel, expect_model
 from ..training.data import generator
 
 Draw = Literal["normal", "permutation"]
@@ -72,7 +72,7 @@ def randomise(
     """
     one_of(draw, "draw", get_args(Draw))
     whole_number(random_seed, "random_seed", 0)
-    network = model.network
+    network = expect_model(model).network
     able = [n for n, s in network.steps.items() if isinstance(s.module, nn.Conv2d | nn.Linear)]
     names = layer_names(layers, able, [])
     net = copy.deepcopy(model.net)

@@ -291,7 +291,7 @@ def pose_variation(
 
     whole_number(k, "k", 2)
     whole_number(maps, "maps", 2)
-    names = layer_names(layers, model.conv_layers, model.conv_layers)
+    names = layer_names(layers, expect_model(model).conv_layers, model.conv_layers)
     if top is None:
         top = mine(model, images, names, k, inside=fits_inside(model, names, images.size), progress=progress)
     top.check(model, images)

@@ -234,7 +234,7 @@ def feature_layers(model: VisionModel) -> tuple[str, ...]:
     For the paper's networks these are norm1, norm2, relu3, relu4, pool5, relu6 and relu7, its layers 1 to 7. What does
     not change a feature (dropout at rest, a flattening) does not count. In a branching network, name the layers.
     """
-    steps = [step for step in model.network.steps.values() if step.name in model.layers]
+    steps = [step for step in expect_model(model).network.steps.values() if step.name in model.layers]
     idle = nn.Dropout | nn.Dropout2d | nn.Flatten | nn.Identity
     weighted = [i for i, step in enumerate(steps) if isinstance(step.module, nn.Conv2d | nn.Linear)]
     ends = []

@@ -32,7 +32,7 @@ from ..errors import ImageError, ModelError, ZfkitError
 from ..files import write_whole
 from ..images.imageset import ImageSet
 from ..images.labels import align_labels
-from ..nets.model import VisionModel
+from ..nets.model import VisionModel, expect_model
 from ..nets.paper import ARCHITECTURES, Architecture, build
 from ..training.data import expect_room, views
 from ..training.evaluate import evaluate
@@ -389,14 +389,14 @@ def ensemble(
     >>> both = [zfkit.load_model("zfnet64"), zfkit.load_model("alexnet64")]
     >>> zfkit.experiments.ensemble(both, images, crops=10).table()
     """
-    models = [models] if isinstance(models, VisionModel) else list(models)
+    models = list(models) if isinstance(models, list | tuple) else [models]  # type: ignore[list-item]
     if not models:
         raise ModelError("there is no network to average: give at least one, as in [model, other]")
     if crops not in (1, 10) or isinstance(crops, bool):
         raise ZfkitError(f"crops must be 1 or 10, not {crops!r}")
     one_of(average, "average", get_args(Average))
     whole_number(batch_size, "batch_size")
-    names = _numbered([model.name for model in models])
+    names = _numbered([expect_model(model).name for model in models])
     classes = _expect_same_classes(models, names, images)
     images = align_labels(
         images, next((model.classes for model in models if model.classes), ()), "the networks"

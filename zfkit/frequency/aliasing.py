@@ -45,7 +45,7 @@ _SUBSAMPLING = nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d | BlurPool
 
 def subsampling_layers(model: VisionModel) -> dict[str, tuple[int, int]]:
     """Layers that read their input at every s-th place only, with s along rows and columns."""
-    modules = {name: model.network.steps[name].module for name in model.layers}
+    modules = {name: model.network.steps[name].module for name in expect_model(model).layers}
     return {
         name: pair(module.stride)
         for name, module in modules.items()

@@ -347,7 +347,7 @@ def spectral_table(
     """
     import pandas as pd
 
-    model = load_model(model, device="cpu") if isinstance(model, str) else model
+    model = expect_model(load_model(model, device="cpu") if isinstance(model, str) else model)
     names = layer_names(layers, model.layers, default=model.conv_layers)
     tables = {name: filter_spectra(model, name, size=size).table() for name in names}
     return pd.concat(tables, names=["layer"])

@@ -18,7 +18,7 @@ from ..checks import Size, in_px, one_of, pair
 from ..errors import ImageError, LayerError, ZfkitError
 from ..images.imageset import ImageSet
 from .graph import Step, full_float32
-from .model import VisionModel
+from .model import VisionModel, expect_model
 
 Precision = Literal["float32", "bf16"]
 
@@ -96,6 +96,7 @@ def features(
 
     Raises LayerError for pictures that the network cannot take, ImageError where there are none.
     """
+    expect_model(model)
     chosen = torch.arange(len(images)) if index is None else torch.as_tensor(index)
     if not len(chosen):
         raise ImageError(f"{what}: there are no pictures to look at")
@@ -150,7 +151,7 @@ def _maps_before(model: VisionModel, layers: Sequence[str]) -> list[str]:
 @torch.inference_mode()
 def default_batch_size(model: VisionModel, size: Size, layers: Sequence[str], most: int = 256) -> int:
     """So many pictures that the largest output on the way to these layers stays under 64 MiB, 1 GiB on a GPU."""
-    expect_room(model, size, layers)
+    expect_room(expect_model(model), size, layers)
     names, x = {*layers, *_maps_before(model, layers)}, model.preprocess(model.blank(size))
     try:
         outputs = (y for step, _, y in model.network.walk(x, layers) if step.name in names)

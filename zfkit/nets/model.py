@@ -181,10 +181,10 @@ class VisionModel:
         return f"VisionModel({self.name!r}: {count:,} parameters, {in_px(self.input_size)}, {classes})"
 
 
-def expect_model(model: Any) -> None:
-    """Raise ModelError for anything but a `VisionModel`; a bare network is the most common of them."""
+def expect_model(model: Any) -> VisionModel:
+    """The model. Raises ModelError for anything but a `VisionModel`; a bare network is the most common of them."""
     if isinstance(model, VisionModel):
-        return
+        return model
     how = "make one with zfkit.load_model(name) or zfkit.wrap_model(net, ...)"
     if isinstance(model, nn.Module):
         how = "wrap it first: model = zfkit.wrap_model(net, mean=..., scale=..., input_size=...)"

@@ -20,7 +20,7 @@ from ..errors import ZfkitError
 from ..files import cache_folder
 from ..images.imageset import ImageSet
 from ..nets.activations import activations
-from ..nets.model import VisionModel
+from ..nets.model import VisionModel, expect_model
 from .mine import mine
 from .table import TopK, expect_both
 
@@ -100,7 +100,7 @@ def records(model: VisionModel) -> dict[str, Tensor]:
     The 99.9 % quantile of the map's maximum over Tiny ImageNet's 10,000 validation pictures at 64 px, for
     squeezenet1_1 over 1,000 ImageNet photographs at 227 px. Empty for any other network, or with other weights.
     """
-    return _records().get(model.fingerprint(), {})
+    return _records().get(expect_model(model).fingerprint(), {})
 
 
 def reach(model: VisionModel, top: TopK, layer: str) -> Tensor | None:
