@@ -5,9 +5,9 @@ Each seed becomes zfkit/weights/evolution/seedN, with eleven snapshots and its h
 
 The recipe is the paper's, so that features form from its small start, but for three things (`RECIPE`): batches of 32,
 since 2,048 pictures are 16 batches of 128; a dropout of 0.1, since 0.5 leaves little of 64 hidden units; and lr never
-falls, so that no layer settles merely because steps have become smaller. What makes the files small: a sixth to a tenth
-of the paper's width (`ARCHITECTURE`: 54 thousand weights), half precision, no momentum, and no history in each file.
-What half precision costs is measured against the float32 weights at the end and printed.
+falls, so that no layer settles merely because steps have become smaller. What makes the files small: a sixth to a
+twelfth of the paper's width (`ARCHITECTURE`: 54 thousand weights), half precision, no momentum, and no history in each
+file. What half precision costs is measured against the float32 weights at the end and printed.
 
 With --measure, nothing is trained, and the table of convergence is printed for what is bundled.
 """

@@ -1,4 +1,4 @@
-"""The animation at the top of the README: somebody looks around in the site of zfnet64.
+"""An animation, for talks and pages: somebody looks around in the site of zfnet64.
 
     .venv/bin/python data/make_animation.py [--out data/site.webp]
 

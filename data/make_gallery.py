@@ -19,7 +19,7 @@ CHOSEN = {
     "04": ("04b_*.ipynb", "figures.animated(", (0, 0, 1, 1)),
     "05": ("05_*.ipynb", "figures.animated(", (0, 0, 1, 1)),
     "07": ("07_*.ipynb", "sanity_sheet(", (0.03, 0.1, 0.5, 0.69)),
-    "08": ("08_*.ipynb", "occlusion_figure(found", (0, 0.02, 0.87, 0.44)),
+    "08": ("08_*.ipynb", "occlusion_figure(found", (0, 0.045, 0.87, 0.46)),
 }
 
 

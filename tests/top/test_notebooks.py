@@ -12,10 +12,6 @@ FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 WORDS, CELLS, LINES, SENTENCE, CLOSING = 1_200, 20, 15, 30, 120
 MORE_CELLS = {"02_deconvnet_by_hand": 40}  # of toys
-# These do not keep to the rules yet. The list may only become shorter: one that keeps to them has to leave it.
-NOT_YET = {
-    "09_invariance",
-}  # fmt: skip
 FOLDED = re.compile(r"<details>.*?</details>", re.S)
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -79,15 +75,7 @@ def broken_rules(notebook: nbformat.NotebookNode, cells: int = CELLS) -> list[st
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebooks_are_short_and_plain(path):
-    broken = broken_rules(nbformat.read(path, as_version=4), MORE_CELLS.get(path.stem, CELLS))
-    if path.stem in NOT_YET:
-        assert broken, f"{path.name} keeps to all rules: take it off NOT_YET"
-    else:
-        assert broken == []
-
-
-def test_the_list_of_those_that_do_not_yet_names_notebooks():
-    assert {p.stem for p in NOTEBOOKS} >= NOT_YET
+    assert broken_rules(nbformat.read(path, as_version=4), MORE_CELLS.get(path.stem, CELLS)) == []
 
 
 def test_words_and_sentences_are_those_that_are_read():

@@ -186,7 +186,7 @@ def convergence_figure(
     titles = (
         "distance to the final weights, first = 1", "linear CKA with the last snapshot, 0 to 1",
         "share of maps with another strongest picture",
-        f"settled: similarity stays at {level:g} or above" if len(epochs) > 1 else "",
+        f"settled at {level:g}: runs as dots, half of the maps as bars" if len(epochs) > 1 else "",
     )  # fmt: skip
     chart = new_chart(2, 2, titles=titles, height=640)
     panels = {"distance": (1, 1), "cka": (1, 2), "share_changed": (2, 1)}
@@ -219,21 +219,9 @@ def convergence_figure(
         draw(chart, (2, 2), x=[row["map"]], y=[y + 0.18], legendgroup=layer, **words)
         dots = settled(epochs, torch.stack([run[layer].cka for run in runs]), level)
         told = f"{layer}, %{{customdata}}<br>its CKA settled at epoch %{{x:.1f}}"
-        words = {
-            "mode": "markers",
-            "marker": {"color": colour, "size": 8, "opacity": 0.8},
-            "told": told,
-        }
-        names = [run.name for run in runs]
-        draw(
-            chart,
-            (2, 2),
-            x=dots.numpy(),
-            y=[y - 0.18] * len(runs),
-            customdata=names,
-            legendgroup=layer,
-            **words,
-        )
+        words = {"mode": "markers", "marker": {"color": colour, "size": 8, "opacity": 0.8}, "told": told}
+        words |= {"customdata": [run.name for run in runs], "legendgroup": layer}
+        draw(chart, (2, 2), x=dots.numpy(), y=[y - 0.18] * len(runs), **words)
     ticks = {"tickvals": list(range(len(layers))), "ticktext": layers, "showgrid": False}
     chart.update_yaxes(autorange="reversed", row=2, col=2, **ticks)
     chart.update_xaxes(range=[0, epochs[-1]], row=2, col=2)

@@ -75,14 +75,15 @@ def occlusion_figure(occlusion: Occlusion, elsewhere: Elsewhere | None = None) -
     photo.imshow(to_picture(o.image), extent=(0, W, H, 0))
     colour = [v / 255 for v in o.colour]
     photo.add_patch(Rectangle((0, 0), o.size, o.size, facecolor=colour, edgecolor="white", linewidth=1.5))
-    panel_title(photo, f"(a) {o.model}; square of {o.size} px")
+    panel_title(photo, f"(a) with a square of {o.size} px")
+    figure.suptitle(f"{o.model}, {o.layer}, map {o.channel}", fontsize=11)
     photo.set_axis_off()
-    heat(activity, f"(b) {o.layer} map {o.channel}, summed", o.activity, o.whole_activity)
+    heat(activity, f"(b) activity of map {o.channel}", o.activity, o.whole_activity)
     projected, photos = o.projection[None].float().cpu(), o.image[None]
     if elsewhere is not None:
         projected = torch.cat([projected, elsewhere.projection.float().cpu()])
         photos = torch.cat([photos, elsewhere.photo])
-    tiles(projections, f"(c) projections of map {o.channel}", signed_to_rgb(projected))
+    tiles(projections, f"(c) projection of map {o.channel}", signed_to_rgb(projected))
     tiles(pictures, f"(c) from {'these pictures' if elsewhere else 'this picture'}", photos)
     if o.probability is None or o.best is None or o.whole_probability is None:  # a network without classes
         probability.set_axis_off()

@@ -42,7 +42,7 @@ def sanity_figure(checks: SanityChecks, layer: str) -> Chart:
     keys = [key[2:] for key in table.index if key[1] == rules[0]]
     rows = {(c, ""): name for c, name in SANITY_ROWS.items() if (c, "") in keys}
     rows |= {key: _redrawn(layer, key[1], untrained) for key in keys if key[0] == "down to"}
-    units = f"{int(table.units.max())} units; grey: unrelated units"
+    units = f"mean and sd of {int(table.units.max())} units; grey: unrelated units"
     title = f"{checks.model} {layer}: likeness to the trained network's projection ({units})"
     size = {"height": 40 * len(rows) + 170, "shared_yaxes": True}
     chart = new_chart(1, 3, title=title, titles=list(MEASURES.values()), **size)

@@ -172,11 +172,12 @@ def ablation_figure(ablation: Ablation) -> Chart:
     draw(chart, here, "training", x=trained, y=names, mode="markers", marker=bar, told=told)
     told = "%{y}, seed %{customdata}: %{x:.1f} %"
     seeds: Style = {"x": 100 - runs.top1, "y": runs.variant, "customdata": runs.seed, "told": told}
-    draw(chart, here, "each seed", mode="markers", marker={"color": BLUE, "size": 6}, **seeds)
+    ring = {"symbol": "circle-open", "color": BLUE, "size": 8, "line": {"width": 1.5}}
+    draw(chart, here, "each seed", mode="markers", marker=ring, **seeds)
     if "full" in names:
         mark(chart, here, x=float(table.error["full"]))
     for column, (network, colour, symbol) in enumerate(
-        (("AlexNet", ORANGE, "square"), ("ZFNet", BLUE, "circle"))
+        (("AlexNet", ORANGE, "square"), ("ZFNet", BLUE, "diamond"))
     ):
         told = f"{network}, %{{y}}: %{{x:.1f}} %"
         known = {
@@ -222,12 +223,12 @@ def transfer_figure(transfer: Transfer, layer: str | None = None) -> Chart:
             draw(chart, (1, 1), kind, x=layers, y=mean, error_y=_error(sd), **style)
             part = part[part.layer == best]
         else:  # features of no layer
-            mark(chart, (1, 1), kind, colour, dash, y=float(at_most.mean().iloc[0]))
+            mark(chart, (1, 1), "", colour, dash, y=float(at_most.mean().iloc[0]))
         counts = part.groupby("per_class").accuracy
         mean = counts.mean()
         draw(chart, (1, 2), kind, x=list(mean.index), y=mean, error_y=_error(counts.std()), **style)
     for column in (1, 2):
-        mark(chart, (1, column), "guessing", RED, y=transfer.chance)
+        mark(chart, (1, column), "guessing" * (column == 1), RED, y=transfer.chance)
     counts = [int(n) for n in sorted(scores.per_class.unique())]
     if len(counts) > 1 and counts[-1] > 4 * counts[0]:
         chart.update_xaxes(type="log", row=1, col=2)
