@@ -2,7 +2,8 @@
 
     .venv/bin/python data/make_animation.py [--out data/site.webp]
 
-Needs playwright and Chromium. A site of 48 maps of each layer is made in a temporary folder and opened there.
+Needs playwright and Chromium. A site of 48 maps of each layer is made in a temporary folder and opened there; before a
+click, a ring marks its place.
 """
 
 from __future__ import annotations
@@ -13,50 +14,68 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw
 from playwright.sync_api import Page, sync_playwright
 
 import zfkit
 
-SIZE = 1100, 720
+SIZE = 1100, 800
 SCALE = 0.75  # of the frames
 LARGEST = 3 * 10**6  # bytes
 
-# What is done before each frame, and how long it stays, in ms.
+RING = 16, "#D55E00"  # radius in px and colour, of what marks the place that is clicked next
+AIM = 800  # ms, that the ring is seen
+
+# What is done before each frame, to which element or with which key, and how long the frame stays, in ms.
 Step = tuple[str, str, int]
 STEPS: list[Step] = [
-    ("open", "#/", 1800),
-    ("hover", ".maps-chart circle >> nth=150", 1500),
+    ("open", "#/", 2000),
+    ("hover", ".maps-chart circle[data-map='conv5 204']", 1800),
     ("click", ".network li:nth-child(5) a", 1800),
-    ("select", "selectivity", 1600),
-    ("show", "deconvnet", 1800),
-    ("click", ".wall li:nth-child(2) a", 2600),
-    ("press", "3", 1600),
-    ("press", "6", 1600),
-    ("check", "input[type=radio] >> nth=1", 2000),
-    ("press", "Tab", 1),
-    ("press", "ArrowRight", 2000),
-    ("press", "ArrowRight", 2600),
+    ("select", ".controls select", 1600),
+    ("click", "label:has-text('deconvnet')", 2000),
+    ("click", ".wall a[href*='/conv5/204']", 2800),
+    ("press", "4", 1600),
+    ("click", "label:has-text('guided')", 2000),
+    ("blur", "", 1),
+    ("press", "ArrowRight", 2400),
+    ("click", ".links a >> nth=0", 2400),
+    ("click", ".whole figcaption a", 3000),
 ]
+
+
+def middle(page: Page, what: str) -> tuple[float, float]:
+    """Of an element, brought in sight."""
+    element = page.locator(what).first
+    element.evaluate("e => e.scrollIntoView({block: 'center'})")  # not behind the heading, which stays on top
+    box = element.bounding_box()
+    assert box is not None, what
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
 
 def do(page: Page, action: str, what: str) -> None:
     """One step."""
     if action == "open":
         page.evaluate("hash => { location.hash = hash; }", what)
-    elif action == "hover":
-        page.locator(what).hover()
-    elif action == "click":
-        page.click(what)
-    elif action == "select":
-        page.select_option("select", what)
-    elif action == "show":
-        page.check(f"label:has-text('{what}') input")
-    elif action == "check":
-        page.check(what)
-    else:
+    elif action == "press":
         page.keyboard.press(what)
+    elif action == "blur":  # arrow keys would choose among radio buttons
+        page.evaluate("document.activeElement.blur()")
+    elif action == "hover":
+        page.locator(what).first.hover()
+    elif action == "select":
+        page.select_option(what, "selectivity")
+    else:
+        page.locator(what).first.click()
     page.wait_for_timeout(700)  # for the sheets to be decoded
+
+
+def shot(page: Page, ring: tuple[float, float] | None = None) -> Image.Image:
+    """What is on the screen, smaller; with a ring around a place."""
+    frame = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    if ring is not None:
+        ImageDraw.Draw(frame).circle(ring, RING[0], outline=RING[1], width=5)
+    return frame.resize((round(SIZE[0] * SCALE), round(SIZE[1] * SCALE)), Image.Resampling.LANCZOS)
 
 
 def main() -> None:
@@ -74,10 +93,11 @@ def main() -> None:
         page.goto(index.as_uri())
         page.wait_for_function("document.body.dataset.ready")
         for action, what, milliseconds in STEPS:
+            if action in ("hover", "click", "select"):
+                frames.append(shot(page, middle(page, what)))
+                times.append(AIM)
             do(page, action, what)
-            frame = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-            small = round(SIZE[0] * SCALE), round(SIZE[1] * SCALE)
-            frames.append(frame.resize(small, Image.Resampling.LANCZOS))
+            frames.append(shot(page))
             times.append(milliseconds)
         browser.close()
     frames[0].save(
