@@ -7,7 +7,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from signals import F64, classifier, mean_of_channels, noise, random_weight, wrap
+from signals import (
+    F64,
+    classifier,
+    distances_from_0,
+    literal_power,
+    mean_of_channels,
+    noise,
+    random_weight,
+    wrap,
+)
 from torch import nn
 
 import zfkit
@@ -115,10 +124,17 @@ def test_the_chart_of_shifts_draws_agreement_and_distances_and_marks_whole_units
 
 def test_the_chart_of_aliasing_has_a_dot_for_every_filter_and_a_bar_for_the_layer():
     torch.manual_seed(0)
-    found = measure_aliasing(wrap(nn.Conv2d(3, 7, 3, 2)), noise(3, 48), "0")
+    conv = nn.Conv2d(3, 7, 3, 2)
+    found = measure_aliasing(wrap(conv), noise(3, 48), "0")
     dots, bar, interval = figures.aliasing_figure([found]).data
-    channels = dots.customdata[:, 0].astype(int)
+    channels = [row[0] for row in dots.customdata]
     assert sorted(channels) == list(range(7))
+    power, (rho, _) = literal_power(conv.weight.detach(), 64), distances_from_0(64)
+    frequency = (power * rho).sum((1, 2)) / power.sum((1, 2))
+    told = [f"<br>its filter: {frequency[c]:.2f} cycles/px" for c in channels]
+    assert [row[2] for row in dots.customdata] == told
+    pool = measure_aliasing(wrap(nn.Conv2d(3, 2, 3), nn.MaxPool2d(2)), noise(3, 48), "1")
+    assert {row[2] for row in figures.aliasing_figure([pool]).data[0].customdata} == {""}
     np.testing.assert_allclose(dots.y, 100 * found.share[channels])
     assert list(bar.y) == pytest.approx([100 * found.layer_share] * 2)
     low, high = found.interval()

@@ -300,11 +300,15 @@ def aliasing_figure(results: Sequence[Aliasing]) -> Chart:
         x = middle + width * torch.linspace(-0.32, 0.32, len(channels))[order]  # dots beside each other
         size = 4 + 8 * (energy / energy.max()).sqrt()
         told = f"{one.model} {one.layer}, map %{{customdata[0]}}<br>%{{y:.1f}} % of its energy at wrong frequencies"
+        of_filter = [
+            f"<br>its filter: {f:.2f} cycles/px" if f == f else "" for f in one.frequency[channels].tolist()
+        ]
+        words = zip(channels.tolist(), (energy / energy.sum() * 100).tolist(), of_filter, strict=True)
         draw(
             chart, name=one.model, x=x.numpy(), y=(100 * one.share[channels]).numpy(), mode="markers",
             marker={"color": colour, "size": size.numpy(), "opacity": 0.4, "line": {"width": 0}},
-            customdata=torch.stack([channels, energy / energy.sum() * 100], 1).numpy(),
-            told=told + "<br>%{customdata[1]:.1f} % of the layer's energy",
+            customdata=[list(row) for row in words],
+            told=told + "<br>%{customdata[1]:.1f} % of the layer's energy%{customdata[2]}",
         )  # fmt: skip
         (low, high), total = one.interval(), 100 * one.layer_share
         told = f"{one.model} {one.layer}: {total:.1f} %, 95 % interval {100 * low:.1f} to {100 * high:.1f}"

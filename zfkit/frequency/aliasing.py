@@ -35,7 +35,7 @@ from ..nets.graph import Step
 from ..nets.model import VisionModel, expect_model
 from ..nets.paper import BlurPool
 from .intervals import bootstrap_sums, interval
-from .plane import hann
+from .plane import hann, mean_frequency
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,6 +100,7 @@ class Aliasing:
             frequency when filter c's stride-1 response is subsampled.
         folded: (C,) float64, energy that arrives at wrong frequencies.
         by_picture: (N, 2) float64, kept and folded energy of each picture, over all filters.
+        frequency: (C,) float64, mean frequency of filter c, in cycles per place of what it reads; NaN for pools.
     """
 
     model: str
@@ -108,6 +109,7 @@ class Aliasing:
     kept: Tensor
     folded: Tensor
     by_picture: Tensor
+    frequency: Tensor
 
     @property
     def share(self) -> Tensor:
@@ -189,7 +191,10 @@ def measure_aliasing(
                 done(len(r))
     # Means of squares, of all pictures: the window counts each place by its own square.
     kept, folded = total.T / (len(images) * float((window[::sh, ::sw].double() ** 2).sum()))
-    return Aliasing(model.name, layer, source.stride, kept, folded, torch.cat(by_picture))
+    frequency, module = torch.full_like(kept, torch.nan), source.step.module
+    if isinstance(module, nn.Conv2d):
+        frequency = mean_frequency(module.weight.detach().cpu()).double()
+    return Aliasing(model.name, layer, source.stride, kept, folded, torch.cat(by_picture), frequency)
 
 
 def _split(r: Tensor, stride: tuple[int, int]) -> tuple[Tensor, Tensor]:
