@@ -51,10 +51,12 @@ lab: .venv/notebooks
 # ends its kernel; the kernel of one that vanished (a laptop that was shut) ends after two minutes.
 PAGE     := zfkit/widgets/page
 CULLING  := --MappingKernelManager.cull_idle_timeout=120 --MappingKernelManager.cull_interval=30
+# zfkit/widgets/page/voila.py bounds how many there are, and their memory. For a class, in a network of your own:
+#   make app APP_ARGS="--no-browser --Voila.ip=0.0.0.0 --Seats.seats=30"
 APP_ARGS ?=
 app: .venv/notebooks
 	@$(BIN)/python -c 'import zfkit; from zfkit.topk import mined; mined(zfkit.load_model(), zfkit.load_images())'
-	JUPYTER_PATH=$(abspath $(PAGE)) $(BIN)/python -m voila --template=zfkit --token --Voila.ip=127.0.0.1 \
+	JUPYTER_PATH=$(abspath $(PAGE)) JUPYTER_CONFIG_PATH=$(abspath $(PAGE)) $(BIN)/python -m voila --template=zfkit --token --Voila.ip=127.0.0.1 \
 	  --VoilaConfiguration.strip_sources=True $(CULLING) $(APP_ARGS) $(PAGE)/app.ipynb
 
 # One torch thread for each of the workers, which share the cores. Notebooks are executed so, too: sums over two

@@ -1,0 +1,201 @@
+"""A teacher's server: what `make app` starts, with several browsers at once, over a tiny page."""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+import subprocess
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import browser as b
+import numpy as np
+import pytest
+from PIL import Image
+
+from zfkit.errors import ImageError
+from zfkit.widgets.own import read_own
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(bool(b.why_not()), reason=b.why_not()),
+    pytest.mark.skipif(sys.platform != "linux", reason="files and limits are looked at in /proc"),
+]
+SEATS = 3
+CELLS = (
+    "import os, resource, ipywidgets as W",
+    "state, upload, said = W.Text(), W.FileUpload(accept='image/*'), W.HTML()",
+    """def say(_):
+    held, most = sum(len(file.content) for file in upload.value), resource.getrlimit(resource.RLIMIT_DATA)[0]
+    said.value = f"<b class='said'>{os.getpid()} {state.value or '-'} {held} {most}</b>"
+state.observe(say, "value"), upload.observe(say, "value"), say(None)
+W.VBox([state, upload, said])""",
+)
+
+
+def make_app(*options):
+    """What `make app` runs, over another page."""
+    line = [
+        "make",
+        "--dry-run",
+        "--always-make",
+        "--no-print-directory",
+        "app",
+        f"APP_ARGS={' '.join(options)}",
+    ]
+    printed = subprocess.run(line, cwd=b.ROOT, capture_output=True, text=True, check=True).stdout
+    (command,) = [part for part in printed.replace("\\\n", " ").splitlines() if "-m voila" in part]
+    command = re.sub(r"\S*bin/python\b", shlex.quote(sys.executable), command)
+    return command.replace("zfkit/widgets/page/app.ipynb", "")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("class")
+    for name in ("page", "home", "tmp"):
+        (folder / name).mkdir()
+    b.write_notebook(folder / "page" / "tiny.ipynb", *CELLS)
+    b.write_notebook(folder / "other.ipynb", "'other'")
+    for place in ("page/notes.txt", "page/photo.png", "outside.png"):
+        (folder / place).write_text("not for everybody")
+    port = b.free_port()
+    command = make_app("--no-browser", f"--port={port}", f"--Seats.seats={SEATS}")
+    notebook = shlex.quote(str(folder / "page" / "tiny.ipynb"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(folder / "home"))
+        patch.setenv("TMPDIR", str(folder / "tmp"))
+        with b.serving(
+            ["sh", "-c", f"exec env {command} {notebook}"], folder / "jupyter", port, folder
+        ) as running:
+            running.folder = folder
+            yield running
+
+
+def said(page):
+    """Process, name, bytes of the upload and limit of memory, as the page says."""
+    return page.tab.inner_text("b.said").split()
+
+
+def test_three_at_once_share_nothing_and_no_picture_reaches_the_disk(server):
+    """And a fourth is told that all seats are taken, until one of them is free."""
+    noise = np.random.default_rng(0).integers(0, 256, (3, 200, 200, 3), dtype=np.uint8)
+    pictures = []
+    for array in noise:
+        Image.fromarray(array).save(file := io.BytesIO(), "PNG")
+        pictures.append(file.getvalue())
+    with b.chromium() as chromium:
+        pages = [b.open_page(chromium) for _ in range(SEATS)]
+        for page in pages:  # all are asked for before the first is there
+            page.tab.goto(f"{server.url}/?token={server.token}", wait_until="commit")
+        for i, page in enumerate(pages):
+            page.wait_for("b.said")
+            page.tab.fill("input[type=text]", f"student{i}")
+            page.tab.keyboard.press("Enter")
+            with page.tab.expect_file_chooser() as chooser:
+                page.tab.click("button.widget-upload")
+            chooser.value.set_files({"name": "a.png", "mimeType": "image/png", "buffer": pictures[i]})
+        for i, page in enumerate(pages):
+            expected = [f"student{i}", str(len(pictures[i])), str(6 * 10**9)]
+            page.until(lambda page=page: said(page)[1:], lambda now, e=expected: now == e, "another's state")
+        assert len({said(page)[0] for page in pages}) == SEATS
+        held = [file.read_bytes() for file in server.folder.rglob("*") if file.is_file()]
+        for picture in pictures:
+            assert not any(picture[1000:1100] in content for content in held)
+        for page in pages:
+            opened = [str(f.readlink()) for f in Path(f"/proc/{said(page)[0]}/fd").iterdir() if f.exists()]
+            assert not [name for name in opened if name.endswith((".png", "(deleted)"))]
+        fourth = b.open_page(chromium)
+        assert fourth.tab.goto(f"{server.url}/?token={server.token}").status == 503
+        assert "All seats are taken" in fourth.tab.inner_text("body")
+        pages[0].tab.close(run_before_unload=True)
+        fourth.until(
+            lambda: fourth.tab.goto(f"{server.url}/?token={server.token}").status,
+            lambda status: status == 200,
+            "no seat",
+        )
+        assert not [words for page in pages for words in page.said if words.startswith("kernel")]
+        run_code(server, pages[1])
+
+
+def run_code(server, page):
+    """Whoever has a page still cannot run code in its kernel: it answers to widgets alone."""
+    mark = server.folder / "it ran"
+    page.tab.evaluate(
+        """async ([token, code]) => {
+        const kernel = JSON.parse(document.querySelector('#jupyter-config-data').textContent).kernelId;
+        const server = location.origin.replace('http', 'ws');
+        const socket = new WebSocket(`${server}/api/kernels/${kernel}/channels?token=${token}`);
+        await new Promise((opened, failed) => { socket.onopen = opened; socket.onerror = failed; });
+        const header = {msg_id: 'a', msg_type: 'execute_request', username: '', session: 'b', version: '5.3'};
+        socket.send(JSON.stringify({header, parent_header: {}, metadata: {}, channel: 'shell', buffers: [],
+            content: {code, silent: false, store_history: false, user_expressions: {}, allow_stdin: false}}));
+        await new Promise(done => setTimeout(done, 2000));
+        }""",
+        [server.token, f"open({str(mark)!r}, 'w').close()"],
+    )
+    assert not mark.exists()
+
+
+def status(server, path, token):
+    """Of a request for exactly this path; an error, or to be asked for the token, gives away nothing."""
+    address = server.url + path + (f"{'&' if '?' in path else '?'}token={server.token}" if token else "")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(address, timeout=20) as response:
+            return 401 if "/login" in response.url else response.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+ELSEWHERE = (
+    "%2e%2e/outside.png",
+    "..%2foutside.png",
+    "/etc/passwd",
+    "%2fetc%2fpasswd",
+    "outside.png",
+    "photo.png",
+)
+
+
+@pytest.mark.parametrize("path", [
+    "/", "/tree", "/voila/render/tiny.ipynb", "/voila/render/%2e%2e/other.ipynb", "/other.ipynb", "/api/status",
+    "/api/kernels", "/api/kernels/0123456789abcdef", "/api/sessions", "/api/contents", "/api/contents/page",
+    "/voila/api/shutdown/0123456789abcdef", "/files/page/notes.txt", "/nbextensions/a.js", "/voila/files/notes.txt",
+    "/voila/templates/zfkit/static/%2e%2e/index.html.j2", "/voila/static/%2e%2e/app.py",
+    *(f"/voila/files/{path}" for path in ELSEWHERE),
+])  # fmt: skip
+def test_without_the_token_there_is_nothing(path, server):
+    assert status(server, path, token=False) >= 400
+
+
+@pytest.mark.parametrize("path", [*ELSEWHERE, "notes.txt", "tiny.ipynb", "page/photo.png", "page/tiny.ipynb"])
+@pytest.mark.parametrize(
+    "place", ["/voila/files/", "/files/", "/voila/static/", "/voila/templates/zfkit/static/"]
+)
+def test_nor_files_with_it(place, path, server):
+    assert status(server, place + path, token=True) >= 400
+
+
+def test_nor_other_notebooks_and_a_list_of_kernels(server):
+    for path in (
+        "/voila/render/../other.ipynb",
+        "/voila/render/other.ipynb",
+        "/api/kernels",
+        "/api/sessions",
+        "/api/contents",
+    ):
+        assert status(server, path, token=True) >= 400
+
+
+def test_a_page_reads_no_path(tmp_path, monkeypatch):
+    """Though the kernel could: whoever looks at the page does not own the disk."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    file = str(tmp_path / "a.png")
+    assert read_own(file, "a.png", 32, 32)
+    monkeypatch.setenv("SERVER_SOFTWARE", "voila/0.5.13")  # as Voila has it in its kernels
+    with pytest.raises(ImageError, match="A page reads no paths; choose the file instead"):
+        read_own(file, "a.png", 32, 32)
