@@ -33,8 +33,8 @@ ORDER = [
 ]  # fmt: skip
 LONGEST = 500  # lines of a file of zfkit
 MOST = {
-    "zfkit": 30_700,
-    "tests": 25_700,
+    "zfkit": 30_735,
+    "tests": 25_885,
 }  # lines of Python: lowered as they get thinner, raised for new abilities only
 HEAVY = {
     "torch", "torchvision", "matplotlib", "plotly", "kaleido", "pandas", "IPython", "ipywidgets", "jupyter_core",
