@@ -23,15 +23,15 @@ for layer in model.conv_layers:
     print(layer, {c: f"{share[c]:.0%}" for c in channels})
     patches = zfkit.project_top(model, photos, top, layer, channels)
     sheets.append(zfkit.draw_layer(patches, top, (f"Layer {layer[-1]}", "")))
-width = max(sheet.width for sheet in sheets)
-figure = Image.new("RGB", (width, sum(sheet.height - 38 for sheet in sheets)), "white")
-y = 0
+parts = []  # titles and maps; tiles differ in size from layer to layer, here all layers are equally wide
 for sheet in sheets:
-    title = sheet.crop((0, 0, sheet.width, 62))
-    maps = sheet.crop((0, 92, sheet.width, sheet.height - 16))
-    figure.paste(title, (0, y))
-    figure.paste(maps, (0, y + 62))
-    y += sheet.height - 38
-figure = figure.resize((1700, round(figure.height * 1700 / figure.width)), Image.Resampling.LANCZOS)
+    for top_edge, bottom in ((0, 62), (92, sheet.height - 16)):
+        part = sheet.crop((0, top_edge, sheet.width, bottom))
+        parts.append(part.resize((1700, round(part.height * 1700 / part.width)), Image.Resampling.LANCZOS))
+figure = Image.new("RGB", (1700, sum(part.height for part in parts)), "white")
+y = 0
+for part in parts:
+    figure.paste(part, (0, y))
+    y += part.height
 figure.save(Path(__file__).with_name("figure.jpg"), quality=82, optimize=True)
 print(figure.size)

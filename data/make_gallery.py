@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 SIZE = (540, 380)  # px; README shows half of it
 # Which notebooks, a phrase of the cell that shows the picture, and what is cut out: left, top, right, bottom, 0 to 1.
 CHOSEN = {
-    "01": ("figure.jpg", "", (0, 0.41, 0.495, 1)),
+    "01": ("figure.jpg", "", (0, 0.404, 0.495, 1)),
     "02": ("02_*.ipynb", '("deconvnet", "guided", "gradient")', (0, 0.22, 0.5, 1)),
     "04": ("04b_*.ipynb", "figures.animated(", (0, 0, 1, 1)),
     "05": ("05_*.ipynb", "figures.animated(", (0, 0, 1, 1)),
