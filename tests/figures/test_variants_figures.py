@@ -107,6 +107,11 @@ def test_figure_of_effects_marks_those_that_move():
     assert max(abs(x) for pair in ends for x in pair) == pytest.approx(
         1
     )  # one scale a row: the largest end is 1
+    for words, trace, (low, high) in zip(chart.layout.annotations[3:], chart.data, ends, strict=False):
+        beyond = words.x == pytest.approx(high) if trace.x[0] >= 0 else words.x == pytest.approx(low)
+        assert beyond and words.xanchor == ("left" if trace.x[0] >= 0 else "right"), (
+            "no number on the line at 0"
+        )
     wide = float(effects.loc[("y", "kernel"), "high"])
     assert ends[1][1] == pytest.approx(float(effects.loc[("y", "stride"), "high"]) / wide)
     assert f"{effects.loc[('y', 'kernel'), 'low']:.4g} to" in chart.data[0].hovertemplate

@@ -16,6 +16,7 @@ from ..topk.table import TopK
 
 MARGIN, BETWEEN, HEAD, GUTTER = 28, 26, 24, 6  # px: of the sheet, between maps, above a map, in its pair
 NARROWEST = 900  # px, so that the words have room
+PAIRED = "of each, projections on the left, and on the right the patches of pictures that they come from"
 
 
 def draw_layer(
@@ -31,7 +32,7 @@ def draw_layer(
     Patches of `zfkit.topk.cut_top` stand alone.
 
     Args:
-        caption: title and the line below it; default: layer, and how many of how many.
+        caption: title and the line below it; default: network, layer, how many of how many, and what stands where.
         tile: side of one patch in px.
         colours: "natural" brings projections to the colours and the spectrum of photographs, for looking:
             `zfkit.figures.NaturalColours` has the formula.
@@ -41,8 +42,9 @@ def draw_layer(
     channels = patches.channels.tolist()
     pairs = [pair_of_montages(patches, i, tile) for i in range(len(channels))]
     of = top[patches.layer].max
-    title = caption or (patches.layer, f"{len(channels)} of {len(of)} feature maps")
-    return draw_maps(pairs, channels, of, title, columns)
+    line = f"{len(channels)} of {len(of)} feature maps; "
+    line += PAIRED if patches.projection.shape[1] else "the pictures that excite each most"
+    return draw_maps(pairs, channels, of, caption or (f"{top.model} {patches.layer}", line), columns)
 
 
 def draw_maps(

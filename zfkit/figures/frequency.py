@@ -102,14 +102,8 @@ def radial_spectra(controls: RandomControl | Sequence[RandomControl]) -> Chart:
         nyquist = 1 / (2 * max(spectra.stride))
         if nyquist < 0.5:
             words = f"{spectra.title}: its stride of {max(spectra.stride)} px keeps frequencies below {nyquist:.3g}"
-            place: Style = {
-                "yref": "y domain",
-                "xanchor": "center",
-                "yanchor": "bottom",
-                "xshift": 0,
-                "hovertext": words,
-            }
-            note(chart, (1, 1), nyquist, 0, "▲", colour, **place)
+            place: Style = {"yref": "y domain", "yanchor": "bottom", "xshift": -6, "hovertext": words}
+            note(chart, (1, 1), nyquist, 0, f"▲ limit of stride {max(spectra.stride)}", colour, **place)
     random = f"random filters: mean 1, bands {several[0].level:.0%} of {len(several[0].profiles)} draws"
     note(chart, (1, 1), 0.5, 0, random, xanchor="right", xshift=0, yanchor="bottom")
     return chart
@@ -326,7 +320,11 @@ def aliasing_figure(results: Sequence[Aliasing]) -> Chart:
             error_y={"array": [100 * high - total], "arrayminus": [total - 100 * low], "color": BLACK, "width": 3},
             told=told,
         )  # fmt: skip
-        note(chart, (1, 1), ends[1], total, f"{total:.1f}", BLACK, xshift=1)
+        first = (
+            models.index(one.model) < len(models) / 2
+        )  # its number to the left, clear of its neighbours' dots
+        place: Style = {"xanchor": "right", "xshift": -2} if first else {"xshift": 2}
+        note(chart, (1, 1), ends[not first], total, f"{total:.1f}", BLACK, **place)
     ticks = [_layer_and_stride(layer, results) for layer in layers]
     chart.update_xaxes(range=[-0.5, len(layers) - 0.4], tickvals=list(range(len(layers))), ticktext=ticks)
     chart.update_yaxes(title_text="energy at wrong frequencies, %", rangemode="tozero")
@@ -367,7 +365,8 @@ def gratings_figure(responses: Sequence[GratingResponse], channel: int | None = 
         _draw_arrivals(chart, (row, 3), one, picked)
     for column, of in enumerate(("of the grating", "of the grating", "it is seen at"), start=1):
         chart.update_xaxes(title_text=f"frequency {of}, cycles/px", row=rows, col=column)
-    return chart.update_layout(barmode="stack")
+    chart.update_xaxes(matches="x3", tickvals=EIGHTHS[0], ticktext=EIGHTHS[1], col=3)  # networks on one scale
+    return chart.update_yaxes(matches="y3", col=3).update_layout(barmode="stack")
 
 
 def _titles(one: GratingResponse, picked: Any, channel: int | None) -> tuple[str, str, str]:
@@ -417,8 +416,8 @@ def _draw_arrivals(chart: Chart, where: Where, one: GratingResponse, picked: Any
         told = f"{name}<br>seen at %{{x:.3f}} cycles/px: %{{y:.1f}} % of the energy"
         options: Style = {"marker": {"color": colour, "line": {"width": 0}}, "told": told}
         draw(chart, where, f"at {name}", "bar", x=middle.numpy(), y=(100 * part / total).numpy(), **options)
-    chart.update_yaxes(title_text="energy, %", row=where[0], col=where[1])
-    chart.update_xaxes(range=[0, float(edges[-1])], row=where[0], col=where[1])
+    chart.update_yaxes(title_text="energy, %", rangemode="tozero", row=where[0], col=where[1])
+    chart.update_xaxes(rangemode="tozero", row=where[0], col=where[1])
 
 
 def shift_figure(results: Sequence[ShiftConsistency], layers: Sequence[str] | None = None) -> Chart:

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 def training_figure(histories: pd.DataFrame | Mapping[str, pd.DataFrame]) -> Chart:
     """Loss, validation accuracy and dominance over epochs, of one run or of several by name (`Run.history`): a chart.
 
-    Dotted lines mark where the learning rate fell.
+    Validation is dashed; dotted lines mark where the learning rate fell.
     """
     several = histories if isinstance(histories, Mapping) else {"": histories}
-    titles = ("cross-entropy, nats", "validation top-1, %", "dominance, conv1's largest / median RMS")
-    chart = new_chart(1, 3, titles=titles, height=320)
+    titles = ("cross-entropy, nats", "validation top-1, %", "dominance: conv1's largest / median RMS")
+    dashed = "" if "" in several else " (dashed: validation)"
+    chart = new_chart(1, 3, titles=(titles[0] + dashed, *titles[1:]), height=320)
     panels = (
         ("loss", 1, "training"),
         ("val_loss", 1, "validation"),
@@ -29,8 +30,8 @@ def training_figure(histories: pd.DataFrame | Mapping[str, pd.DataFrame]) -> Cha
     )
     for (name, history), colour in zip(several.items(), PALETTE * len(several), strict=False):
         for column, panel, of in panels:
-            label = f"{name}, {of}" if name else of
-            told = f"{label}, epoch %{{x}}<br>{titles[panel - 1]}: %{{y:.3f}}<br>lr %{{customdata:g}}"
+            label = name or of
+            told = f"{name} {of}, epoch %{{x}}<br>{titles[panel - 1]}: %{{y:.3f}}<br>lr %{{customdata:g}}"
             line = {"color": colour, "dash": "dash" if of == "validation" else "solid"}
             data = {"x": history.epoch, "y": history[column], "customdata": history.lr, "told": told}
             draw(chart, (1, panel), label, mode="lines", line=line, **data)

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .charts import Style, Where, draw, faded, mark, new_chart
+from .charts import Style, Where, draw, faded, mark, new_chart, note
 from .style import BLACK, BLUE, GREY, KERNEL_COLOURS, ORANGE, PALETTE, RED, one_or_several
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def effects_figure(effects: Mapping[str, pd.DataFrame]) -> Chart:
                 )
     names = {"tickvals": list(range(len(measures))), "ticktext": [MEASURES.get(m, m) for m in measures]}
     chart.update_yaxes(range=[len(measures) - 0.4, -0.8], showgrid=False, **names)
-    chart.update_xaxes(range=[-1.2, 1.2], tickvals=[], ticktext=[])
+    chart.update_xaxes(range=[-1.8, 1.8], tickvals=[], ticktext=[])
     below = {
         "xref": "paper",
         "yref": "paper",
@@ -128,19 +128,21 @@ def effects_figure(effects: Mapping[str, pd.DataFrame]) -> Chart:
 
 
 def _draw_effect(chart: Chart, where: Where, y: int, effect: pd.Series, scale: float, name: str) -> None:
-    """One effect's interval, its middle, and its number above."""
-    colour = BLUE if effect.moves else GREY
+    """One effect's interval, its middle, and its number at the end that is farther from 0, clear of the line there."""
+    colour, right = BLUE if effect.moves else GREY, effect.effect >= 0
     told = f"{name}<br>{effect.effect:+.4g}, 95 % interval {effect.low:.4g} to {effect.high:.4g}, p = {effect.p:.2g}"
     symbol = {"color": colour, "symbol": "circle" if effect.moves else "circle-open", "size": 9}
     draw(
-        chart, where, x=[effect.effect / scale], y=[y], mode="markers+text", marker=symbol, textposition="top center",
-        text=[f"{effect.effect:+.2f}" if effect.effect else "0"], textfont={"color": colour, "size": 10},
+        chart, where, x=[effect.effect / scale], y=[y], mode="markers", marker=symbol,
         error_x={
             "array": [(effect.high - effect.effect) / scale], "arrayminus": [(effect.effect - effect.low) / scale],
             "symmetric": False, "color": colour, "width": 0, "thickness": 2,
         },
         told=told,
     )  # fmt: skip
+    end, words = effect.high if right else effect.low, f"{effect.effect:+.2f}" if effect.effect else "0"
+    side = "left" if right else "right"
+    note(chart, where, end / scale, y, words, colour, xanchor=side, xshift=5 if right else -5)
 
 
 def _effect(name: str, table: pd.DataFrame) -> str:
