@@ -112,57 +112,56 @@ def test_each_rule_is_noticed():
     assert "words, at most 1200" in " / ".join(broken_rules(nbformat.v4.new_notebook(cells=cells)))
 
 
-@pytest.mark.parametrize(
-    ("name", "claim", "names"),
-    [
-        ("01_what_do_the_layers_see", "{:.2f}, {:.2f}, {:.2f}, {:.2f}, {:.2f} from layer 1 to 5",
-         [f"conv{i}: likeness of patches" for i in range(1, 6)]),
-        ("03_training", "in `zfnet64` {} of 96 filters", ["zfnet64: filters at the clip"]),
-        ("04_which_frequencies", "{:.2f} of the energy in the middle band, {:.2f} of the band covered",
-         ["alexnet64 conv1: mid", "alexnet64 conv1: mid_coverage"]),
-        ("04b_what_a_stride_folds", "{:.0%} of the first layer's energy", ["alexnet64 conv1: share folded"]),
-        ("04b_what_a_stride_folds", "{:.0%} of what layer 2 reconstructs is finer",
-         ["alexnet64 reconstructions: above 1/3 cycle per pixel"]),
-        ("04c_kernel_or_stride", "the stride takes {:.2f} ", ["folded_pictures: stride"]),
-        ("04c_kernel_or_stride", "the kernel adds {:.2f} ", ["mid_coverage: kernel"]),
-    ],
-)  # fmt: skip
-def test_claims_are_the_numbers_that_notebooks_recorded(name, claim, names):
-    records = recorded(nbformat.read(FOLDER / f"{name}.ipynb", as_version=4))
+RECORDED = [
+    ("01_what_do_the_layers_see", ", ".join(["{:.2f}"] * 5) + " from layer 1", "conv{}: likeness of patches"),
+    ("03_training", "in `zfnet64` {} of 96 filters", "zfnet64: filters at the clip"),
+    ("04_which_frequencies", "{:.2f} of the energy in the middle band", "alexnet64 conv1: mid"),
+    ("04_which_frequencies", "{:.2f} of the band covered", "alexnet64 conv1: mid_coverage"),
+    ("04b_what_a_stride_folds", "{:.0%} of the first layer's energy", "alexnet64 conv1: share folded"),
+    (
+        "04b_what_a_stride_folds",
+        "{:.0%} of what layer 2",
+        "alexnet64 reconstructions: above 1/3 cycle per pixel",
+    ),
+    ("04c_kernel_or_stride", "the stride takes {:.2f} ", "folded_pictures: stride"),
+    ("04c_kernel_or_stride", "the kernel adds {:.2f} ", "mid_coverage: kernel"),
+]
+
+
+@pytest.mark.parametrize(("notebook", "claim", "name"), RECORDED)
+def test_claims_are_the_numbers_that_notebooks_recorded(notebook, claim, name):
+    records = recorded(nbformat.read(FOLDER / f"{notebook}.ipynb", as_version=4))
+    names = [name.format(layer) for layer in range(1, 6)]  # one of each layer, or five times the same
     said = claim.format(*(abs(records[n]) for n in names)).replace("%", " %")
     assert said in (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
-OTHERS = {"weights": "none", "pair": ["squeezenet1_1", "torchvision:vgg11"]}
+PAIR = {"weights": "none", "pair": ["squeezenet1_1", "torchvision:vgg11"]}
+RUNS = [
+    ("00_explorer", {"model": "squeezenet1_1"}, "silent maps"),
+    ("01_what_do_the_layers_see", {"model": "torchvision:vgg11", "weights": "none", "maps": 2}, "features."),
+    ("04_which_frequencies", PAIR | {"draws": 2}, "torchvision:vgg11 features.0: mid"),
+    (
+        "04b_what_a_stride_folds",
+        PAIR | {"pictures": 2, "windows": 2, "searched": 9, "maps": 4},
+        "squeezenet1_1: class",
+    ),
+    ("A_the_lattice", PAIR | {"searched": 9, "maps": 2}, "squeezenet1_1 features.3.squeeze: depth"),
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "parameters", "start"),
-    [
-        ("00_explorer", {"model": "squeezenet1_1"}, "silent maps"),
-        ("01_what_do_the_layers_see", {"model": "torchvision:vgg11", "weights": "none", "maps": 2}, "features."),
-        ("04_which_frequencies", OTHERS | {"draws": 2}, "torchvision:vgg11 features.0: mid"),
-        ("04b_what_a_stride_folds", OTHERS | {"pictures": 2, "windows": 2, "searched": 9, "maps": 4},
-         "torchvision:vgg11: class kept"),
-        ("A_the_lattice", OTHERS | {"searched": 9, "maps": 2}, "squeezenet1_1 features.3.squeeze: depth"),
-    ],
-)  # fmt: skip
-def test_notebooks_run_with_other_networks_and_a_folder_of_pictures(
-    name, parameters, start, tmp_path, monkeypatch
-):
+@pytest.mark.parametrize(("name", "parameters", "start"), RUNS)
+def test_notebooks_run_with_other_networks_and_pictures(name, parameters, start, tmp_path, monkeypatch):
     papermill = pytest.importorskip("papermill")
     monkeypatch.setenv("ZFKIT_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "mine").mkdir()
     for i in range(10):
         blocks = np.random.default_rng(i).integers(0, 256, (30, 30, 3), dtype=np.uint8)
-        Image.fromarray(blocks).resize((260, 260)).save(tmp_path / "mine" / f"{i}.png")
-    source = FOLDER / f"{name}.ipynb"
-    if "images" in papermill.inspect_notebook(str(source)):
-        parameters = parameters | {"images": f"folder:{tmp_path / 'mine'}"}
-    done = papermill.execute_notebook(
-        str(source), None, parameters, kernel_name="python3", cwd=tmp_path, progress_bar=False
-    )
+        Image.fromarray(blocks).resize((260, 260)).save(tmp_path / f"{i}.png")
+    source = str(FOLDER / f"{name}.ipynb")
+    if "images" in papermill.inspect_notebook(source):
+        parameters = parameters | {"images": f"folder:{tmp_path}"}
+    done = papermill.execute_notebook(source, None, parameters, "nbclient", "python3", progress_bar=False)
     printed = "".join(o.text for c in done.cells for o in c.get("outputs", ()) if o.output_type == "stream")
     assert "The text speaks of" in printed, "or its numbers would be taken for this network's"
     values = recorded(done)
