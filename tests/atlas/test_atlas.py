@@ -288,6 +288,9 @@ def test_patches_alone_are_those_of_the_whole_atlas(tmp_path):
     whole = zfkit.project_top(model, images, top, "conv2")
     alone = zfkit.topk.cut_top(model, images, top, "conv2")
     assert (alone.photo == whole.photo).all() and (alone.box == whole.box).all()
+    words = "8 of 8 feature maps; the pictures that excite each most"  # no word of projections
+    assert zfkit.draw_layer(alone, top) == zfkit.draw_layer(alone, top, ("small conv2", words))
+    assert zfkit.draw_layer(whole, top) != zfkit.draw_layer(whole, top, ("small conv2", words))
     page = Page(written(tmp_path, model, images, top=top, maps=2, patches_only=True).index.read_text())
     assert [image["alt"].split()[0] for image in page.all("img")] == ["patches"] * 4
     assert "as was asked" in page.text and "deconvnet" not in page.text

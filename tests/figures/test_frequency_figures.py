@@ -81,19 +81,13 @@ def test_maps_of_spectra_share_one_scale():
     assert len(shown) == 5 and len({(i.norm.vmin, i.norm.vmax) for i in shown}) == 1
     np.testing.assert_allclose(shown[2].get_array(), spectra[2].pooled * 4096)
     left, right, bottom, top = shown[0].get_extent()
-    assert (left + 0.5 / 64, top + 0.5 / 64) == (-0.5, -0.5) and (right + 0.5 / 64, bottom + 0.5 / 64) == (
-        0.5,
-        0.5,
-    )
+    assert [64 * edge for edge in (left, right, bottom, top)] == [-32.5, 31.5, 31.5, -32.5]
 
 
 def test_the_cut_through_a_lattice_runs_from_0_to_the_nyquist_frequency():
     normal = torch.randn(2, 50, 1, 32, 32, generator=torch.Generator().manual_seed(0), dtype=F64)
     pictures = normal[0] * (1 + 0.5 * torch.cos(math.pi * torch.arange(32) / 2)).sqrt()
-    found, control = (
-        lattice(pictures, 4, name="grid"),
-        lattice(normal[1], 4, name="noise"),
-    )
+    found, control = lattice(pictures, 4, name="grid"), lattice(normal[1], 4, name="noise")
     axes = figures.lattice_figure(found, [control]).axes
     curves = {line.get_label(): line for line in axes[2].lines}
     right = curves["to the right"]

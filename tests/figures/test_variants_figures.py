@@ -104,9 +104,8 @@ def test_figure_of_effects_marks_those_that_move():
     chart = plotting.effects_figure({"plain": effects})
     assert [t.marker.color == plotting.BLUE for t in chart.data] == [True, False, False]
     ends = [(t.x[0] - t.error_x.arrayminus[0], t.x[0] + t.error_x.array[0]) for t in chart.data]
-    assert max(abs(x) for pair in ends for x in pair) == pytest.approx(
-        1
-    )  # one scale a row: the largest end is 1
+    largest = max(abs(x) for pair in ends for x in pair)
+    assert largest == pytest.approx(1), "one scale a row"
     for words, trace, (low, high) in zip(chart.layout.annotations[3:], chart.data, ends, strict=False):
         beyond = words.x == pytest.approx(high) if trace.x[0] >= 0 else words.x == pytest.approx(low)
         assert beyond and words.xanchor == ("left" if trace.x[0] >= 0 else "right"), (
