@@ -112,16 +112,8 @@ def radial_spectra(controls: RandomControl | Sequence[RandomControl]) -> Chart:
 def _radial_chart(title: str = "", height: int = 400) -> Chart:
     """An empty chart of density over frequency, with the bands and the line where random filters lie."""
     chart = new_chart(title=title, height=height)
-    chart.add_vrect(
-        x0=LOW,
-        x1=HIGH,
-        fillcolor=PALE,
-        line_width=0,
-        layer="below",
-        row=1,
-        col=1,
-        exclude_empty_subplots=False,
-    )
+    middle: Style = {"fillcolor": PALE, "line_width": 0, "layer": "below", "exclude_empty_subplots": False}
+    chart.add_vrect(x0=LOW, x1=HIGH, row=1, col=1, **middle)
     for left, right, name in ((0, LOW, "low"), (LOW, HIGH, "middle"), (HIGH, 0.5, "high")):
         above: Style = {"yref": "y domain", "xanchor": "center", "yanchor": "bottom", "xshift": 0}
         note(chart, (1, 1), (left + right) / 2, 1, name, **above)
@@ -138,15 +130,8 @@ def _radial_chart(title: str = "", height: int = 400) -> Chart:
 
 def _draw_profile(chart: Chart, name: str, words: str, radii: Tensor, values: Tensor, colour: str) -> None:
     told = f"{words}<br>%{{x:.3f}} cycles/px: density %{{y:.3g}}"
-    draw(
-        chart,
-        name=name,
-        x=radii.numpy(),
-        y=values.numpy(),
-        line_color=colour,
-        mode="lines",
-        told=told,
-    )
+    data: Style = {"x": radii.numpy(), "y": values.numpy()}
+    draw(chart, name=name, line_color=colour, mode="lines", told=told, **data)
 
 
 def profiles_figure(groups: Mapping[str, Sequence[FilterSpectra]], title: str = "") -> Chart:
