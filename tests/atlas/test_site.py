@@ -13,6 +13,7 @@ import torch
 from browser import chromium, why_not
 from explored import CLASSES, pictures, small_net, wrapped
 from PIL import Image
+from signals import literal_power
 from torch import nn
 
 import zfkit
@@ -97,6 +98,18 @@ def test_the_wall_has_each_maps_strongest(made, mined):
     assert wall.shape[:2] == (3, 4)  # 10 maps, as square as can be
     first = wall.reshape(12, side, side, 3)[:10]
     assert (first == patches.photo[:, 0].permute(0, 2, 3, 1).numpy()).all()
+
+
+def test_filters_of_the_first_layer_and_their_spectra_are_pictures(made, mined):
+    """A filter as it is, and the amplitude of its literal Fourier transform, both on a scale of their own."""
+    weight = mined[0].net.conv1.weight.detach()
+    C, side = len(weight), weight.shape[-1]
+    shown = tiles(made / MODEL / "conv1" / "wall-filter.webp", side, side).reshape(-1, side, side, 3)
+    assert (shown[:C] == signed_to_rgb(weight.float()).permute(0, 2, 3, 1).numpy()).all()
+    amplitude = np.sqrt(literal_power(weight.double(), 64))
+    spectra = tiles(made / MODEL / "conv1" / "wall-spectrum.webp", 64, 64).reshape(-1, 64, 64, 3)[:C]
+    wanted = 255 * amplitude / np.maximum(amplitude.max((1, 2), keepdims=True), 1e-30)  # one filter is 0
+    assert np.abs(spectra - wanted[..., None]).max() < 1.01
 
 
 def test_large_tiles_are_brought_to_size_without_aliasing():
@@ -586,6 +599,29 @@ class TestPages:
         page.page.click(".links a >> nth=0")
         page.arrive(href)
         assert page.heading().startswith("conv1 map")
+
+    def test_the_lines_of_python_make_what_the_page_shows(self, browser, tmp_path, zfnet64):
+        images = zfkit.load_images("textures", size=40, limit=4, progress=False)
+        options = {"maps": {"conv1": [5]}, "k": 2, "rules": ["guided", "deconvnet"]}
+        folder = written(tmp_path / "site", zfnet64, images, **options)
+        page = Page(browser, (folder / "index.html").as_uri())
+        page.open("#/conv1/5?rule=deconvnet")
+        names = {}
+        exec(page.page.inner_text("pre"), names)
+        page.done()
+        found = names["patches"]
+        assert found.image.tolist() == data(folder / "zfnet64" / "conv1" / "layer.js")["image"]
+        shown = tiles(folder / "zfnet64" / "conv1" / "deconvnet-0.webp", 7, 7)
+        assert (shown[0] == signed_to_rgb(found.projection[0]).permute(0, 2, 3, 1).numpy()).all()
+
+    def test_the_policy_lets_no_request_out(self, browser, made):
+        page = Page(browser, (made / "index.html").as_uri())
+        page.open("#/")
+        refused = """() => new Promise((done) => {
+            document.addEventListener('securitypolicyviolation', (e) => done(e.effectiveDirective));
+            new Image().src = 'https://example.org/seen.png'; })"""
+        assert page.page.evaluate(refused) == "img-src"
+        page.page.context.close()
 
     def test_a_picture_in_which_not_every_map_was_measured_says_so(self, browser, tmp_path):
         """Of two that were, the page has a list for each layer; of others, the maps that have it among their nine."""

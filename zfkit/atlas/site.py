@@ -30,6 +30,7 @@ from ..files import only_writer, private_prefix, sweep_away, write_whole
 from ..health.maps import map_warnings
 from ..images.album import photographs
 from ..images.imageset import ImageSet, expect_rgb
+from ..images.sources import SOURCES
 from ..nets.activations import expect_room
 from ..nets.model import VisionModel, expect_model
 from ..topk.bundled import reach, records, shipped
@@ -334,6 +335,7 @@ class NetworkPart:
             "shape": list(self.model.network.shapes[layer]),
             "field": field.size,
             "stride": field.stride,
+            "inside": self.top.inside,
             "notes": notes + list(sheets.notes),
             "rules": list(sheets.rules),
             "natural": sheets.natural is not None,
@@ -434,6 +436,7 @@ def _front(
         "maps": MAPS,
         "natural": NOTE,
         "images": images.source,
+        "load": _load(images),
         "count": len(images),
         "size": in_px(images.size),
         "shape": pair(images.size),
@@ -452,6 +455,13 @@ def _front(
             for name, model, part in zip(names, networks, fronts, strict=True)
         ],
     }  # fmt: skip
+
+
+def _load(images: ImageSet) -> str:
+    """What loads these pictures in Python; "" where they are no source of zfkit's."""
+    source = SOURCES.get(images.source.partition(":")[0])
+    size = "" if source is None or images.size == source.size else f", size={images.size}"
+    return f"zfkit.load_images({json.dumps(images.source)}{size}, limit={len(images)})" if source else ""
 
 
 def _short(values: np.ndarray) -> list[float | None]:

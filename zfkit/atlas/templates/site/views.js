@@ -150,7 +150,7 @@ zfkit.views = (() => {
         rule ? h("div", {}, grid(colours || rule, "what it picks out"), rules, paints) : null,
         grid("photo", "what excites it"),
         n ? h("div", {}, h("h2", {}, "this one"), thisOne(l, data, album, p, rank, pane)) : h("p", {}, "No picture excites it.")),
-      h("div", {class: "facts"}, facts(model, l, data, p), alike(model, l, data, p, pane), inputs(model, l, data, p, pane), code(model, l, map))]};
+      h("div", {class: "facts"}, facts(model, l, data, p), alike(model, l, data, p, pane), inputs(model, l, data, p, pane), code(model, l, map, rule))]};
   }
 
   // The whole picture with what the unit sees.
@@ -215,10 +215,13 @@ zfkit.views = (() => {
     return rows.length ? h("section", {}, h("h2", {}, "What it is made of"), h("p", {class: "soft"}, `What maps before it add to its strongest activation in ${data.measured} pictures.`), links(rows, pane)) : null;
   }
 
-  function code(model, l, map) {
-    const lines = ["import zfkit",
-      `model, photos = ${model.load || "..."}, zfkit.load_images(${JSON.stringify(zfkit.site.images)})${model.load ? "" : "  # your network"}`,
-      `patches = zfkit.project_top(model, photos, zfkit.mine(model, photos, [${JSON.stringify(l.name)}]), ${JSON.stringify(l.name)}, [${map}])`].join("\n");
+  function code(model, l, map, rule) {
+    const {load, k} = zfkit.site;
+    const mined = `zfkit.mine(model, photos, [${JSON.stringify(l.name)}], ${k}, inside=${l.inside ? "True" : "False"})`;
+    const show = rule ? `project_top(model, photos, ${mined}, ${JSON.stringify(l.name)}, [${map}], rule="${rule}")`
+      : `topk.cut_top(model, photos, ${mined}, ${JSON.stringify(l.name)}, [${map}])`;
+    const lines = ["import zfkit", `model, photos = ${model.load || "..."}, ${load || "..."}${model.load && load ? "" : "  # yours"}`,
+      `patches = zfkit.${show}`].join("\n");
     const copy = h("button", {type: "button", onclick: async () => { await navigator.clipboard.writeText(lines); zfkit.say("copied"); }}, "copy");
     return h("section", {class: "code"}, h("h2", {}, "The same in Python ", navigator.clipboard ? copy : null), h("pre", {tabindex: "0"}, h("code", {}, lines)));
   }
