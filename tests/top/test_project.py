@@ -34,7 +34,7 @@ ORDER = [
 LONGEST = 500  # lines of a file of zfkit
 MOST = {
     "zfkit": 30_735,
-    "tests": 25_940,
+    "tests": 25_970,
 }  # lines of Python: lowered as they get thinner, raised for new abilities only
 HEAVY = {
     "torch", "torchvision", "matplotlib", "plotly", "kaleido", "pandas", "IPython", "ipywidgets", "jupyter_core",

@@ -292,14 +292,8 @@ def aliasing_figure(results: Sequence[Aliasing]) -> Chart:
         (low, high), total = one.interval(), 100 * one.layer_share
         told = f"{one.model} {one.layer}: {total:.1f} %, 95 % interval {100 * low:.1f} to {100 * high:.1f}"
         ends = [middle - 0.42 * width, middle + 0.42 * width]
-        draw(
-            chart,
-            x=ends,
-            y=[total, total],
-            mode="lines",
-            line={"color": colour, "width": 4},
-            hoverinfo="skip",
-        )
+        line = {"color": colour, "width": 4}
+        draw(chart, x=ends, y=[total, total], mode="lines", line=line, hoverinfo="skip")
         draw(
             chart, x=[middle], y=[total], mode="markers", marker={"color": colour, "size": 1},
             error_y={"array": [100 * high - total], "arrayminus": [total - 100 * low], "color": BLACK, "width": 3},

@@ -85,12 +85,8 @@ def _told(model: VisionModel, name: str) -> str:
     """What a layer does, and what its units see, for hovering."""
     module, field = model.network.steps[name].module, receptive_field(model, name)
     weights = sum(p.numel() for p in module.parameters()) if module is not None else 0
-    sees = (
-        f"each unit sees {field.size} px, its neighbour {field.stride} px on"
-        if field.stride
-        else "sees the whole picture"
-    )
-    what = type(module).__name__
+    sees = f"each unit sees {field.size} px, its neighbour {field.stride} px on"
+    what, sees = type(module).__name__, sees if field.stride else "sees the whole picture"
     if isinstance(module, nn.Conv2d):
         (height, width), stride = pair(module.kernel_size), max(pair(module.stride))
         what = f"{height}x{width} filters, stride {stride}"
