@@ -8,7 +8,7 @@
 networks      list_models  load_model  wrap_model  save_weights  VisionModel
 pictures      load_images  open_image  ImageSet     many runs  sweep  record
 deconvnet     project  receptive_field  register_rule  way_back
-strongest     mine  project_top  TopK  Patches
+strongest     mine  project_top  TopK  Patches  activations
 frequencies   filter_spectra  measure_aliasing  shift_consistency
 training      fit  evaluate  Recipe  Run    faults  diagnose
 experiments   occlude  invariance  correspondence  evolution  selectivity  sanity_checks  transfer
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from .images import ImageSet, load_images, open_image
     from .nets import VisionModel, list_models, load_model, save_weights, wrap_model
     from .sweeps import record, sweep
-    from .topk import Patches, TopK, mine, project_top
+    from .topk import Patches, TopK, activations, mine, project_top
     from .training import Recipe, Run, evaluate, fit
     from .widgets import explore
 
@@ -53,7 +53,7 @@ _NAMES = {
     "images": "load_images open_image ImageSet",
     "nets": "list_models load_model wrap_model save_weights VisionModel",
     "deconv": "project receptive_field register_rule way_back",
-    "topk": "mine project_top TopK Patches",
+    "topk": "mine project_top TopK Patches activations",
     "frequency": "filter_spectra measure_aliasing shift_consistency",
     "training": "fit evaluate Recipe Run",
     "health": "diagnose",

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
 from PIL import Image
-from tiny import image_set, network, noise, random_pixels
+from tiny import image_set, network, noise, random_pixels, tiny_model
 from torch import nn
 
 import zfkit
+from zfkit import figures
 from zfkit.cli import main
+from zfkit.errors import LayerError
 from zfkit.experiments.invariance import paper_layers
 from zfkit.experiments.occlusion import last_block
 from zfkit.files import cache_folder, cached
+from zfkit.frequency import Aliasing
+from zfkit.results import Result
 from zfkit.topk.bundled import mined
 
 ROOT = Path(zfkit.__file__).resolve().parents[1]
@@ -253,3 +260,87 @@ def test_a_picture_is_a_tensor_an_array_or_a_path(tmp_path):
         assert torch.equal(other.image, truth.image) and torch.equal(other.activity, truth.activity)
     with pytest.raises(zfkit.ZfkitError, match="expected one uint8 RGB picture"):
         zfkit.occlude(model, pixels.astype(float), **options)
+
+
+def test_activations_are_what_a_hook_sees(tmp_path):
+    model = tiny_model()
+    arrays = random_pixels(3, model.input_size)
+    pixels = torch.from_numpy(arrays).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        expected = model.net.conv1(model.preprocess(pixels))
+    for given in (image_set(arrays), pixels, arrays):
+        torch.testing.assert_close(zfkit.activations(model, given, "conv1", progress=False), expected)
+    Image.fromarray(arrays[1]).save(tmp_path / "a.png")
+    for one in (pixels[1], arrays[1], tmp_path / "a.png", [str(tmp_path / "a.png")]):
+        torch.testing.assert_close(zfkit.activations(model, one, "conv1", progress=False), expected[1:2])
+    with pytest.raises(LayerError, match="conv9"):
+        zfkit.activations(model, pixels, "conv9")
+
+
+def test_a_heat_map_lies_over_what_units_see():
+    """A convolution of 4 x 4 with stride 4 that adds up red: units answer where the picture is red, and there alone."""
+    conv = torch.nn.Conv2d(3, 2, 4, 4, bias=False)
+    conv.weight.data.zero_()[1, 0] = 1
+    model = zfkit.wrap_model(torch.nn.Sequential(conv), mean=0, scale=1, input_size=32)
+    picture = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    picture[0, 8:16, 20:28] = 255
+    heat = np.asarray(figures.heat_map(model, picture, "0", 1, side=64)).astype(int)
+    assert (heat[16:32, 40:56] > (200, 200, 100)).all()
+    heat[13:35, 37:59] = 20  # and a little around it, where the grey picture was enlarged
+    assert (heat == 20).all()
+    nothing = np.asarray(figures.heat_map(model, picture, "0", 0, side=64)).astype(int)
+    assert (np.ptp(nothing, axis=2) == 0).all()
+    with pytest.raises(LayerError, match=r"channel of '0' must be .* 0 to 1"):
+        figures.heat_map(model, picture, "0", 2)
+
+
+def test_filters_of_a_first_layer_in_one_call():
+    conv = torch.nn.Conv2d(3, 2, 3)
+    conv.weight.data.zero_()[0, 0, 1, 2], conv.weight.data[1, 2] = 5.0, -0.1
+    model = zfkit.wrap_model(
+        torch.nn.Sequential(conv, torch.nn.Conv2d(2, 4, 3)), mean=0, scale=1, input_size=32
+    )
+    sheet = np.asarray(figures.filters(model)).astype(int)
+    assert sheet.shape == (66, 2 * 66 + 6, 3)
+    assert sheet[33, 55].tolist() == [255, 128, 128] and sheet[33, 10].tolist() == [128] * 3
+    assert (sheet[:, 72:] == (128, 128, 1)).all() or (sheet[:, 72:] == (128, 128, 0)).all()
+    with pytest.raises(LayerError, match="'1' has no filters that look at a picture: take '0'"):
+        figures.filters(model, "1")
+
+
+def test_a_result_is_a_few_lines_a_table_and_a_figure():
+    kept = torch.arange(1.0, 97, dtype=torch.float64)
+    one = Aliasing("<b>", "conv1", (2, 2), kept, kept / 3, torch.rand(5, 2).double(), kept / 200)
+    assert repr(one) == "Aliasing(model='<b>', layer='conv1', stride=(2, 2))"
+    shown = one._repr_html_()
+    assert "&lt;b&gt;" in shown and "96 rows" in shown and shown.count("<tr") < 12 and "0.25" in shown
+    assert one.plot().to_dict() == figures.aliasing_figure([one]).to_dict()
+
+
+def test_every_result_has_a_table_and_a_figure():
+    kinds = Result.__subclasses__()
+    assert {"Aliasing", "Occlusion", "Patches", "Report", "Transfer"} < {kind.__name__ for kind in kinds}
+    for kind in kinds:
+        first, *rest = inspect.signature(getattr(figures, kind._figure)).parameters.values()
+        assert kind.__name__ in first.annotation and all(p.default is not p.empty for p in rest), kind
+        assert kind.table is not Result.table and "tensor(" not in kind.__repr__.__qualname__
+
+
+def test_patches_as_a_table_and_a_sheet():
+    model, images = tiny_model(), image_set(random_pixels(6))
+    top = zfkit.mine(model, images, "conv1", k=4, progress=False)
+    patches = zfkit.project_top(model, images, top, "conv1", [2, 0], progress=False)
+    expected = top.table("conv1", model=model)
+    expected = pd.concat([expected[expected.channel == c] for c in (2, 0)], ignore_index=True)
+    pd.testing.assert_frame_equal(patches.table()[expected.columns], expected, check_dtype=False)
+    sheet, (left, right) = np.asarray(patches.plot()), figures.pair_of_montages(patches, 1)
+    gap = sheet.shape[1] - 2 * (left.width + right.width + 2)
+    at = left.width + right.width + 2 + gap
+    assert (sheet[:, at : at + left.width] == np.asarray(left)).all()
+
+
+def test_an_atlas_has_the_layers_of_the_table(tmp_path):
+    model, images = residual(), image_set(random_pixels(6, 20))
+    last = model.conv_layers[-1]
+    top = zfkit.mine(model, images, last, k=2, progress=False)
+    assert [*zfkit.write_atlas(model, images, tmp_path, top=top, maps=1, progress=False).pictures] == [last]

@@ -27,8 +27,8 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 # In reading order: a room, or a file beside the rooms, imports only those above it.
 ORDER = [
-    "version", "errors", "checks", "files", "checksums", "batching", "cluster", "images", "nets", "deconv", "topk",
-    "frequency", "training", "health", "experiments", "figures", "atlas", "widgets", "sweeps", "doctor",
+    "version", "errors", "checks", "files", "checksums", "results", "batching", "cluster", "images", "nets", "deconv",
+    "topk", "frequency", "training", "health", "experiments", "figures", "atlas", "widgets", "sweeps", "doctor",
     "arguments", "cli", "__init__", "__main__",
 ]  # fmt: skip
 LONGEST = 500  # lines of a file of zfkit

@@ -76,7 +76,7 @@ def write_atlas(
 
     Args:
         out: folder; made if need be. An earlier atlas in it is replaced; files of others are not.
-        layers: default: every convolutional layer.
+        layers: default: those of the table, or every convolutional layer.
         maps: how many feature maps of each layer, drawn at random from those that are ever active;
             or "all"; or the channels themselves, ``[17, 42]`` of every layer or ``{"conv5": [17, 42]}``.
         k: pictures for each feature map.
@@ -93,7 +93,7 @@ def write_atlas(
     """
     expect_model(model)
     one_of(colours, "colours", get_args(Colours))
-    names, maps = asked_maps(model, layers, maps)
+    names, maps = asked_maps(model, layers, maps, top)
     expect_room(model, images.size, names)
     alone = _patches_alone(model, names, images.size, options, patches_only)
     folder = writable_folder(out)
@@ -140,11 +140,12 @@ def write_atlas(
 
 
 def asked_maps(
-    model: VisionModel, layers: Sequence[str] | None, maps: Maps
+    model: VisionModel, layers: Sequence[str] | None, maps: Maps, top: TopK | None = None
 ) -> tuple[list[str], int | Literal["all"] | dict[str, list[int]]]:
     """Layers by name, and how many of their maps, "all", or which by layer. Raises LayerError for what is not there."""
     asked = list(maps) if isinstance(maps, Mapping) and layers is None else layers
-    names = layer_names(asked, model.layers, model.conv_layers)
+    mined = model.conv_layers if top is None else [name for name in model.layers if name in top.layers]
+    names = layer_names(asked, model.layers, mined)
     if isinstance(maps, Sequence) and not isinstance(maps, str):
         maps = dict.fromkeys(names, maps)
     if isinstance(maps, Mapping):

@@ -73,7 +73,7 @@ def write_site(
     Args:
         models: one network, or two or more to be seen side by side.
         out: folder: empty, new, or one that an earlier call of the same networks, pictures and options began.
-        layers: default: every convolutional layer; only for one network.
+        layers: default: those of the table, or every convolutional layer; only for one network.
         maps: how many feature maps of each layer, drawn at random from those that are ever active, or "all", or which,
             as for `write_atlas`.
         k: pictures for each feature map.
@@ -90,7 +90,7 @@ def write_site(
         expect_model(model)
     expect_rgb(images, "a site shows")
     _check(networks, layers, top, k, rules, pictures)
-    chosen = [asked_maps(model, layers, maps) for model in networks]
+    chosen = [asked_maps(model, layers, maps, top) for model in networks]
     for model, (asked, _) in zip(networks, chosen, strict=True):
         expect_room(model, images.size, asked)
     k = k if top is None else min(k, top.k)

@@ -25,6 +25,7 @@ from ..checks import layer_names, number, one_of, uint8_rgb, whole_number
 from ..errors import ImageError, LayerError, ZfkitError
 from ..nets.activations import features
 from ..nets.model import VisionModel, expect_model
+from ..results import Result
 from .invariance import paper_layers
 from .occlusion import Colour, preprocessed_colour
 
@@ -38,7 +39,7 @@ Boxes = (
 
 
 @dataclass(frozen=True)
-class Correspondence:
+class Correspondence(Result, figure="correspondence_figure"):
     """Hamming distances of sign changes, for parts and controls, over pairs of N pictures.
 
     Attributes:

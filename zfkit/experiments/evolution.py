@@ -33,6 +33,7 @@ from ..errors import ImageError, LayerError, ModelError, ZfkitError
 from ..images.imageset import ImageSet
 from ..nets.activations import features
 from ..nets.model import VisionModel, expect_model
+from ..results import Result
 from ..topk.mine import mine
 from ..topk.patches import GREY, Patches, project_many, sample_maps
 from ..topk.table import TopK
@@ -90,7 +91,7 @@ class LayerEvolution:
 
 
 @dataclass(frozen=True)
-class Evolution:
+class Evolution(Result, figure="evolution_figure"):
     """The snapshots of one training, looked at with one set of pictures; made by `evolution`.
 
     Attributes:

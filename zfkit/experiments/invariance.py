@@ -27,6 +27,7 @@ from ..errors import ImageError, LayerError, ZfkitError
 from ..images.imageset import ImageSet
 from ..nets.activations import features, pictures_at
 from ..nets.model import VisionModel, expect_model
+from ..results import Result
 from .occlusion import Colour, TargetFrom, choose_target, last_block, probabilities, shown_colour
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ STILL: dict[str, float] = {"shift": 0.0, "scale": 1.0, "rotation": 0.0}  # where
 
 
 @dataclass(frozen=True)
-class Invariance:
+class Invariance(Result, figure="invariance_figure"):
     """How features and answers of N pictures change under T steps of one kind of motion.
 
     Attributes:

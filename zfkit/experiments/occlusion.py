@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,9 +23,13 @@ from ..errors import ImageError, LayerError, ModelError, ZfkitError
 from ..images.given import one_picture
 from ..images.imageset import UNLABELLED, ImageSet
 from ..nets.model import VisionModel, expect_model
+from ..results import Result
 from ..topk.mine import mine
 from ..topk.table import TopK
 from .occluder import Occluder
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Mish, nn.PReLU)
 Strongest = Literal["sum", "max"]
@@ -34,7 +38,7 @@ TargetFrom = Literal["named", "label", "model"]
 
 
 @dataclass(frozen=True)
-class Occlusion:
+class Occlusion(Result, figure="occlusion_figure"):
     """What a grey square does at each of R x Q places of one picture.
 
     Attributes:
@@ -79,6 +83,22 @@ class Occlusion:
     target_from: TargetFrom
     classes: tuple[str, ...]
     model: str
+
+    def table(self) -> pd.DataFrame:
+        """Data frame, a row for each place of the square: top, left, activity, probability, class."""
+        import pandas as pd
+
+        R, Q = self.activity.shape
+        best = (
+            [None] * (R * Q) if self.best is None else [self.class_name(int(c)) for c in self.best.flatten()]
+        )
+        columns = {
+            "top": self.top.repeat_interleave(Q),
+            "left": self.left.repeat(R),
+            "activity": self.activity.flatten(),
+        }
+        probability = None if self.probability is None else self.probability.flatten()
+        return pd.DataFrame({**columns, "probability": probability, "class": best})
 
     def class_name(self, index: int | None = None) -> str:
         """Name of a class, of `target` by default; "class 7" where classes have no names."""

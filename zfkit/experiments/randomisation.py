@@ -35,6 +35,7 @@ from ..errors import ImageError, LayerError, ZfkitError
 from ..images.colour import luma, signed_to_rgb
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel, expect_model
+from ..results import Result
 from ..topk.mine import mine
 from ..topk.patches import FORWARD_PIXELS, REVERSE_BYTES, Crop, cut_windows
 from ..topk.table import LayerTop, TopK
@@ -119,7 +120,7 @@ def photo_likeness(projection: Tensor, photo: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class SanityChecks:
+class SanityChecks(Result, figure="sanity_layers_figure"):
     """How much of projections survives when one thing is changed; made by `sanity_checks`.
 
     Attributes:

@@ -23,6 +23,7 @@ from ..health import Unit, units_of
 from ..images.imageset import ImageSet
 from ..nets.activations import activations
 from ..nets.model import VisionModel, expect_model
+from ..results import Result
 from ..topk.mine import mine
 from ..topk.patches import sample_maps
 from ..topk.profile import selectivity_index
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Selectivity:
+class Selectivity(Result, figure="selectivity_figure"):
     """How much each feature map tells classes apart; made by `selectivity`.
 
     Attributes:
@@ -220,7 +221,7 @@ def _labels(images: ImageSet) -> tuple[Tensor, str]:
 
 
 @dataclass(frozen=True)
-class PoseVariation:
+class PoseVariation(Result, figure="pose_variation_figure"):
     """How different a feature map's strongest k look from each other; made by `pose_variation`.
 
     Attributes:

@@ -40,6 +40,7 @@ from ..images.imageset import ImageSet
 from ..nets.activations import activations
 from ..nets.model import VisionModel, expect_model
 from ..nets.paper import AlexNet, Architecture, ZFNet
+from ..results import Result
 from ..training.fit import fit
 from ..training.recipe import Recipe
 from .replacements import randomise, weight_layers
@@ -57,7 +58,7 @@ IN_MEMORY_BYTES = 2**29  # features beyond it lie in a temporary file
 
 
 @dataclass(frozen=True)
-class Transfer:
+class Transfer(Result, figure="transfer_figure"):
     """Accuracy of linear classifiers on features; made by `transfer`.
 
     Attributes:

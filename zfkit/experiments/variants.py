@@ -34,6 +34,7 @@ from ..images.imageset import ImageSet
 from ..images.labels import align_labels
 from ..nets.model import VisionModel, expect_model
 from ..nets.paper import ARCHITECTURES, Architecture, build
+from ..results import Result
 from ..training.data import expect_room, views
 from ..training.evaluate import evaluate
 from ..training.fit import fit
@@ -155,7 +156,7 @@ def ablation_counts(base: str | Architecture = "zfnet64", classes: int | None = 
 
 
 @dataclass(frozen=True)
-class Ablation:
+class Ablation(Result, figure="ablation_figure"):
     """Variants trained at equal budget, with one seed or several; made by `ablate` or `read_ablation`.
 
     Attributes:
@@ -312,7 +313,7 @@ MOST_COMBINED = 6  # networks of which every combination is measured: 63; of mor
 
 
 @dataclass(frozen=True)
-class Ensemble:
+class Ensemble(Result, figure="ensemble_figure"):
     """Errors of networks alone and averaged; made by `ensemble`.
 
     Attributes:

@@ -36,8 +36,17 @@ from .frequency import (
 )
 from .health import report_figure, steps_figure, strips_figure
 from .natural import NaturalColours
-from .network import map_of_maps, network, there_and_back
-from .pictures import animated, montage, number, pair_of_montages, tile_sheet, to_picture, wrap_words
+from .network import filters, heat_map, map_of_maps, network, there_and_back
+from .pictures import (
+    animated,
+    montage,
+    number,
+    pair_of_montages,
+    patches_figure,
+    tile_sheet,
+    to_picture,
+    wrap_words,
+)
 from .randomisation import photo_likeness_figure, sanity_figure, sanity_layers_figure, sanity_sheet
 from .style import (
     BLACK,

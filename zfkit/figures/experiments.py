@@ -24,6 +24,7 @@ from .style import (
     YELLOW,
     legend_below,
     new_figure,
+    one_or_several,
     panel_grid,
     panel_title,
 )
@@ -132,12 +133,12 @@ def _draw_best_classes(axes: Any, o: Occlusion, best: Tensor) -> None:
 
 
 def invariance_figure(
-    results: Sequence[Invariance], examples: Sequence[int] = (), names: Sequence[str] = ()
+    results: Invariance | Sequence[Invariance], examples: Sequence[int] = (), names: Sequence[str] = ()
 ) -> Chart:
     """The paper's Fig. 5, a row for each motion; distances in a low and a high layer, and P(class): a chart.
 
     Args:
-        results: from `invariance`, of the same pictures and layers.
+        results: one or several from `invariance`, of the same pictures and layers.
         examples: rows of the results to draw as coloured lines, beside the mean of all (black; the band reaches
             from the 10th to the 90th percentile).
         names: of the examples, for the legend.
@@ -145,6 +146,7 @@ def invariance_figure(
     Distances are normalised: 1 is the mean distance between different pictures. They share one scale. The dashed grey
     line is the control, where nothing but resampling changed the pictures.
     """
+    results = one_or_several(results)
     layers, rows = results[0].layers, len(results)
     titles = [f"{layer}: distance, 1 = another picture" for layer in layers] + ["P(class)"]
     chart = new_chart(rows, len(titles), titles=titles, height=210 * rows + 130)

@@ -255,12 +255,13 @@ def _draw_cut(
         axes.plot(axis, power[: middle + 1].flip(0), mark, color=colour, linewidth=1.6, label=label)
 
 
-def aliasing_figure(results: Sequence[Aliasing]) -> Chart:
+def aliasing_figure(results: Aliasing | Sequence[Aliasing]) -> Chart:
     """How much of what each filter hands on lies at wrong frequencies, layer by layer, networks side by side: a chart.
 
     A dot is a filter, larger where it answers more strongly; a bar is the whole layer's share, with its 95 %
     interval over pictures.
     """
+    results = one_or_several(results)
     models = list(dict.fromkeys(one.model for one in results))
     colours = dict(zip(models, model_colours(models), strict=True))
     # in the order of the network of which most layers were measured
@@ -318,12 +319,15 @@ def _layer_and_stride(layer: str, results: Sequence[Aliasing]) -> str:
     return "<br>".join([layer, *(f"{model}: stride {stride}" for model, stride in strides.items())])
 
 
-def gratings_figure(responses: Sequence[GratingResponse], channel: int | None = None) -> Chart:
+def gratings_figure(
+    responses: GratingResponse | Sequence[GratingResponse], channel: int | None = None
+) -> Chart:
     """Responses to drifting gratings, a network per row: with stride 1, after the stride, where they arrive: a chart.
 
     Grey is what stays in place, vermilion what arrives at a wrong frequency; the dashed line is the limit of the
     grid. `channel` picks one feature map; None takes the root mean square of all.
     """
+    responses = one_or_several(responses)
     rows = len(responses)
     picks = [
         slice(None) if channel is None else (one.channels == channel).nonzero()[:, 0] for one in responses
@@ -399,13 +403,15 @@ def _draw_arrivals(chart: Chart, where: Where, one: GratingResponse, picked: Any
     chart.update_xaxes(rangemode="tozero", row=where[0], col=where[1])
 
 
-def shift_figure(results: Sequence[ShiftConsistency], layers: Sequence[str] | None = None) -> Chart:
+def shift_figure(
+    results: ShiftConsistency | Sequence[ShiftConsistency], layers: Sequence[str] | None = None
+) -> Chart:
     """What a shift changes, networks in one colour each: class agreement, then layer by layer: a chart.
 
     Bands are 95 % intervals over pictures. Triangles on the axis mark shifts by whole units of the layer's map;
     "in place": no unit is free of the border, so maps are compared without moving them.
     """
-    results = list(results)
+    results = one_or_several(results)
     measured = list(dict.fromkeys(name for one in results for name in one.layers))
     names = measured if layers is None else list(layers)
     for name in names:

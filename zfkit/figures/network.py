@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from ..checks import layer_names, pair
-from ..deconv.receptive_field import receptive_field
+from ..checks import layer_names, pair, whole_number
+from ..deconv.receptive_field import Interval, receptive_field
 from ..deconv.stages import Stage, stages
 from ..errors import LayerError
 from ..images.colour import signed_to_rgb
+from ..images.given import one_picture
 from ..nets.model import VisionModel, expect_model
 from ..topk.bundled import reach
+from ..topk.profile import activations
 from .charts import Style, draw, faded, new_chart, shades
-from .pictures import TILE, montage
+from .pictures import TILE, montage, to_picture
 from .style import BLUE, GREEN, GREY, ORANGE, SOFT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from plotly.graph_objects import Figure as Chart
 
@@ -91,6 +95,67 @@ def _told(model: VisionModel, name: str) -> str:
         (height, width), stride = pair(module.kernel_size), max(pair(module.stride))
         what = f"{height}x{width} filters, stride {stride}"
     return f"{what}, {weights:,} weights<br>{sees}"
+
+
+def filters(model: VisionModel, layer: str | None = None, columns: int = 12) -> Image.Image:
+    """A first layer's filters as a grid, each on its own symmetric scale around grey = 0, in their order: a picture.
+
+    Raises LayerError for filters that do not look at a picture.
+    """
+    name = model.conv_layers[0] if layer is None else layer
+    weight = (
+        getattr(model.network.find(name).layer, "weight", torch.empty(0)).detach().float()
+    )  # (C, c, kh, kw)
+    if weight.dim() != 4 or weight.shape[1] != len(model.mean):
+        raise LayerError(
+            f"{name!r} has no filters that look at a picture: take {model.conv_layers[0]!r}, or project"
+        )
+    rgb = signed_to_rgb(model.shown(weight), weight.abs().amax((1, 2, 3), keepdim=True))
+    side = max(weight.shape[2:])
+    return montage(rgb, min(columns, len(rgb)), side * max(1, 66 // side), gap=6)
+
+
+def heat_map(
+    model: VisionModel, picture: Tensor | np.ndarray | str | Path, layer: str, channel: int, side: int = 360
+) -> Image.Image:
+    """Where a feature map answers, over the greyed picture: nothing at 0 and below, bright yellow at its maximum.
+
+    Each unit is drawn at the middle of what it sees. The picture is uint8 (3, H, W), an array (H, W, 3), or a path,
+    which is brought to the network's size; `side` is the longer one of what is returned, in pixels.
+    """
+    pixels = one_picture(picture, model.input_size)
+    maps = activations(model, pixels, layer, progress=False)[0]
+    whole_number(channel, f"channel of {layer!r}", 0, len(maps) - 1, LayerError)
+    if maps.dim() != 3:
+        raise LayerError(f"units of {layer!r} have no place in the picture; take a layer with maps")
+    factor = side / max(pixels.shape[1:])
+    height, width = (round(n * factor) for n in pixels.shape[1:])
+
+    def edges(axis: Interval, count: int, whole: int) -> tuple[int, int]:
+        if not axis.stride:  # it sees everything
+            return 0, whole
+        start = (axis.low + axis.high + 1 - axis.stride) / 2
+        return round(start * factor), round((start + count * axis.stride) * factor)
+
+    field = receptive_field(model, layer)
+    top, bottom = edges(field.rows, maps.shape[1], height)
+    left, right = edges(field.columns, maps.shape[2], width)
+    grey = (
+        to_picture(pixels).resize((width, height)).convert("L").point(lambda v: v * 0.55 + 20).convert("RGB")
+    )
+    colours = heat(maps[channel])
+    shown = colours.resize((max(right - left, 1), max(bottom - top, 1)), Image.Resampling.NEAREST)
+    grey.paste(shown.convert("RGB"), (left, top), shown.getchannel("A"))
+    return grey
+
+
+def heat(values: Tensor) -> Image.Image:
+    """A feature map (h, w) as colours with an alpha channel, to lie over a picture."""
+    share = (values.float().clamp(min=0) / values.max().clamp(min=torch.finfo(torch.float32).tiny)).numpy()
+    colours = np.array([[70, 20, 110], [200, 50, 80], [250, 150, 40], [255, 245, 170]])
+    channels = [np.interp(share, [0, 0.35, 0.7, 1], of) for of in colours.T]
+    alpha = 255 * np.clip(share * 1.6, 0, 0.9)
+    return Image.fromarray(np.stack([*channels, alpha], -1).round().astype(np.uint8), "RGBA")
 
 
 def there_and_back(model: VisionModel, picture: Tensor, layer: str, channel: int) -> Image.Image:

@@ -116,6 +116,13 @@ def pair_of_montages(patches: Patches, i: int, tile: int = TILE) -> Pair:
     return projections, montage(patches.photo[i], columns, tile, bars=bars)
 
 
+def patches_figure(patches: Patches, columns: int = 4, tile: int = TILE) -> Image.Image:
+    """What `project_top` gave, map by map: its projections beside its patches, or patches alone: a picture."""
+    pairs = [pair_of_montages(patches, i, tile) for i in range(len(patches.channels))]
+    maps = [tile_sheet([grid for grid in pair if grid], 2, pair[1].size) for pair in pairs]
+    return tile_sheet(maps, min(columns, len(maps)), maps[0].size, gap=8 * GAP)
+
+
 def number(value: float | Tensor) -> str:
     """Three significant digits without an exponent: 0.123, 12.3, 1234."""
     value = float(value)

@@ -34,6 +34,7 @@ from ..nets.activations import pictures_at
 from ..nets.graph import Step
 from ..nets.model import VisionModel, expect_model
 from ..nets.paper import BlurPool
+from ..results import Result
 from .intervals import bootstrap_sums, interval
 from .plane import hann, mean_frequency
 
@@ -90,7 +91,7 @@ class _Subsampler:
 
 
 @dataclass(frozen=True, eq=False)
-class Aliasing:
+class Aliasing(Result, figure="aliasing_figure"):
     """How much of what a layer hands on lies at frequencies that are not those of its input.
 
     Attributes:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..checks import between, one_of, whole_number
 from ..errors import ZfkitError
 from ..nets.model import VisionModel
+from ..results import Result
 from .intervals import interval
 from .plane import SIZE, plane, power_of_autocorrelation
 from .spectra import LINEAR, MEASURES, FilterSpectra, filter_spectra, take_part
@@ -23,7 +24,7 @@ ControlKind = Literal["normal", "shuffled"]
 
 
 @dataclass(frozen=True, eq=False)
-class RandomControl:
+class RandomControl(Result, figure="radial_spectra"):
     """What filters that learned nothing give, beside what a layer has; made by `random_control`.
 
     Attributes:

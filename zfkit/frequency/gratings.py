@@ -15,6 +15,7 @@ from ..checks import channel_list, number, pair, whole_number
 from ..deconv.receptive_field import Interval, receptive_field
 from ..errors import LayerError, ZfkitError
 from ..nets.model import VisionModel
+from ..results import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +88,7 @@ def fold(frequency: Numbers, stride: float) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class GratingResponse:
+class GratingResponse(Result, figure="gratings_figure"):
     """How a layer's filters answer to drifting gratings; made by `grating_response`.
 
     Attributes:

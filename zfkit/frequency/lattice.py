@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..checks import one_of
 from ..errors import ZfkitError
+from ..results import Result
 from ..topk.patches import Patches
 from .intervals import interval
 from .plane import frequency_bins, hann
@@ -23,7 +24,7 @@ Of = Literal["energy", "pixels"]
 
 
 @dataclass(frozen=True, eq=False)
-class Lattice:
+class Lattice(Result, figure="lattice_figure"):
     """How much of a set of pictures repeats with the period of a stride; made by `lattice`.
 
     Attributes:

@@ -19,6 +19,7 @@ from ..errors import ZfkitError
 from ..images.imageset import ImageSet
 from ..nets.activations import activations, pictures_at
 from ..nets.model import VisionModel, expect_model
+from ..results import Result
 from .intervals import bootstrap_sums, interval
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ STARTS = 16  # of windows in larger pictures, at most
 
 
 @dataclass(frozen=True, eq=False)
-class ShiftConsistency:
+class ShiftConsistency(Result, figure="shift_figure"):
     """What changes when the picture moves by a few pixels; made by `shift_consistency`.
 
     Attributes:

@@ -22,6 +22,7 @@ from ..deconv.receptive_field import extents
 from ..errors import LayerError, ZfkitError
 from ..nets.model import VisionModel, expect_model
 from ..nets.zoo import load_model
+from ..results import Result
 from .plane import HIGH, LOW, SIZE, Plane, autocorrelation, frequency_bins, plane, power_of_autocorrelation
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ LINEAR = ("centroid", "low", "mid", "high", "aliasable", "luminance")
 
 
 @dataclass(frozen=True, eq=False)
-class FilterSpectra:
+class FilterSpectra(Result, figure="spectrum_maps"):
     """The power spectra of one layer's C filters; made by `filter_spectra`.
 
     P_i(u, v) = sum_c |DFT(w_ic)(u, v)|^2 / size^2, the filter padded with zeros to `size` x `size`; with

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..checks import Size, in_px
 from ..errors import ZfkitError
+from ..results import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -279,7 +280,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Result, figure="report_figure"):
     """What `diagnose` found. Print it, or leave it at the end of a cell; `report_figure` makes a page of it.
 
     Attributes:

@@ -22,11 +22,12 @@ from .patches import (
     project_units,
     sample_maps,
 )
+from .profile import activations
 from .running import RunningTop
 from .table import FORMAT, LayerTop, TopK, expect_both
 
 __all__ = [
     "FORMAT", "FORWARD_PIXELS", "GREY", "REVERSE_BYTES", "Crop", "Estimate", "LayerTop", "MiningPlan", "Patches",
-    "RunningTop", "TopK", "Units", "cut_top", "cut_windows", "estimate_mining", "expect_both", "mine", "mine_part",
-    "mined", "project_many", "project_top", "project_units", "reach", "reached", "records", "sample_maps",
+    "RunningTop", "TopK", "Units", "activations", "cut_top", "cut_windows", "estimate_mining", "expect_both", "mine",
+    "mine_part", "mined", "project_many", "project_top", "project_units", "reach", "reached", "records", "sample_maps",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,14 +20,18 @@ from torch import Tensor
 from ..batching import OnStep, Portions, steps
 from ..checks import Size, channel_list, layer_names, pair, whole_number
 from ..deconv.project import Deconvnet, Tape, by_gradient, forward, way_back
-from ..deconv.receptive_field import extents, filters, window_in
+from ..deconv.receptive_field import Box, extents, filters, window_in
 from ..deconv.rules import Norm, Options, Rule, Seed
 from ..deconv.windows import paste
 from ..images.imageset import ImageSet
 from ..images.shrink import fitted, shrink
 from ..nets.activations import CPU_BYTES, batch_bytes
 from ..nets.model import VisionModel
+from ..results import Result
 from .table import TopK
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 GREY = 128  # outside the picture
 FORWARD_PIXELS = 16 * 224 * 224  # of pictures or crops in one forward pass
@@ -35,7 +39,7 @@ REVERSE_BYTES = 2**26  # for the windows of one reverse pass, roughly
 
 
 @dataclass(frozen=True)
-class Patches:
+class Patches(Result, figure="patches_figure"):
     """The top k of C feature maps: what the deconvnet reconstructs, beside what was in the picture.
 
     Attributes:
@@ -63,6 +67,15 @@ class Patches:
     col: Tensor
     value: Tensor
     notes: tuple[str, ...] = ()
+
+    def table(self) -> pd.DataFrame:
+        """Data frame, a row for each patch: layer, channel, rank, value, image, row, col, left, top, right, bottom."""
+        import pandas as pd
+
+        maps, rank = (self.image >= 0).nonzero(as_tuple=True)
+        columns = {n: getattr(self, n)[maps, rank].numpy() for n in ("value", "image", "row", "col")}
+        columns |= dict(zip(Box._fields, self.box[maps, rank].T.numpy(), strict=True))
+        return pd.DataFrame({"layer": self.layer, "channel": self.channels[maps], "rank": rank, **columns})
 
     def __repr__(self) -> str:
         C, k, _, *side = self.photo.shape

@@ -7,16 +7,40 @@ import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..deconv.receptive_field import units_inside
+from ..images.given import one_picture
 from ..images.imageset import ImageSet
 from ..nets.activations import features
 from ..nets.graph import Concat, Network, Step
 from ..nets.model import VisionModel
+
+
+def activations(model: VisionModel, pictures: Any, layer: str, *, progress: bool = True) -> Tensor:
+    """What a layer answers to pictures: (N, C, H, W), or (N, F) of a fully connected one, on the CPU.
+
+    Args:
+        pictures: a set, whatever `ImageSet.of` makes one of, or one picture: uint8 (3, H, W), an array (H, W, 3), a
+            path. Paths are brought to the network's own size.
+
+    Raises LayerError for a layer that is not there, or pictures that the network cannot take.
+
+    >>> zfkit.activations(model, "cat.jpg", "conv3")[0, 17].max()
+    """
+    model.network.find(layer)
+    if isinstance(pictures, str | Path) or getattr(pictures, "ndim", 4) == 3:
+        pictures = one_picture(pictures, model.input_size)[None]
+    of_paths = isinstance(pictures, list | tuple) and all(isinstance(p, str | Path) for p in pictures)
+    images = ImageSet.of(pictures, size=model.input_size if of_paths else None, progress=progress)
+    whole = features(model, images, [layer], lambda layer, outputs, index: outputs, progress=progress)
+    return whole[layer].contiguous()
+
 
 TOP = 100  # pictures whose labels are counted
 
