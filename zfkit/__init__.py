@@ -13,7 +13,6 @@ frequencies   filter_spectra  measure_aliasing  shift_consistency
 training      fit  evaluate  Recipe  Run    faults  diagnose
 experiments   occlude  invariance  correspondence  evolution  selectivity  sanity_checks  transfer
 to look at    explore  write_atlas  write_site  draw_layer     errors  ZfkitError
-
 More stands in the rooms, each with its own help: zfkit.frequency, zfkit.experiments, zfkit.figures, zfkit.widgets ...
 """
 
