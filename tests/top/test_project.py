@@ -226,6 +226,8 @@ def test_badges_open_notebooks_that_are_there_in_the_one_repository():
     home = PYPROJECT["project"]["urls"]["Homepage"].removeprefix("https://github.com/")
     readme = (ROOT / "README.md").read_text()
     assert f"git clone https://github.com/{home} " in readme
+    pages = "https://{}.github.io/{}/".format(*home.split("/"))  # which .github/workflows/pages.yml publishes
+    assert re.search(r"\]\(([^)]+)\)", readme)[1] == pages, "the first link"
     binder = re.findall(r"mybinder\.org/v2/gh/([^/]+/[^/]+)/HEAD\?labpath=([^)]+)", readme)
     colab = re.findall(r"colab\.research\.google\.com/github/([^/]+/[^/]+)/blob/main/([^)]+)", readme)
     assert len(binder) == len(colab) == 1

@@ -19,7 +19,7 @@ def training_figure(histories: pd.DataFrame | Mapping[str, pd.DataFrame]) -> Cha
     Validation is dashed; dotted lines mark where the learning rate fell.
     """
     several = histories if isinstance(histories, Mapping) else {"": histories}
-    titles = ("cross-entropy, nats", "validation top-1, %", "dominance: conv1's largest / median RMS")
+    titles = ("cross-entropy, nats", "validation top-1, %", "conv1's largest / median RMS")
     dashed = "" if "" in several else " (dashed: validation)"
     chart = new_chart(1, 3, titles=(titles[0] + dashed, *titles[1:]), height=320)
     panels = (
