@@ -1,4 +1,4 @@
-"""An animation, for talks and pages: somebody looks around in the site of zfnet64.
+"""The animation that README begins with: somebody looks around in the site of zfnet64.
 
     .venv/bin/python data/make_animation.py [--out data/site.webp]
 
