@@ -115,14 +115,22 @@ RECORDED = [
     ("04_which_frequencies", "{:.2f} of the energy in the middle band", "alexnet64 conv1: mid"),
     ("04_which_frequencies", "{:.2f} of the band covered", "alexnet64 conv1: mid_coverage"),
     ("04b_what_a_stride_folds", "{:.0%} of the first layer's energy", "alexnet64 conv1: share folded"),
-    (
-        "04b_what_a_stride_folds",
-        "{:.0%} of what layer 2",
-        "alexnet64 reconstructions: above 1/3 cycle per pixel",
-    ),
+    ("04b_what_a_stride_folds", "{:.0%} of what layer 2", "alexnet64 reconstructions: above 1/3 cycle per pixel"),
     ("04c_kernel_or_stride", "the stride takes {:.2f} ", "folded_pictures: stride"),
     ("04c_kernel_or_stride", "the kernel adds {:.2f} ", "mid_coverage: kernel"),
-]
+    ("05_watching_features_form", "at epochs " + ", ".join(["{:.0f}"] * 5), "conv{}: settled at epoch"),
+    ("05_watching_features_form", "15: " + ", ".join(["{:.0f}"] * 5), "conv{}: settled at epoch, cut off"),
+    ("07_can_you_trust_the_picture", "likeness of {:.2f}", "deconvnet shares picture, all weights but the channel's"),
+    ("08_occlusion", "{:.2f} ± 0.04 of it is left", "left on the object"),
+    ("08_occlusion", "correlation {:.2f}", "correlation: own projection"),
+    ("09_invariance", "layer 1 by {:.2f}", "shift 1: low layer moves by"),
+    ("09_invariance", "shift {:.0%}", "shift: same top class"),
+    ("10_correspondence", "answer's eyes {:.2f}", "classifier.3 right eye: relative"),
+    ("11_ablation", "{:.1f} becomes 7.7", "full: top-1 error, %"),
+    ("11_ablation", "textures {:.0f}, 32, 28", "1 networks, 1 crops: top-1 error, %"),
+    ("11b_transfer", "from {:.0f}% in the first block", "features.2: % right"),
+    ("11b_transfer", "{:.2f} in its last", "features.12: selectivity"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("notebook", "claim", "name"), RECORDED)
