@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
 from zfkit.sweeps.records import recorded
 
@@ -139,3 +141,38 @@ def test_claims_are_the_numbers_that_notebooks_recorded(notebook, claim, name):
     names = [name.format(layer) for layer in range(1, 6)]  # one of each layer, or five times the same
     said = claim.format(*(abs(records[n]) for n in names)).replace("%", " %")
     assert said in (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
+VGG = {"model": "torchvision:vgg11", "weights": "none"}
+PAIR = {"weights": "none", "pair": ["squeezenet1_1", "torchvision:vgg11"]}
+RUNS = {
+    "00_explorer": {"model": "squeezenet1_1"},
+    "01_what_do_the_layers_see": VGG | {"maps": 2},
+    "04_which_frequencies": PAIR | {"draws": 2},
+    "04b_what_a_stride_folds": PAIR | {"pictures": 2, "windows": 2, "searched": 9, "maps": 4},
+    "07_can_you_trust_the_picture": VGG | {"units": 2},
+    "08_occlusion": VGG | {"picture": 0, "target": "", "step": 0.25},
+    "09_invariance": {"model": "squeezenet1_1", "many": 2, "turn": 90, "zoom": 0.4},
+    "10_correspondence": VGG | {"images": "animals", "draws": 1},
+    "11b_transfer": VGG | {"each": 3, "per_class": [1, 2], "splits": 1, "scratch_epochs": 0},
+    "A_the_lattice": PAIR | {"searched": 9, "maps": 2},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_notebooks_run_with_other_networks_and_a_folder_of_pictures(name, tmp_path, monkeypatch):
+    papermill = pytest.importorskip("papermill")
+    monkeypatch.setenv("ZFKIT_CACHE", str(tmp_path / "cache"))
+    for i in range(10):
+        blocks = np.random.default_rng(i).integers(0, 256, (30, 30, 3), dtype=np.uint8)
+        (folder := tmp_path / "mine" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(blocks).resize((260, 260)).save(folder / f"{i}.png")
+    source = str(FOLDER / f"{name}.ipynb")
+    mine = {"images": f"folder:{tmp_path / 'mine'}"} if "images" in papermill.inspect_notebook(source) else {}
+    done = papermill.execute_notebook(
+        source, None, mine | RUNS[name], "nbclient", "python3", progress_bar=False
+    )
+    printed = "".join(o.text for c in done.cells for o in c.get("outputs", ()) if o.output_type == "stream")
+    assert "The text speaks of" in printed, "or its numbers would be taken for this network's"
+    assert recorded(done)
