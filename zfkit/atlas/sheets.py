@@ -33,7 +33,7 @@ FACE = 48  # px, of a picture in the list of all
 CRISP = 48  # px: smaller tiles are kept to the letter, and shown with their pixels as squares
 MAPS = 16  # on one sheet
 FACES = 20  # pictures in each row and column of a sheet of the list
-QUALITY = 80  # of WebP
+QUALITY = 75  # of WebP; with 80 a site is a tenth larger
 LEARNT = 32  # maps from whose projections a layer's natural colours are learnt
 SMALLEST = 9  # px, of tiles that have a spectrum worth the name
 
