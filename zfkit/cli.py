@@ -29,7 +29,7 @@ from .arguments import (
     number,
     side,
 )
-from .atlas.page import write_atlas
+from .atlas.page import estimate_atlas, write_atlas
 from .atlas.site import RULES, write_site
 from .batching import out_of_memory
 from .checks import between, expect_extra
@@ -155,6 +155,7 @@ def _atlas_options(parser: argparse.ArgumentParser) -> None:
         type=file_path,
         help="make it through this notebook and leave the executed copy in --out",
     )
+    add("--dry-run", action="store_true", help="say how long it will take, and stop")
 
 
 def _site_options(parser: argparse.ArgumentParser) -> None:
@@ -265,10 +266,17 @@ def _atlas(args: argparse.Namespace) -> None:
         _atlas_through_notebook(args)
         return
     model, images = _inputs(args)
-    atlas = write_atlas(
-        model, images, args.out, layers=args.layers, maps=args.maps, k=args.k, options=Options(args.rule),
-        random_seed=args.seed, patches_only=args.patches_only, colours=args.colours,
-    )  # fmt: skip
+    what: dict[str, Any] = {
+        "layers": args.layers,
+        "maps": args.maps,
+        "k": args.k,
+        "options": Options(args.rule),
+    }
+    if args.dry_run:
+        print(estimate_atlas(model, images, **what))
+        return
+    own = {"random_seed": args.seed, "patches_only": args.patches_only, "colours": args.colours}
+    atlas = write_atlas(model, images, args.out, **what, **own)
     _say_where(args, TopK.load(atlas.table))
 
 
@@ -295,7 +303,7 @@ def _atlas_through_notebook(args: argparse.Namespace) -> None:
     parameters = {name: getattr(args, name) for name in names} | {"out": str(out)}
     own = {name: value for name, value in _own_network(args).items() if value is not None}
     parameters |= {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}
-    fixed = {"k": 9, "rule": "deconvnet", "patches_only": False}
+    fixed = {"k": 9, "rule": "deconvnet", "patches_only": False, "dry_run": False}
     fixed |= dict.fromkeys(("layers", "size", "limit", "device"))
     changed = [name for name, value in fixed.items() if getattr(args, name) != value]
     changed += ["the numbers of maps"] * (not isinstance(args.maps, int | str))

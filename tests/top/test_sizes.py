@@ -218,15 +218,16 @@ import resource, sys, torch, zfkit
 torch.set_num_threads(1)
 model = zfkit.load_model("torchvision:resnet50", weights=None, device="cpu")
 photos = zfkit.load_images("photos", limit=24, progress=False)
-zfkit.write_atlas(model, photos, sys.argv[1], layers=list(model.conv_layers)[-3:], maps=3, progress=False)
+getattr(zfkit, sys.argv[2])(model, photos, sys.argv[1], layers=list(model.conv_layers)[-3:], maps=3, progress=False)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 
 @pytest.mark.slow
-def test_an_atlas_of_the_deepest_layers_of_resnet50_takes_little_memory(tmp_path):
+@pytest.mark.parametrize("write", ["write_atlas", "write_site"])
+def test_the_deepest_layers_of_resnet50_take_little_memory(write, tmp_path):
     """Their units see 400 px and more; a GB are torch, the network and the photographs."""
-    command = [sys.executable, "-c", PEAK, str(tmp_path / "atlas")]
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "out"), write]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) < 2e9

@@ -13,6 +13,7 @@ import zfkit
 import zfkit.cli
 import zfkit.topk.estimate
 from zfkit import ZfkitError
+from zfkit.atlas import page
 from zfkit.cli import main
 from zfkit.topk import MiningPlan, estimate_mining
 
@@ -118,3 +119,42 @@ def test_commands_that_make_no_sense(given, message, tmp_path, capsys, monkeypat
 def test_estimates_that_cannot_be_made():
     with pytest.raises(ZfkitError, match="processes must be a whole number from 1 on, not 0"):
         estimate_mining(exact_model(), pictures(9), processes=0)
+
+
+def test_that_of_an_atlas_covers_projecting(monkeypatch, tmp_path, capsys):
+    """On a clock that moves by 3 s with every map that is projected: 6 and 6 maps, of which 5 and 5 are asked for."""
+    clock, project = Clock(), page.project_many
+
+    def slow(model, images, top, wanted, **options):
+        clock.now += 3 * sum(map(len, wanted.values()))
+        return project(model, images, top, wanted, **options)
+
+    monkeypatch.setattr(page, "time", clock)
+    monkeypatch.setattr(page, "project_many", slow)
+    model, images = exact_model(), pictures(60)
+    for maps, count in ((5, 10), ("all", 12), ({"0": [1], "3": [2, 4]}, 3)):
+        said = page.estimate_atlas(model, images, maps=maps, k=4).splitlines()
+        assert said[0].startswith("60 pictures, 12 feature maps: about 0:00:0")
+        assert said[1] == f"projecting {count} of their maps: at most about 0:00:{3 * count:02}"
+    line = [
+        "atlas",
+        "--images",
+        "photos-small",
+        "--limit",
+        "4",
+        "--size",
+        "64",
+        "--layers",
+        "conv1",
+        "--dry-run",
+    ]
+    assert main([*line, "--out", str(tmp_path / "never")]) == 0
+    assert "projecting 24 of their maps: at most about 0:01:12" in capsys.readouterr().out
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_table_is_drawn_layer_by_layer():
+    top = zfkit.mine(exact_model(), pictures(9), progress=False)
+    drawn = {line.name: list(line.y) for line in top.plot().data}
+    assert drawn == {layer: sorted(found.max.tolist(), reverse=True) for layer, found in top.layers.items()}
+    assert "12 feature maps" in top._repr_html_() and "108 rows" in top._repr_html_()

@@ -6,12 +6,15 @@ import base64
 import contextlib
 import hashlib
 import io
+import math
 import re
 import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -32,6 +35,7 @@ from ..images.imageset import ImageSet
 from ..nets.activations import expect_room
 from ..nets.model import VisionModel, expect_model
 from ..topk.bundled import LITTLE, reach, reached, shipped
+from ..topk.estimate import estimate_mining
 from ..topk.mine import mine
 from ..topk.patches import Patches, cut_top, project_many, sample_maps
 from ..topk.table import RANKED, LayerTop, TopK
@@ -137,6 +141,40 @@ def write_atlas(
         forget_states(folder)
     pictures = {name: folder / file for name, file in files.items()}
     return Atlas(folder / "index.html", pictures, folder / "topk.parquet")
+
+
+def estimate_atlas(
+    model: VisionModel,
+    images: ImageSet,
+    *,
+    layers: Sequence[str] | None = None,
+    maps: Maps = 24,
+    k: int = 9,
+    options: Options = Options(),
+) -> str:
+    """What `write_atlas` will take, in two lines: mining, from a few timed batches, and projecting, at most.
+
+    One map of each layer is projected from the first pictures. Many share pictures, and their passes, and take less.
+    """
+    names, maps = asked_maps(model, layers, maps)
+    channels = {name: model.network.shapes[name][0] for name in names}
+    if isinstance(maps, Mapping):
+        channels = {name: len(maps[name]) for name in names}
+    elif maps != "all":
+        channels = {name: min(maps, count) for name, count in channels.items()}
+    inside = fits_inside(model, names, images.size)
+    mining = estimate_mining(model, images, names, k, inside=inside)
+    few = images[: 2 * k]
+    top = mine(model, few, names, min(k, len(few)), inside=inside, progress=False)
+    alone = refusals(model, names, images.size, options)
+    seconds = 0.0
+    for name in [name for name in names if name not in alone]:
+        started = time.perf_counter()
+        strongest = [int(top[name].max.argmax())]
+        project_many(model, few, top, {name: strongest}, options=options, tile=TILE)
+        seconds += channels[name] * (time.perf_counter() - started)
+    projecting = timedelta(seconds=math.ceil(seconds))
+    return f"{mining}\nprojecting {sum(channels.values()):,} of their maps: at most about {projecting}"
 
 
 def asked_maps(

@@ -331,7 +331,7 @@ def units_inside(model: VisionModel, layer: str, size: Size) -> tuple[slice, sli
         if last < first:
             raise LayerError(
                 f"units of {layer!r} see {i.size} px, so in pictures of {in_px(size)} none looks at the picture alone: "
-                "take larger pictures, or leave out inside"
+                "take larger pictures or a layer that sees less, or leave out inside"
             )
         spans.append(slice(first, last + 1))
     return spans[0], spans[1]

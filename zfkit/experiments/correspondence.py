@@ -23,6 +23,7 @@ from torch import Tensor
 from ..batching import OnStep, steps
 from ..checks import layer_names, number, one_of, uint8_rgb, whole_number
 from ..errors import ImageError, LayerError, ZfkitError
+from ..images.imageset import ImageSet
 from ..nets.activations import features
 from ..nets.model import VisionModel, expect_model
 from ..results import Result
@@ -151,7 +152,7 @@ class Correspondence(Result, figure="correspondence_figure"):
 
 def correspondence(
     model: VisionModel,
-    pictures: Tensor,
+    pictures: Tensor | ImageSet,
     parts: Mapping[str, Boxes],
     *,
     objects: Boxes | None = None,
@@ -168,7 +169,7 @@ def correspondence(
     """Cover the same part in each picture, and compare the signs of what that changes (Zeiler & Fergus, Table 1).
 
     Args:
-        pictures: (N, 3, H, W) uint8, at least 2.
+        pictures: (N, 3, H, W) uint8, or a set, at least 2.
         parts: by name, each picture's box (left, top, right, bottom) in pixels, right and bottom exclusive; None
             (or NaN) where the part is not to be seen.
         objects: each picture's box of the whole object, in which the controls lie; default the whole picture.
@@ -192,6 +193,7 @@ def correspondence(
     >>> result.table()
     """
     expect_model(model)
+    pictures = pictures.take(range(len(pictures))) if isinstance(pictures, ImageSet) else pictures
     N, _, H, W = uint8_rgb(pictures).shape
     if N < 2:
         raise ImageError(f"at least 2 pictures are needed to compare; there are {N}")

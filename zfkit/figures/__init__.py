@@ -14,7 +14,7 @@ averages).
 from __future__ import annotations
 
 from ..images.colour import full_scale, signed_to_rgb
-from .charts import add_pictures, curves, new_chart, show, to_png
+from .charts import add_pictures, curves, new_chart, show, to_png, top_figure
 from .evolution import convergence_figure, evolution_figure, evolution_film, evolution_rgb, evolution_sheet
 from .experiments import (
     correspondence_figure,

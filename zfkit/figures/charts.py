@@ -21,6 +21,8 @@ from .style import GREY, GRID, PALETTE, RED, SOFT
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+    from ..topk.table import TopK
+
 CHART = "application/vnd.plotly.v1+json"  # what JupyterLab, Notebook 7, VS Code and Colab draw
 WIDTH = (
     900  # px of a chart as a picture, about that of a page on GitHub; on a page it takes the room there is
@@ -143,6 +145,16 @@ def curves(
     chart.update_xaxes(title_text=labels[0])
     chart.update_yaxes(title_text=labels[1], type="log" if log else "linear", exponentformat="power")
     return chart
+
+
+def top_figure(top: TopK) -> Figure:
+    """How strongly the maps of each layer that was mined answer at most, from the strongest to the weakest: a chart."""
+    series = {}
+    for layer, found in top.layers.items():
+        strongest = found.max.sort(descending=True).values.numpy()
+        series[layer] = [100 * (i + 0.5) / len(strongest) for i in range(len(strongest))], strongest
+    axes = "maps, strongest first, % of the layer", "strongest activation"
+    return curves(series, shades(len(series)), title=f"{top.model} on {top.images}", labels=axes)
 
 
 def note(chart: Figure, where: Where, x: Any, y: Any, text: str, colour: str = SOFT, **options: Any) -> None:

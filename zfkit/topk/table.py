@@ -19,6 +19,7 @@ from ..deconv.receptive_field import Box, receptive_field
 from ..errors import ImageError, LayerError, ZfkitError
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel, expect_model
+from ..results import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,7 +55,7 @@ WHOLE = ("image", "row", "col")  # int64; the others are float32
 
 
 @dataclass(frozen=True)
-class TopK:
+class TopK(Result, figure="top_figure"):
     """For every feature map of every layer that was mined, the k pictures that excite it most.
 
     Attributes:
