@@ -150,7 +150,7 @@ RUNS = {
     "01_what_do_the_layers_see": VGG | {"maps": 2},
     "04_which_frequencies": PAIR | {"draws": 2},
     "04b_what_a_stride_folds": PAIR | {"pictures": 2, "windows": 2, "searched": 9, "maps": 4},
-    "07_can_you_trust_the_picture": VGG | {"units": 2},
+    "07_can_you_trust_the_picture": VGG | {"units": 2, "layers": "features.3,features.6"},
     "08_occlusion": VGG | {"picture": 0, "target": "", "step": 0.25},
     "09_invariance": {"model": "squeezenet1_1", "many": 2, "turn": 90, "zoom": 0.4},
     "10_correspondence": VGG | {"images": "animals", "draws": 1},
