@@ -56,7 +56,7 @@ CULLING  := --MappingKernelManager.cull_idle_timeout=120 --MappingKernelManager.
 APP_ARGS ?=
 app: .venv/notebooks
 	@$(BIN)/python -c 'import zfkit; from zfkit.topk import mined; mined(zfkit.load_model(), zfkit.load_images())'
-	JUPYTER_PATH=$(abspath $(PAGE)) JUPYTER_CONFIG_PATH=$(abspath $(PAGE)) $(BIN)/python -m voila --template=zfkit --token --Voila.ip=127.0.0.1 \
+	JUPYTER_PATH=$(abspath $(PAGE)) JUPYTER_CONFIG_PATH=$(abspath $(PAGE)) $(BIN)/python -m voila --template=zfkit --token \
 	  --VoilaConfiguration.strip_sources=True $(CULLING) $(APP_ARGS) $(PAGE)/app.ipynb
 
 # One torch thread for each of the workers, which share the cores. Notebooks are executed so, too: sums over two

@@ -36,5 +36,6 @@ class Seats(AsyncMappingKernelManager):
 
 
 c = get_config()  # type: ignore[name-defined]  # noqa: F821
+c.Voila.ip = "127.0.0.1"  # this machine alone
 c.VoilaConfiguration.multi_kernel_manager_class = Seats
 c.VoilaConfiguration.file_allowlist = []  # the page needs no file; Voila would hand out any picture below this folder
