@@ -577,6 +577,9 @@ def write_atlas(folder):
     zfkit.write_atlas(tiny_model(), drawn(9), folder, maps="all", k=9, progress=False)
 
 
+OLD = b"an old one, Software\0zfkit"  # as in zfkit's own pictures: others are not replaced
+
+
 @pytest.mark.parametrize("disk", [full_disk, short_files])
 @pytest.mark.parametrize("write, old", [
     (write_table, "file.parquet"), (write_state, "file.part"), (write_weights, "file.safetensors"),
@@ -585,7 +588,7 @@ def write_atlas(folder):
 def test_a_disk_that_fills_up_leaves_what_was_there(write, old, disk, tmp_path):
     with disk(tmp_path / "disk") as folder:
         if write is not write_state:  # mining would go on from there, and refuse this
-            (folder / old).write_bytes(b"old")
+            (folder / old).write_bytes(OLD)
         with pytest.raises(ZfkitError, match=r"cannot write .*(No space left|File too large).*") as caught:
             write(folder)
         assert str(caught.value).isprintable() and "ake room" in str(caught.value)
@@ -594,7 +597,7 @@ def test_a_disk_that_fills_up_leaves_what_was_there(write, old, disk, tmp_path):
             left = {name for name in left if not name.startswith((".zfkit-mining-", "topk.mined.parquet"))}
         assert left == ({old} if write is not write_state else set())  # nothing half
         if write is not write_state:
-            assert (folder / old).read_bytes() == b"old"
+            assert (folder / old).read_bytes() == OLD
 
 
 @pytest.mark.parametrize("write", [write_table, write_state, write_weights, write_atlas])
