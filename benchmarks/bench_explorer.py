@@ -10,6 +10,8 @@ picture, as after a click on the map. Layers take turns, map by map. bench_brows
 from __future__ import annotations
 
 import argparse
+import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,6 +38,7 @@ def main() -> None:
     parser.add_argument("--maps", type=int, default=20)
     parser.add_argument("--model", default="zfnet64")
     args = parser.parse_args()
+    os.environ["ZFKIT_CACHE"] = tempfile.mkdtemp()  # nothing is kept from another time
     model = zfkit.load_model(args.model)
     photos = zfkit.load_images("photos", progress=False)
     view = ExplorerView(model, photos, mined(model, photos))
@@ -48,7 +51,7 @@ def main() -> None:
             if i >= len(drawn[name]):
                 continue
             state = State(name, int(drawn[name][i]))
-            if view.grids_sentence(state):
+            if view.dead(name, state.channel):
                 continue
             row, col = (n // 2 for n in view.shapes[name][1:])
             elsewhere = replace(state, position=(row, col))
@@ -57,7 +60,7 @@ def main() -> None:
                 "ahead": timed(partial(view.grids, state)),
                 "large": timed(partial(view.detail, state)),
                 "elsewhere": timed(partial(view.detail, elsewhere)),
-                "facts": timed(partial(view.facts.html, state)),
+                "facts": timed(partial(view.facts.of_map, name, state.channel)),
             }
             if i:  # the first of each layer warms up
                 for kind, ms in times.items():

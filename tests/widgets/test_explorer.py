@@ -1,4 +1,4 @@
-"""The explorer as a widget, without a browser: controls, what is shown when, bad pictures, and random use."""
+"""The explorer as a widget, without a browser: its answers to the page, what is sent when, bad pictures, random use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import json
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,9 @@ from PIL import Image
 import zfkit
 from zfkit.errors import ZfkitError
 from zfkit.figures.pictures import to_picture
-from zfkit.widgets import Explorer, ExplorerView, State, drawing, explore
-from zfkit.widgets.state import ORDERS, TABS
+from zfkit.topk.patches import cut_top
+from zfkit.widgets import Explorer, ExplorerView, State, compare, explore
+from zfkit.widgets.state import ORDERS
 from zfkit.widgets.worker import Worker
 
 
@@ -40,122 +41,159 @@ def at_once(monkeypatch):
         monkeypatch.setattr(f"zfkit.widgets.explorer.{name}", seconds)
 
 
+def ask(e: Explorer, kind: str = "set", buffers: tuple[bytes, ...] = (), **content: object) -> None:
+    """A request, as the page would send it."""
+    message = (
+        {"kind": kind, "changes": content, "n": 1} if kind == "set" else {"kind": kind, "n": 1, **content}
+    )
+    e.page._handle_custom_msg(message, [memoryview(b) for b in buffers])
+
+
 def upload(e: Explorer, content: bytes, name: str = "picture") -> None:
-    """As the upload button's message would."""
-    e._uploaded(type("change", (), {"new": ({"name": name, "content": memoryview(content)},)}))
+    ask(e, "upload", (content,), name=name)
+
+
+def sent(e: Explorer, kind: str) -> dict:
+    """The last message of a kind, its pictures in place of the numbers of their buffers."""
+    parcel = e.sent[kind]
+    content = dict(parcel.content)
+    for name, value in content.items():
+        if isinstance(value, dict) and "buffer" in value:
+            content[name] = {**value, "content": parcel.buffers[value["buffer"]]}
+    return content
 
 
 def consistent(e: Explorer) -> None:
-    """What is shown is what a fresh view computes for the state, and every control says the state."""
+    """What the page was sent last is what a fresh view computes for the state, and belongs to it."""
     assert e.wait(60)
-    s, v, c, m = (
-        e.state,
-        ExplorerView(e.view.model, e.view.photos, e.view.top, e.view.others),
-        e.controls,
-        e.maps,
-    )
+    s, v = e.state, ExplorerView(e.view.model, e.view.photos, e.view.top, e.view.others)
+    v.facts = e.view.facts
     assert e.errors == []
-    assert (c.layers.value, e.tabs.value, c.number.value) == (s.layer, s.tab, s.channel)
-    assert (c.rule.value, c.gain.value, c.order.value, c.find.value) == (s.rule, s.gain, s.order, s.search)
-    assert (e.compare.versus.value, m.ranks.value) == (s.versus, s.rank)
-    channels = e.view.facts.order(s)
-    assert c.map.max == max(len(channels) - 1, 0)
+    assert e.page.state == {**asdict(s), "link": s.link}
+    channels = v.facts.order(s)
+    layer = sent(e, "layer")
+    assert layer["layer"] == s.layer and layer["order"] == channels.tolist()
     if len(channels):
-        assert channels[c.map.value] == s.channel
-    for page, tab in zip((e.maps, e.own, e.compare), TABS, strict=True):
-        assert (page.box.layout.display is None) == (tab == s.tab)
+        assert s.channel in channels
     if s.tab == "maps" and not len(channels):
-        assert "among its strongest pictures" in m.projections.picture.said
+        assert "among its strongest pictures" in sent(e, "page")["sentence"]
     elif s.tab == "maps":
-        grids, detail = v.grids(s), v.detail(s)
-        assert m.projections.picture.said == grids.sentence
+        grids, detail, page = v.grids(s), v.detail(s), sent(e, "page")
+        assert (page["layer"], page["channel"], page["rule"]) == (s.layer, s.channel, s.rule)
+        assert page["sentence"] == grids.sentence
         if not grids.sentence:
-            assert m.projections.picture.image.value == grids.projections
-            assert m.patches.picture.image.value == grids.patches
-            assert m.whole.image.value == detail.whole
-            assert m.heat.picture.image.value == detail.heat
-            assert (m.heat.place.row, m.heat.place.col) == detail.position
-            assert (m.heat.row.value, m.heat.col.value) == detail.position
-            assert f"map <b>{s.channel}</b>" in m.heading.value
-    elif s.tab == "compare" and s.versus == "methods" and v.grids_sentence(s):
-        assert "is dead" in e.compare.compared.said
+            assert page["projections"]["content"] == grids.projections.content
+            assert page["patches"]["content"] == grids.patches.content
+            assert page["values"] == grids.values
+            shown = sent(e, "detail")
+            assert shown["position"] == detail.position and shown["channel"] == s.channel
+            assert shown["projection"]["content"] == detail.projection
+            assert sent(e, "facts")["channel"] == sent(e, "control")["channel"] == s.channel
+    elif s.tab == "compare" and s.versus == "methods":
+        methods = sent(e, "methods")
+        assert methods["channel"] == s.channel and methods["sentence"] == v.dead(s.layer, s.channel)
 
 
-# --------------------------------------------------------------------------------------------------- controls
+# --------------------------------------------------------------------------------------------------- requests
 
 
 def test_opens_where_it_was_asked_to(world):
     e = explore(*world, layer="conv2", channel=5, rank=2, gain=2.0)
     consistent(e)
     assert e.state == State("conv2", 5, 2, gain=2.0)
+    by_link = explore(*world, link="?layer=conv2&map=5&tile=3&contrast=2")
+    assert by_link.state == e.state and e.link == "?layer=conv2&map=5&tile=3&contrast=2.0"
+    e.close(), by_link.close()
+
+
+def test_without_a_place_it_opens_at_a_map_that_many_pictures_excite(world):
+    e = explore(*world)
+    top = world[2]
+    assert e.state.layer == "conv1"  # of two layers three quarters of the way are the first
+    assert float(top["conv1"].value[e.state.channel, 8]) == float(top["conv1"].value[:, 8].max())
+    consistent(e)
     e.close()
 
 
-def test_controls_do_what_they_say(explorer):
+def test_requests_do_what_they_say(explorer):
     e = explorer
-    e.controls.map.value = 4
+    ask(e, channel=4)
     assert e.state.channel == 4
-    e.controls.number.value = 6
-    assert e.state.channel == 6 and e.controls.map.value == 6
-    e.controls.layers.value = "conv1"
+    ask(e, layer="conv1", channel=0)
     assert e.state == State("conv1", 0)
-    moves = e.controls.box.children[4].children
-    next(w for w in moves if "zfkit-next" in w._dom_classes).click()
-    assert e.state.channel == 1
-    e.maps.projections.place.set_trait("row", 1)
-    e.maps.projections.place.set_trait("col", 2)
-    assert e.state.rank == 5 and e.maps.ranks.value == 5 and e.maps.patches.place.row == 1
-    e.maps.heat.row.value = 3  # the slider, where the canvas cannot load
-    assert e.state.position[0] == 3
-    e.maps.maximum.click()
+    ask(e, rank=5)
+    assert e.state.rank == 5
+    ask(e, position=[3, 2])
+    assert e.state.position == (3, 2)
+    consistent(e)
+    ask(e, position=None)
     assert e.state.position is None
-    consistent(e)
-    e.tabs.value = "compare"
+    ask(e, tab="compare")
     consistent(e)
 
 
-def test_a_refused_change_changes_nothing(explorer):
+def test_every_request_is_answered_and_a_refused_one_changes_nothing(explorer, monkeypatch):
+    answers = []
+    monkeypatch.setattr(explorer.page, "send", lambda content, buffers=None: answers.append(content))
     before = explorer.state
+    ask(explorer, channel=99)
+    assert explorer.state == before
+    assert [a["n"] for a in answers if a["kind"] == "ack"] == [1]
+    assert any(a["kind"] == "said" and "there is no feature map 99" in a["words"] for a in answers)
+    for nonsense in ("x", {"kind": "nothing"}, {"kind": "set"}, {"kind": "set", "changes": {"chanel": 1}},
+                     {"kind": "peek", "channel": "x"}, {"kind": "sample", "place": 10**9}, None):  # fmt: skip
+        explorer.page._handle_custom_msg(nonsense, [])
+        assert explorer.state == before
     with pytest.raises(ZfkitError):
         explorer.set(channel=99)
-    assert explorer.state == before and explorer.controls.map.value == before.channel
 
 
-def test_a_click_on_the_map_of_the_layer_before_is_let_go(explorer):
-    e = explorer
-    e.set(layer="conv1", channel=4, tab="compare")  # nothing draws the map now
-    e.set(layer="conv2")
-    heat = e.maps.heat.place
-    assert (heat.rows, heat.cols) == (8, 8)
-    heat.set_state({"row": 16, "col": 2})
-    assert e.state.position is None and e.errors == []
-    assert (heat.row, heat.col) == e.view.unit(e.state)[1]
-    e.set(tab="maps")
-    consistent(e)
+def test_a_place_of_another_map_is_refused_in_words(explorer):
+    ask(
+        explorer, position=[16, 2]
+    )  # a click on the larger map of the layer before, on its way while it changed
+    assert explorer.state.position is None
+    assert "maps of 'conv2' are 8 x 8" in sent(explorer, "said")["words"]
+    explorer.errors.clear()
+    consistent(explorer)
 
 
 def test_the_newest_position_wins(explorer):
     for channel in [1, 2, 3, 4, 5, 6, 7, 8, 9, 3, 8]:
-        explorer.controls.map.value = channel
+        ask(explorer, channel=channel)
     consistent(explorer)
     assert explorer.state.channel == 8
 
 
-def test_hover_previews_and_gives_back(explorer):
-    e = explorer
-    assert e.wait()
-    shown = e.maps.whole.image.value
-    e.maps.projections.place.hover = [1, 0]
-    assert e.wait() and e.state.rank == 0
-    assert e.maps.whole.image.value == e.view.detail(State("conv2", 0, 3)).whole
-    e.maps.projections.place.hover = [-1, -1]
-    assert e.wait() and e.maps.whole.image.value == shown
+def test_a_page_that_opens_later_is_sent_all_that_is_shown(explorer, monkeypatch):
+    assert explorer.wait()
+    again = []
+    monkeypatch.setattr(explorer.page, "send", lambda content, buffers=None: again.append((content, buffers)))
+    ask(explorer, "ready")
+    kinds = [content["kind"] for content, _ in again]
+    assert {"layer", "page", "detail", "facts", "control"} <= set(kinds)
+    page, buffers = next(pair for pair in again if pair[0]["kind"] == "page")
+    assert buffers[page["patches"]["buffer"]] == explorer.view.grids(explorer.state).patches.content
+
+
+def test_below_the_pointer_on_the_wall_are_the_maps_patches(world, explorer, monkeypatch):
+    seen = []
+    monkeypatch.setattr(explorer.page, "send", lambda content, buffers=None: seen.append((content, buffers)))
+    ask(explorer, "peek", channel=3)
+    assert explorer.wait()
+    content, buffers = next(pair for pair in seen if pair[0]["kind"] == "peek")
+    sheet = opened(buffers[content["sheet"]["buffer"]])
+    expected = cut_top(*world, "conv2", [3], progress=False)
+    height, width = expected.photo.shape[-2:]
+    assert np.array_equal(
+        sheet[:height, width : 2 * width], expected.photo[0, 1].permute(1, 2, 0).int().numpy()
+    )
 
 
 def test_a_dead_map_says_so(world):
     e = explore(*world, layer="conv1", channel=2)
-    assert "conv1 map 2 is dead: on none of the 14 pictures" in e.maps.projections.picture.said
-    assert e.maps.photo.said and e.maps.whole.said
+    assert "conv1 map 2 is dead: on none of the 14 pictures" in sent(e, "page")["sentence"]
+    assert sent(e, "detail")["sentence"] and sent(e, "layer")["dead"] == [2]
     e.set(channel=3)
     consistent(e)
     e.set(channel=2, tab="compare")
@@ -164,29 +202,35 @@ def test_a_dead_map_says_so(world):
 
 
 def test_search_without_result_says_so_and_goes_on(explorer):
-    explorer.controls.find.value = "zebra"
+    ask(explorer, search="zebra")
     consistent(explorer)
-    assert "No map of conv2 has “zebra”" in explorer.maps.projections.picture.said
-    explorer.controls.find.value = ""
+    assert "No map of conv2 has “zebra”" in sent(explorer, "page")["sentence"]
+    ask(explorer, search="")
     consistent(explorer)
-
-
-def test_number_of_a_map_that_the_search_left_out(world):
-    model, photos = world[0], pictures(labelled=False)
-    e = explore(model, photos, zfkit.mine(model, photos, k=2, progress=False), layer="conv2")
-    e.controls.find.value = "photo1"
-    left_out = sorted(set(range(10)) - set(e.view.facts.order(e.state).tolist()))
-    e.controls.number.value = left_out[0]
-    assert e.state.search == "" and e.state.channel == left_out[0]
-    consistent(e)
-    e.close()
 
 
 def test_orders_arrive_when_they_are_measured(explorer):
     for order in ("selectivity", "mean frequency"):
-        explorer.controls.order.value = order
+        ask(explorer, order=order)
         consistent(explorer)
-        assert f"by {order}" in explorer.controls.of.value
+        assert not explorer.view.facts.lacks(explorer.state)
+
+
+def test_maps_in_the_order_of_your_picture(world, explorer):
+    upload(explorer, png((40, 40)))
+    assert explorer.wait()
+    ask(explorer, tab="maps", order="your picture")
+    consistent(explorer)
+    answers = sent(explorer, "own")["answers"]
+    assert sent(explorer, "layer")["order"] == np.argsort(-np.array(answers), kind="stable").tolist()
+
+
+def test_the_wall_has_every_map(world, explorer):
+    ask(explorer, wall=True)
+    assert explorer.wait()
+    thumbnails = sent(explorer, "thumbnails")
+    assert thumbnails["layer"] == "conv2"
+    assert thumbnails["projections"]["content"] == ExplorerView(*world).thumbnails("conv2")[0].content
 
 
 def test_an_error_in_the_worker_is_shown_and_recorded(explorer, monkeypatch):
@@ -194,65 +238,60 @@ def test_an_error_in_the_worker_is_shown_and_recorded(explorer, monkeypatch):
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(explorer.view, "grids", broken)
-    explorer.controls.map.value = 3
+    ask(explorer, channel=3)
     assert explorer.wait()
-    assert "RuntimeError: a bug" in explorer.notice.value and explorer.notice.layout.display is None
+    assert "RuntimeError: a bug" in sent(explorer, "said")["words"]
     assert isinstance(explorer.errors[-1].error, RuntimeError) and "broken" in explorer.errors[-1].trace
     monkeypatch.undo()
     explorer.errors.clear()
-    explorer.controls.map.value = 4
+    ask(explorer, channel=4)
     consistent(explorer)
-    assert explorer.notice.layout.display == "none"
+    assert sent(explorer, "said")["words"] == ""
 
 
 # ---------------------------------------------------------------------------------------- what is shown when
 
 
-def test_what_is_ready_is_shown_before_the_worker_is_free(explorer):
+def test_what_is_ready_is_sent_before_the_worker_is_free(explorer):
     e, free = explorer, threading.Event()
     grids = e.view.grids(replace(e.state, channel=6))
     e.live = True
     assert e.wait()
     e.worker.submit("busy", lambda step: free.wait(20))
-    e.controls.map.value = 6  # as the slider's message would
-    shown = e.maps.projections.picture.image.value, e.maps.patches.picture.image.value
+    ask(e, channel=6)
+    page = sent(e, "page")
+    shown = page["channel"], page["projections"]["content"], page["patches"]["content"]
     free.set()
-    assert shown == (grids.projections, grids.patches)
+    assert shown == (6, grids.projections.content, grids.patches.content)
     consistent(e)
-    assert e.controls.number.value == 6
 
 
-def test_a_late_picture_replaces_no_newer_one_and_moves_no_control(explorer):
+def test_a_late_picture_replaces_no_newer_one(explorer):
     e = explorer
-    late, grids = e.state, e.view.grids(e.state)  # the thread was held up just before it showed them
+    late, grids = e.state, e.view.grids(e.state)  # the thread was held up just before it sent them
     e.set(channel=7)
     assert e.wait()
     e._show_grids(late, grids)
-    assert e.maps.projections.picture.image.value == e.view.grids(e.state).projections
-    late, grids = e.state, e.view.grids(e.state)
-    e.set(rank=4, tab="compare")
-    assert e.wait()
-    e._show_grids(late, grids)
-    assert e.maps.ranks.value == 4
+    assert sent(e, "page")["channel"] == 7
     consistent(e)
 
 
 @pytest.mark.parametrize("order", ["index", "max activation"])
-def test_while_pages_turn_the_next_ones_come_before_the_large_pictures(explorer, at_once, monkeypatch, order):
+def test_while_pages_turn_the_next_ones_come_before_the_details(explorer, at_once, monkeypatch, order):
     e = explorer
-    e.set(order=order, channel=int(e.view.facts.order(replace(e.state, order=order))[4]))
+    channels = e.view.facts.order(replace(e.state, order=order)).tolist()
+    e.set(order=order, channel=channels[4])
     assert e.wait()
     done, grids, detail = [], e.view.grids, e.view.detail
     monkeypatch.setattr(e.view, "grids", lambda s, *rest: done.append(s.channel) or grids(s, *rest))
     monkeypatch.setattr(e.view, "detail", lambda s, step=None: done.append("large") or detail(s, step))
+    e.live = True
     for by, places in ((1, (5, 6, 7)), (-1, (4, 3, 2))):
         done.clear()
-        e._step(by)
+        ask(e, channel=channels[places[0]])
         assert e.wait()
-        expected = [*(int(e._channels[p]) for p in places), "large"]
-        assert [
-            d for d in dict.fromkeys(done) if d in expected
-        ] == expected  # the page before may be done again
+        expected = [*(channels[p] for p in places), "large"]
+        assert [d for d in dict.fromkeys(done) if d in expected] == expected, by
     consistent(e)
 
 
@@ -262,29 +301,25 @@ def test_nothing_is_computed_ahead_until_somebody_looks(world, at_once):
     def ready():
         return [c for c in range(10) if e.view.ready(State("conv2", c))]
 
-    assert ready() == [3] and not e.view.facts.profiles
-    e.maps.heat.place._handle_custom_msg({"kind": "ready"}, [])
+    assert ready() == [3] and not e.view.facts.profiles and "thumbnails" not in e.sent
+    ask(e, "ready")
     assert e.worker.wait(60, Worker.LATER)
-    assert ready() == [3, 4, 5] and set(e.view.facts.profiles) == {
-        "conv2"
-    }  # the next two, and the facts of the layer
-    assert "Its maximum in each picture" in e.maps.facts.value
-    near = e.view.facts.nearest(e.state)[0][0]
-    e.maps.near[0].click()
-    assert e.state.channel == near
+    assert ready() == [3, 4, 5] and set(e.view.facts.profiles) == {"conv1", "conv2"}
+    assert sent(e, "facts")["histogram"]["measured"] == 14 and sent(e, "thumbnails")["layer"] == "conv2"
+    assert sent(e, "strip")["conv1"]["columns"] == 3
     consistent(e)
     e.close()
-    alone = explore(*world, layer="conv2", channel=3, ahead=False)
+    alone = explore(*world, layer="conv2", channel=8, ahead=False)
     alone.go_live()
-    assert alone.worker.wait(60, Worker.LATER) and not alone.view.ready(State("conv2", 4))
+    assert alone.worker.wait(60, Worker.LATER) and not alone.view.ready(State("conv2", 9))
     alone.close()
 
 
 def test_measuring_waits_until_nobody_turns_pages(explorer, monkeypatch):
-    monkeypatch.setattr("zfkit.widgets.explorer.REST", 0.2)
+    monkeypatch.setattr("zfkit.widgets.explorer.REST", 0.3)
     explorer.go_live()
     for channel in range(4):
-        explorer.controls.map.value = channel
+        ask(explorer, channel=channel)
         assert explorer.wait()
         time.sleep(0.05)
         assert not explorer.view.facts.profiles
@@ -301,20 +336,28 @@ def test_static_picture_stands_beside_the_widget(explorer):
     shown = Image.open(io.BytesIO(base64.b64decode(data["image/jpeg"])))
     assert shown.size == explorer.snapshot().size and shown.width > 500
     snapshot = np.asarray(explorer.snapshot()).astype(int)
-    x, y = 22, 22 + 34 + 20
-    grid = opened(explorer.maps.projections.picture.image.value)
-    assert (snapshot[y : y + drawing.GRID, x : x + drawing.GRID] == grid).all()
+    x, y, side = 22, 22 + 34 + 20, 396
+    patches = Image.open(io.BytesIO(explorer.view.grids(explorer.state).patches.content)).convert("RGB")
+    expected = np.asarray(patches.resize((side, side), Image.Resampling.NEAREST)).astype(int)
+    assert np.array_equal(snapshot[y : y + side, x : x + side], expected)
 
 
-def test_save_writes_a_png_and_a_link(world, tmp_path):
+def test_save_writes_the_tab_that_is_shown(world, tmp_path):
     e = explore(*world, layer="conv2", channel=3, save_to=tmp_path / "new")
-    e._save()
-    assert Image.open(tmp_path / "new" / "small-conv2-3.png").format == "PNG"
-    assert 'download="small-conv2-3.png"' in e.controls.saved.value
+    e.post = (lambda post: lambda parcel, keep=True: (said.append(parcel.content), post(parcel, keep)))(
+        e.post
+    )
+    said = []
+    ask(e, "save")
+    ask(e, tab="compare")
+    ask(e, "save")
+    maps, methods = (Image.open(tmp_path / "new" / f"small-{n}.png") for n in ("conv2-3", "compare-conv2"))
+    assert np.array_equal(np.asarray(maps), np.asarray(e.view.figure(replace(e.state, tab="maps"))))
+    assert np.array_equal(np.asarray(methods), np.asarray(compare.figure(e.view, e.state)))
     (tmp_path / "file").write_text("in the way")
     e.save_to = tmp_path / "file"
-    e._save()
-    assert "Not saved here" in e.controls.saved.value and "download" in e.controls.saved.value
+    ask(e, "save")
+    assert [s["words"].split(" ")[0] for s in said if s["kind"] == "saved"] == ["Saved", "Saved", "Not"]
     e.close()
 
 
@@ -344,7 +387,8 @@ def test_app_notebook_and_its_template_are_in_place():
 def test_bad_pictures_get_a_sentence_where_the_picture_would_be(explorer, content, message):
     upload(explorer, content, "bad.png")
     assert explorer.wait()
-    assert message in explorer.own.strongest.picture.said and message in explorer.own.picture.said
+    own = sent(explorer, "own")
+    assert message in own["sentence"] and own["picture"] is None
     assert explorer.errors == [] and explorer.state.tab == "image"
     explorer.set(tab="maps", channel=4)
     consistent(explorer)
@@ -352,23 +396,46 @@ def test_bad_pictures_get_a_sentence_where_the_picture_would_be(explorer, conten
 
 def test_a_long_thin_picture_and_an_animation_are_taken_and_explained(explorer):
     for name, content, note in (
-        ("long.png", png((20_000, 40)), "20,000 × 40 px; its middle square is used"),
+        ("long.png", png((20_000, 40)), "20,000 × 40 px; the square in the frame is used"),
         ("moving.gif", gif(4), "an animation of 4 frames, of which the first is shown"),
     ):
         upload(explorer, content, name)
         assert explorer.wait()
-        assert note in explorer.own.note.value
-        assert explorer.own.picture.said == "" and explorer.errors == []
-    first = opened(explorer.own.picture.image.value).mean((0, 1))
+        own = sent(explorer, "own")
+        assert note in own["note"] and own["picture"] and explorer.errors == []
+    first = opened(own["picture"]["content"]).mean((0, 1))
     assert np.abs(first - [0, 90, 10]).max() < 6  # the first frame
 
 
-def test_a_path_that_leads_nowhere(explorer, tmp_path):
-    explorer.set(tab="image")
-    for path in (tmp_path / "none.png", tmp_path):  # no file, and a folder
-        explorer.own.path.value = str(path)
+def test_the_square_moves(explorer):
+    wide = Image.new("RGB", (90, 30), "black")
+    wide.paste((250, 250, 250), (60, 0, 90, 30))
+    upload(explorer, compare.encode(wide), "wide.png")
+    assert explorer.wait()
+    answers = {0.5: sent(explorer, "own").get("answers")}
+    for at in (0.0, 1.0):
+        ask(explorer, "square", at=at)
         assert explorer.wait()
-        assert "There is no file" in explorer.own.strongest.picture.said and explorer.errors == []
+        assert sent(explorer, "own")["at"] == at
+        answers[at] = sent(explorer, "own")["answers"]
+    assert answers[0.0] == answers[0.5] != answers[1.0]
+
+
+def test_a_sample_of_the_album(world, explorer):
+    explorer.set(tab="image")
+    assert explorer.wait()
+    samples = sent(explorer, "samples")
+    ask(explorer, "sample", place=samples["places"][2])
+    assert explorer.wait()
+    shown = compare.strongest(world[0], world[1][samples["places"][2]][0], "conv2")[0]
+    assert list(sent(explorer, "own")["channels"]) == shown.channels.tolist()
+
+
+def test_a_path_that_leads_nowhere(explorer, tmp_path):
+    for path in (tmp_path / "none.png", tmp_path):  # no file, and a folder
+        ask(explorer, tab="image", image=str(path))
+        assert explorer.wait()
+        assert "There is no file" in sent(explorer, "own")["sentence"] and explorer.errors == []
 
 
 def test_a_model_without_classes(world, tmp_path):
@@ -377,9 +444,8 @@ def test_a_model_without_classes(world, tmp_path):
     to_picture(photos[0][0]).save(tmp_path / "a.png")
     e.set(image=str(tmp_path / "a.png"))
     assert e.wait()
-    assert "small has no class names" in e.own.probabilities.value and not e.own.strongest.picture.said
-    e.own.strongest.place.set_state({"row": 0, "col": 1})  # a tile leads to its map
-    assert e.state.tab == "maps" and e.state.channel == e.own.channels[1]
+    own = sent(e, "own")
+    assert own["classes"] == () and own["channels"] and not own["sentence"]
     e.close()
 
 
@@ -387,9 +453,9 @@ def test_a_model_without_classes(world, tmp_path):
 def test_an_empty_table(world, layers):
     model, photos, top = world
     e = explore(model, photos, replace(top, layers=dict.fromkeys(layers, top["conv1"])))
-    assert "mine" in e.maps.projections.picture.said and "mine" in e.maps.heat.picture.said
+    assert "mine" in e.page.about["empty"].lower()
     e.set(channel=3)
-    e.tabs.value = "compare"
+    ask(e, tab="compare")
     assert e.errors == [] and e.snapshot().width > 100
     e.close()
 
@@ -398,8 +464,8 @@ def test_fewer_pictures_than_nine(world):
     model, photos, _ = world
     few = pictures(count=4)
     e = explore(model, few, zfkit.mine(model, few, progress=False), layer="conv2", rank=5)
-    assert "no picture of that rank" in e.maps.whole.said
-    assert "no picture" in {rank: words for words, rank in e.maps.ranks.options}[5]
+    assert "no picture of that rank" in sent(e, "detail")["sentence"]
+    assert sent(e, "page")["there"][3:6] == (True, False, False)
     e.set(rank=0)
     consistent(e)
     e.close()
@@ -414,7 +480,9 @@ def test_fully_connected_layers(world):
     e = explore(model, photos, top, layer="fc", channel=1)
     consistent(e)
     e.view.facts.measure("fc")
-    assert "sees the whole picture" in e.maps.facts.value
+    assert "Units see the whole picture" in e.view.facts.of_map("fc", 1)["words"]
+    upload(e, png((40, 40)))
+    assert e.wait() and e.errors == []
     e.close()
 
 
@@ -422,7 +490,7 @@ def test_fully_connected_layers(world):
 
 
 class Monkey(RuleBasedStateMachine):
-    """Random actions in a row leave a view that is consistent."""
+    """Random requests in a row leave a page that is consistent."""
 
     @initialize()
     def open(self):
@@ -431,73 +499,45 @@ class Monkey(RuleBasedStateMachine):
             Monkey.world = model, photos, zfkit.mine(model, photos, progress=False)
         self.explorer = explore(*Monkey.world, others={"same": Monkey.world[0]}, save_to=None)
 
-    @rule(place=st.integers(0, 9))
-    def slide(self, place):
-        e = self.explorer
-        e.controls.map.value = min(place, e.controls.map.max)
-
-    @rule(channel=st.integers(0, 12))
-    def type_a_number(self, channel):
-        self.explorer.controls.number.value = channel
+    @rule(channel=st.integers(0, 5))
+    def turn(self, channel):
+        ask(self.explorer, channel=channel)
 
     @rule(layer=st.sampled_from(["conv1", "conv2"]))
     def change_layer(self, layer):
-        self.explorer.controls.layers.value = layer
+        ask(self.explorer, layer=layer, channel=0)
 
-    @rule(r=st.integers(0, 2), c=st.integers(0, 2))
-    def click_a_tile(self, r, c):
-        with self.explorer.maps.patches.place.hold_trait_notifications():
-            self.explorer.maps.patches.place.row, self.explorer.maps.patches.place.col = r, c
+    @rule(rank=st.integers(0, 8))
+    def click_a_tile(self, rank):
+        ask(self.explorer, rank=rank)
 
-    @rule(r=st.integers(0, 17), c=st.integers(0, 17))
+    @rule(r=st.integers(0, 7), c=st.integers(0, 7))
     def click_the_map(self, r, c):
-        place = self.explorer.maps.heat.place
-        with place.hold_trait_notifications():
-            place.row, place.col = min(r, place.rows - 1), min(c, place.cols - 1)
+        ask(self.explorer, position=[r, c])
 
-    @rule(r=st.integers(-1, 2), c=st.integers(0, 2))
-    def hover(self, r, c):
-        self.explorer.maps.projections.place.hover = [r, c if r >= 0 else -1]
-
-    @rule(rule=st.sampled_from(["deconvnet", "guided", "gradient"]))
-    def change_rule(self, rule):
-        self.explorer.controls.rule.value = rule
-
-    @rule(gain=st.sampled_from([0.25, 1.0, 3.0, 8.0]))
-    def change_gain(self, gain):
-        self.explorer.controls.gain.value = gain
-
-    @rule(order=st.sampled_from(ORDERS))
-    def change_order(self, order):
-        self.explorer.controls.order.value = order
-
-    @rule(words=st.sampled_from(["", "dog", "zebra", "Teapot"]))
-    def search(self, words):
-        self.explorer.controls.find.value = words
-
-    @rule(tab=st.sampled_from(["maps", "image", "compare"]))
-    def change_tab(self, tab):
-        self.explorer.tabs.value = tab
-
-    @rule(versus=st.sampled_from(["methods", "same"]))
-    def change_comparison(self, versus):
-        self.explorer.compare.versus.value = versus
+    @rule(
+        name=st.sampled_from(["rule", "gain", "order", "search", "tab", "versus", "wall", "colours"]),
+        data=st.data(),
+    )
+    def change(self, name, data):
+        choices = {
+            "rule": ["deconvnet", "guided", "gradient"], "gain": [0.25, 1.0, 3.0, 8.0], "order": list(ORDERS),
+            "search": ["", "dog", "zebra", "Teapot"], "tab": ["maps", "image", "compare"], "wall": [True, False],
+            "versus": ["methods", "same"], "colours": ["signed", "natural"],
+        }  # fmt: skip
+        ask(self.explorer, **{name: data.draw(st.sampled_from(choices[name]))})
 
     @rule(content=st.sampled_from([png((30, 50)), png((1, 1)), b"no", gif(3)]))
     def upload(self, content):
         upload(self.explorer, content)
 
-    @rule(by=st.sampled_from([-1, 1]))
-    def step(self, by):
-        self.explorer._step(by)
+    @rule(at=st.floats(0, 1))
+    def move_the_square(self, at):
+        ask(self.explorer, "square", at=at)
 
-    @rule()
-    def random(self):
-        self.explorer._draw()
-
-    @rule()
-    def back(self):
-        self.explorer.maps.maximum.click()
+    @rule(kind=st.sampled_from(["ready", "code"]))
+    def other(self, kind):
+        ask(self.explorer, kind)
 
     @invariant()
     def nothing_failed(self):
@@ -506,7 +546,6 @@ class Monkey(RuleBasedStateMachine):
 
     def teardown(self):
         if hasattr(self, "explorer"):
-            self.explorer.maps.projections.place.hover = [-1, -1]
             consistent(self.explorer)
             self.explorer.close()
 

@@ -1,7 +1,7 @@
 """The explorer in JupyterLab and on a Voila page, driven by keys and mouse in a real Chromium.
 
-Whatever is done, what the page shows has to be what zfkit computes here for what the page says, pixel by pixel.
-The way from projections to pixels (one symmetric scale around grey, tiles, gaps) is written once more below.
+Whatever is done, what the page shows has to be what zfkit computes here for what the page says, pixel by pixel. The way
+from projections to pixels (one symmetric scale around grey) is written once more below.
 
 Screenshots go to the folder in ZFKIT_SCREENSHOTS, if that is set.
 """
@@ -9,14 +9,12 @@ Screenshots go to the folder in ZFKIT_SCREENSHOTS, if that is set.
 from __future__ import annotations
 
 import functools
-import io
 import os
 import random
 import re
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import browser as b
@@ -27,30 +25,17 @@ import torch
 from PIL import Image
 
 import zfkit
+from zfkit.widgets import State
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(bool(b.why_not()), reason=b.why_not() or "there is one"),
 ]
 ROOT = Path(__file__).parents[2]
-TILE, GAP = 92, 2  # px: a tile of the grids, the gap between two
 START = {"layer": "conv4", "channel": 117}
 
 
 # ------------------------------------------------------------------------------------------------- the truth
-
-
-@dataclass(frozen=True)
-class View:
-    """What the page says it shows."""
-
-    layer: str
-    channel: int
-    rank: int
-    row: int
-    col: int
-    rule: str
-    gain: float
 
 
 def rgb_of(projection, gain=1.0):
@@ -62,25 +47,8 @@ def rgb_of(projection, gain=1.0):
     return np.rint(shown).astype(np.uint8).transpose(1, 2, 0)
 
 
-def enlarged(rgb, height, width):
-    """Every pixel as a rectangle."""
-    rows = (np.arange(height) + 0.5) * rgb.shape[0] // height
-    cols = (np.arange(width) + 0.5) * rgb.shape[1] // width
-    return rgb[rows.astype(int)][:, cols.astype(int)]
-
-
-def resampled(rgb, height, width):
-    return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def tiles_in(grid, columns=3):
-    """The tiles of a decoded grid (H, W, 3), row by row."""
-    starts = range(0, columns * (TILE + GAP), TILE + GAP)
-    return [grid[y : y + TILE, x : x + TILE] for y in starts for x in starts]
-
-
 def same(shown, expected, tolerance=2):
-    """Equal up to rounding, of float32 here and there and of the resampling."""
+    """Equal up to rounding, of float32 here and there."""
     return shown.shape == expected.shape and bool(
         (np.abs(shown.astype(int) - expected.astype(int)) <= tolerance).all()
     )
@@ -110,28 +78,24 @@ class Truth:
         self.top = zfkit.mine(self.model, self.photos, progress=False)
 
     @functools.cache  # noqa: B019
-    def grid(self, layer, channel, rule, gain):
-        """The nine projections of a map, as tiles."""
-        found = zfkit.project_top(self.model, self.photos, self.top, layer, [channel], rule=rule)
-        tiles = []
-        for projection in found.projection[0]:
-            rgb = rgb_of(projection, gain)
-            tiles.append((enlarged if 2 * len(rgb) <= TILE else resampled)(rgb, TILE, TILE))
-        return tiles
+    def tiles(self, layer, channel, rule, gain):
+        """The nine projections of a map, as they are shown."""
+        found = zfkit.project_top(
+            self.model, self.photos, self.top, layer, [channel], rule=rule, progress=False
+        )
+        return [rgb_of(projection, gain) for projection in found.projection[0]]
 
     @functools.cache  # noqa: B019
-    def lens(self, view, side):
-        """The unit's window of its projection, as the magnifier shows it in a picture of that side."""
-        image = int(self.top[view.layer].image[view.channel, view.rank])
+    def unit(self, layer, channel, rank, place, rule, gain):
+        """The unit's window of its projection on the whole picture; grey outside of it."""
+        image = int(self.top[layer].image[channel, rank])
         batch = self.model.preprocess(self.photos.take([image]))
-        at = torch.tensor([[view.row, view.col]])
-        pixels = zfkit.project(self.model, batch, view.layer, view.channel, at, rule=view.rule)[0]
-        box = zfkit.receptive_field(self.model, view.layer).box(view.row, view.col)
-        left, top = max(box[0], 0), max(box[1], 0)
-        rgb = rgb_of(pixels[:, top : box[3], left : box[2]], view.gain)
-        times = round(side * 0.52) / max(rgb.shape[:2])
-        height, width = (round(n * times) for n in rgb.shape[:2])
-        return (enlarged if times >= 3 else resampled)(rgb, height, width)
+        pixels = zfkit.project(self.model, batch, layer, channel, torch.tensor([place]), rule=rule)[0]
+        box = zfkit.receptive_field(self.model, layer).box(*place)
+        margin = box.right - box.left
+        padded = torch.nn.functional.pad(pixels, (margin,) * 4)
+        window = padded[:, box.top + margin : box.bottom + margin, box.left + margin : box.right + margin]
+        return rgb_of(window, gain)
 
     def maximum(self, layer, channel, rank):
         """Row and column that `mine` found."""
@@ -178,6 +142,15 @@ explorer
 """
 
 
+CELL = """
+import zfkit
+model = zfkit.load_model("zfnet64")
+photos = zfkit.load_images("folder:PICTURES", progress=False)
+explorer = zfkit.explore(model, photos, zfkit.TopK.load("top.parquet"), layer="conv4", channel=117)
+explorer
+"""
+
+
 @pytest.fixture(scope="module")
 def notebooks(tmp_path_factory, truth):
     """explorer.ipynb as somebody writes it; app.ipynb as `make app` shows it, with other parameters."""
@@ -186,10 +159,26 @@ def notebooks(tmp_path_factory, truth):
     b.write_notebook(folder / "explorer.ipynb", CELL.replace("PICTURES", str(truth.folder)))
     page = nbformat.read(ROOT / "zfkit" / "widgets" / "page" / "app.ipynb", as_version=4)
     parameters = next(cell for cell in page.cells if "parameters" in cell.metadata.get("tags", []))
-    values = {"images": f"folder:{truth.folder}", "table": str(table), **START}
+    values = {"images": f"folder:{truth.folder}", "table": str(table)}
     parameters.source += "".join(f"\n{name} = {value!r}" for name, value in values.items())
     nbformat.write(page, folder / "app.ipynb")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kept(tmp_path_factory):
+    """What the explorer keeps on disk, for all servers of this file."""
+    before = os.environ.get("ZFKIT_CACHE")
+    os.environ["ZFKIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    os.environ.pop("ZFKIT_CACHE")
+    if before is not None:
+        os.environ["ZFKIT_CACHE"] = before
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept():
+    """In the place of the other tests' fixture: here what is kept is the server's."""
 
 
 @pytest.fixture(scope="module")
@@ -210,13 +199,16 @@ def opened(request, tmp_path_factory, chromium, notebooks, truth):
     folder = tmp_path_factory.mktemp(request.param)
     if request.param in ("lab", "notebook"):
         with b.jupyter_lab(folder, notebooks, request.param) as server:
-            page = b.open_lab(chromium, server, "explorer.ipynb", front=request.param, height=1100)
-            yield Explorer(request.param, page, truth)
+            page = b.open_lab(
+                chromium, server, "explorer.ipynb", front=request.param, width=1400, height=1100
+            )
+            yield Explorer(request.param, page, truth, server)
             page.tab.context.close()
     else:
         with b.voila(folder, notebooks / "app.ipynb") as server:
-            page = b.open_voila(chromium, server, height=1100)
-            yield Explorer(request.param, page, truth)
+            page = b.open_page(chromium, 1280, 900)
+            page.tab.goto(f"{server.url}/?token={server.token}&layer=conv4&map=117")
+            yield Explorer(request.param, page, truth, server)
             page.tab.context.close()
 
 
@@ -230,10 +222,10 @@ OTHERS = (
 @pytest.fixture
 def explorer(opened, request, shots):
     """The same, at its first view before the test, and free of errors after it."""
-    opened.page.wait_for(f"{ROOT_BOX} .zfkit-layers button")
+    opened.page.wait_for(".zx .zx-tile canvas[role=img]")
     opened.reset()
     yield opened
-    opened.page.tab.wait_for_timeout(50)  # what was said just now arrives
+    opened.tab.wait_for_timeout(50)  # what was said just now arrives
     name = re.sub(r"\W+", "_", request.node.name).strip("_")
     opened.page.screenshot(shots / f"{name}.png")
     said, opened.page.said[:] = [s for s in opened.page.said if not any(o in s for o in OTHERS)], []
@@ -241,196 +233,151 @@ def explorer(opened, request, shots):
     assert opened.page.asked == []
 
 
-ROOT_BOX = ".zfkit-explorer"
-PROJECTIONS, PATCHES, PHOTO, HEAT, WHOLE = (
-    f"{ROOT_BOX} .zfkit-{name} img" for name in ("projections", "patches", "photo", "heat", "whole")
-)
-
 _VIEW = """
 () => {
-  const root = document.querySelector('.zfkit-explorer');
+  const root = document.querySelector('.zx');
   const one = selector => root.querySelector(selector);
-  const handle = selector => one(selector + ' .noUi-handle').getAttribute('aria-valuenow');
-  const [row, col] = [...root.querySelectorAll('.zfkit-heat .noUi-handle')].map(e => e.getAttribute('aria-valuenow'));
-  const rule = one('.zfkit-rule select');
-  const ranks = [...root.querySelectorAll('.zfkit-ranks button')];
+  const pressed = elements => [...elements].findIndex(e => e.getAttribute('aria-pressed') === 'true');
   return {
-    layer: one('.zfkit-layers button.mod-active').innerText.trim().split(' ')[0],
-    channel: one('.zfkit-number-box input').value,
-    rank: ranks.findIndex(e => e.classList.contains('mod-active') || e.getAttribute('aria-pressed') === 'true'),
-    row, col,
-    rule: rule.options[rule.selectedIndex].text,
-    gain: one('.zfkit-gain .widget-readout').innerText,
+    layer: one('.zx-layers [aria-pressed=true]').dataset.layer,
+    channel: Number(one('.zx-count b').innerText),
+    rank: pressed(one('.zx-nine').children),
+    tab: one('.zx-tabs [aria-selected=true]').dataset.tab,
+    rule: one('[data-field=rule]').value, gain: Number(one('[data-field=gain]').value),
+    stale: root.querySelectorAll('.zx-three.zx-stale, .zx-three .zx-stale').length,
+    sentence: one('.zx-sentence').innerText,
+    place: (one('.zx-fires').getAttribute('aria-label') || '').match(/\\d+/g)?.map(Number) || [],
   };
 }
 """
+_PIXELS = "canvas => canvas.toDataURL('image/png').split(',')[1]"
 
 
 class Explorer:
     """Hands and eyes on the explorer's page."""
 
-    def __init__(self, kind, page, truth):
-        self.kind, self.page, self.tab, self.truth = kind, page, page.tab, truth
+    def __init__(self, kind, page, truth, server):
+        self.kind, self.page, self.tab, self.truth, self.server = kind, page, page.tab, truth, server
 
     # -- hands
 
     def find(self, selector):
-        return self.tab.locator(f"{ROOT_BOX} {selector}")
+        return self.tab.locator(f".zx {selector}")
+
+    def press(self, *keys):
+        """Keys, while the film strip has the focus."""
+        self.find(".zx-bars").focus()
+        for key in keys:
+            self.tab.keyboard.press(key)
+
+    def choose(self, field, value):
+        self.find(f"[data-field={field}]").select_option(str(value))
+
+    def layer(self, name):
+        self.find(f"[data-layer={name}]").click()
+
+    def to(self, channel, layer=None):
+        """To a map, by keys."""
+        if layer:
+            self.layer(layer)
+            self.until(layer=layer)
+        self.press("Home", *["PageDown"] * (channel // 10), *["ArrowRight"] * (channel % 10))
+        return self.settle(channel=channel)
 
     def reset(self):
         """Back to the first view, by mouse."""
-        self.tab_named("Maps")
-        self.search("")
-        self.find(".zfkit-order select").select_option(label="index")
-        self.choose_rule("deconvnet")
-        self.choose_layer(START["layer"])
-        self.settle(layer=START["layer"])
-        for channel in (0, START["channel"]):  # another map forgets the position
-            self.page.until(
-                lambda channel=channel: (
-                    self.type_number(channel),
-                    self.tab.wait_for_timeout(200),
-                    self.view(),
-                )[-1],
-                lambda view, channel=channel: view.channel == channel,
-                f"map {channel} cannot be chosen",
-                20,
-            )
-        self.find(".zfkit-ranks button").first.click()
-        self.tab.mouse.move(2, 2)  # nothing is below the pointer
-        self.settle(**START, rank=0, gain=1.0)
-
-    def tab_named(self, name):
-        self.find(f".zfkit-tabs button:has-text('{name}')").click()
-
-    def choose_layer(self, name):
-        self.find(f".zfkit-layers button:has-text('{name}')").click()
-
-    def choose_rule(self, name):
-        self.find(".zfkit-rule select").select_option(label=name)
-
-    def type_number(self, number):
-        box = self.find(".zfkit-number-box input")
-        box.fill(str(number))
-        box.press("Enter")
-
-    def search(self, words):
-        box = self.find(".zfkit-find input")
-        box.fill(words)
-        box.press("Enter")
-
-    def press_on_map(self, *keys):
-        self.find(".zfkit-map .noUi-handle").focus()
-        for key in keys:
-            self.tab.keyboard.press(key)
+        self.tab.mouse.move(2, 2)
+        self.find("[data-tab=maps]").click()
+        if self.find(".zx-all").get_attribute("aria-pressed") == "true":
+            self.find(".zx-all").click()
+        self.find("[type=search]").fill("")
+        self.find("[type=search]").blur()
+        for field, value in (("order", "index"), ("rule", "deconvnet"), ("colours", "signed"), ("gain", 1)):
+            self.choose(field, value)
+        if self.view()["layer"] != "conv4":
+            self.layer("conv4")
+        self.until(layer="conv4")
+        if self.view()["channel"] != 117:
+            self.to(117)
+        self.find(".zx-nine .zx-tile").first.click()
+        if self.find("button:has-text('back to the maximum')").is_visible():
+            self.find("button:has-text('back to the maximum')").click()
+        self.settle(**START, rank=0, rule="deconvnet", gain=1)
 
     # -- eyes
 
     def view(self):
-        said = self.tab.evaluate(_VIEW)
-        whole = {name: int(float(said[name])) for name in ("channel", "rank", "row", "col")}
-        gain = float(re.sub(r"[^0-9.]", "", said["gain"]))
-        return View(said["layer"], **whole, rule=said["rule"], gain=gain)
+        return self.tab.evaluate(_VIEW)
 
-    def sentence(self, name):
-        """The sentence in a picture's place, "" where there is a picture."""
-        said = self.find(f".zfkit-{name} .zfkit-message p")
-        return said.first.inner_text() if said.count() and said.first.is_visible() else ""
-
-    def wrong(self, view):
-        """What of the page contradicts what it says it shows; "" if nothing does."""
-        if self.truth.dead(view.layer, view.channel):
-            return "" if "dead" in self.sentence("projections") else f"no word on a dead map: {view}"
-        if self.sentence("projections"):
-            return f"{self.sentence('projections')!r} in place of {view}"
-        expected = self.truth.grid(view.layer, view.channel, view.rule, view.gain)
-        for i, (tile, truth) in enumerate(
-            zip(tiles_in(self.page.picture(PROJECTIONS)), expected, strict=True)
-        ):
-            if not same(tile, truth):
-                return f"projection {i + 1} is not that of {view}"
-        whole = self.page.picture(WHOLE)
-        if not contains(whole, self.truth.lens(view, len(whole))):
-            return f"the large projection is not that of {view}"
-        return ""
-
-    def unit_at(self, layer, down, across):
-        """Row and column of the unit whose field's middle is nearest to a place, fractions of the photograph."""
-        field, S = zfkit.receptive_field(self.truth.model, layer), self.truth.photos.size
-        middles = [sum(field.box(i, i)[0::2]) / 2 for i in range(S)]
-        return tuple(int(np.abs(np.array(middles) - part * S).argmin()) for part in (down, across))
-
-    def cut_off(self):
-        """Words that do not fit into their element, of all that can be seen."""
-        return self.tab.evaluate(
-            """() => [...document.querySelectorAll('.zfkit-explorer *')].filter(e => {
-              if (!e.offsetParent || e.tagName === 'SELECT' || ![...e.childNodes].some(n => n.nodeType === 3 &&
-                  n.textContent.trim())) return false;
-              const cut = getComputedStyle(e).overflowX !== 'visible' && e.scrollWidth > e.clientWidth + 1;
-              const range = document.createRange();
-              range.selectNodeContents(e);
-              const words = range.getBoundingClientRect();
-              const root = document.querySelector('.zfkit-explorer').getBoundingClientRect();
-              let hidden = words.right > root.right + 1;
-              for (let box = e.parentElement; box && box.closest('.zfkit-explorer'); box = box.parentElement)
-                if (getComputedStyle(box).overflowX === 'hidden' && words.right > box.getBoundingClientRect().right + 1)
-                  hidden = true;
-              return cut || hidden;
-            }).map(e => e.innerText)"""
+    def until(self, **wanted):
+        """The view, once it says so and nothing on the page belongs to another one."""
+        return self.page.until(
+            self.view,
+            lambda v: all(v[name] == value for name, value in wanted.items()) and not v["stale"],
+            f"never {wanted}",
         )
 
-    def settle(self, unlike=None, **wanted):
-        """The view, once the page says what was wanted and shows what it says.
+    def pixels(self, selector, i=0):
+        return b.decoded(self.find(selector).nth(i).evaluate(_PIXELS))
 
-        `unlike` is a view that has to be gone before.
-        """
-
-        def look():
-            view = self.view()
-            if view == unlike:
-                return view, "nothing has changed"
-            differs = {k: getattr(view, k) for k, v in wanted.items() if getattr(view, k) != v}
-            return view, f"{differs} instead of {wanted}" if differs else self.wrong(view)
-
-        return self.page.until(look, lambda seen: not seen[1], "the page is not consistent", 20)[0]
-
-
-def contains(picture, lens):
-    """Is the lens in one of the picture's corners, 3 px from its edges?"""
-    height, width = lens.shape[:2]
-    return any(
-        same(picture[y : y + height, x : x + width], lens)
-        for y in (3, picture.shape[0] - height - 3)
-        for x in (3, picture.shape[1] - width - 3)
-    )
+    def settle(self, **wanted):
+        """The view, once it says so; and then all pixels have to be the truth's."""
+        view = self.until(**wanted)
+        if self.truth.dead(view["layer"], view["channel"]):
+            assert "is dead" in view["sentence"]
+            return view
+        tiles = self.truth.tiles(view["layer"], view["channel"], view["rule"], view["gain"])
+        for i, expected in enumerate(tiles):
+            assert same(self.pixels(".zx-nine >> nth=1 >> canvas", i), expected), f"tile {i} of {view}"
+        unit = self.truth.unit(
+            view["layer"], view["channel"], view["rank"], tuple(view["place"]), view["rule"], view["gain"]
+        )
+        assert same(self.pixels(".zx-four > :nth-child(4) canvas"), unit), view
+        return view
 
 
-# -------------------------------------------------------------------------------------------------- it opens
+# -------------------------------------------------------------------------------------------- what is there
 
 
-def test_opens_as_asked_with_every_label_whole(explorer):
-    view = explorer.settle(**START, rank=0, rule="deconvnet", gain=1.0)
-    assert (view.row, view.col) == explorer.truth.maximum("conv4", 117, 0)
-    assert explorer.cut_off() == []
-    title = explorer.find(".zfkit-title").first
+def test_opens_as_asked(explorer):
+    view = explorer.settle(**START, rank=0, rule="deconvnet", gain=1)
+    assert tuple(view["place"]) == explorer.truth.maximum("conv4", 117, 0)
+    title = explorer.find("h2 span")
     assert (
         f"(folder {explorer.truth.folder.name})" in title.inner_text()
     )  # the rest of the path is its tooltip
-    assert title.locator(f"[title='folder:{explorer.truth.folder}']").count() == 1
+    assert title.get_attribute("title") == f"folder:{explorer.truth.folder}"
+
+
+def test_every_picture_has_a_text_and_the_new_map_is_said(explorer):
+    explorer.press("ArrowRight")
+    explorer.settle(channel=118)
+    assert explorer.find("[role=status].zx-unseen").inner_text() == "conv4 map 118"
+    silent = explorer.find("canvas:not([aria-hidden]):not([role])").evaluate_all(
+        """all => all.filter(c => c.getClientRects().length
+             && !c.closest('button[aria-label], button[title], .zx-fires')).length"""
+    )
+    assert silent == 0
+    assert (
+        explorer.find(".zx-tile canvas")
+        .first.get_attribute("aria-label")
+        .startswith("patch of conv4 map 118, 1: ")
+    )
 
 
 def test_every_control_is_reached_by_tab_and_shows_its_focus(explorer):
-    explorer.find(".zfkit-tabs button").first.focus()
+    explorer.find(".zx-tabs [aria-selected=true]").focus()
     for key in ("Tab", "Shift+Tab"):  # a button that a script focuses has no ring
         explorer.tab.keyboard.press(key)
     seen = []
-    for _ in range(60):
+    for _ in range(80):
         now = explorer.tab.evaluate(
             """() => {
               const e = document.activeElement, style = getComputedStyle(e);
               return {
-                inside: !!e.closest('.zfkit-explorer'),
-                name: e.getAttribute('aria-label') || e.innerText.trim() || e.title || '',
+                inside: !!e.closest('.zx'),
+                name: e.getAttribute('aria-label') || e.innerText.trim() || e.title
+                  || e.closest('label')?.innerText || '',
                 what: e.tagName.toLowerCase() + '.' + e.className + ' in ' + e.parentElement.className,
                 ring: style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2,
               };
@@ -443,374 +390,321 @@ def test_every_control_is_reached_by_tab_and_shows_its_focus(explorer):
     assert [one["what"] for one in seen if not one["name"]] == []
     assert [one["what"] for one in seen if not one["ring"]] == []
     named = " | ".join(one["name"] for one in seen)
-    for control in ("Maps", "conv1", "conv5", "place in the order", "number", "order", "find", "rule", "gain",
-                    "projections", "patches", "place on the feature map", "row", "column"):  # fmt: skip
+    for control in ("Maps", "conv1", "conv5", "feature map", "sort", "find maps", "random", "all 384", "rule",
+                    "colours", "contrast", "where the map fires"):  # fmt: skip
         assert control in named, f"{control} is not among {named}"
+
+
+def test_nothing_is_cut_off_from_phones_to_projectors(explorer, shots):
+    if explorer.kind != "voila":
+        pytest.skip("JupyterLab has a width of its own")
+    before = explorer.tab.viewport_size
+    try:
+        look_at_widths(explorer, shots)
+    finally:
+        explorer.tab.set_viewport_size(before)
+
+
+def look_at_widths(explorer, shots):
+    for width, height in ((360, 740), (590, 800), (1024, 768), (1280, 800), (1920, 1080)):
+        explorer.tab.set_viewport_size({"width": width, "height": height})
+        explorer.tab.wait_for_timeout(300)
+        explorer.page.screenshot(shots / f"explorer_{width}.png")
+        outside = explorer.find(
+            "button, select, input:not(.zx-unseen), canvas[role=img], [role=slider]"
+        ).evaluate_all(
+            """all => all.filter(e => {
+              const box = e.getBoundingClientRect();
+              const scrolls = e.closest('.zx-layers, .zx-shelf');
+              return box.width && !scrolls && (box.left < -0.5 || box.right > innerWidth + 0.5);
+            }).map(e => e.outerHTML.slice(0, 80))"""
+        )
+        assert outside == [], width
+        assert explorer.tab.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_no_serious_finding_of_axe(explorer):
+    from axe_playwright_python.sync_playwright import Axe
+
+    for tab in ("maps", "image", "compare"):
+        explorer.find(f"[data-tab={tab}]").click()
+        explorer.until(tab=tab)
+        found = Axe().run(explorer.tab, context=".zx").response["violations"]
+        serious = [
+            (v["id"], v["nodes"][0]["html"][:120]) for v in found if v["impact"] in ("serious", "critical")
+        ]
+        assert serious == [], tab
 
 
 # ----------------------------------------------------------------------------------------- layers and maps
 
 
-def test_layers_by_mouse_and_by_keyboard(explorer):
+def test_layers_by_mouse_and_by_keys(explorer):
     for layer in ("conv1", "conv5"):
-        explorer.choose_layer(layer)
-        explorer.settle(layer=layer)
-    explorer.find(".zfkit-layers button:has-text('conv2')").focus()
-    explorer.tab.keyboard.press("Enter")
-    explorer.settle(layer="conv2")
-    explorer.tab.keyboard.press("Tab")
-    explorer.tab.keyboard.press("Space")
-    explorer.settle(layer="conv3")
+        explorer.layer(layer)
+        explorer.settle(layer=layer, channel=0)
+    explorer.press("ArrowDown")
+    explorer.settle(layer="conv4")
+    explorer.press("ArrowUp")
+    explorer.settle(layer="conv5")
 
 
-def test_maps_by_keyboard(explorer):
-    explorer.press_on_map("ArrowRight")
+def test_maps_by_keys(explorer):
+    explorer.press("ArrowRight")
     explorer.settle(channel=118)
-    explorer.press_on_map("ArrowLeft", "ArrowLeft")
+    explorer.press("ArrowLeft", "ArrowLeft")
     explorer.settle(channel=116)
-    explorer.press_on_map("Home")
+    explorer.press("Home")
     explorer.settle(channel=0)
-    explorer.press_on_map("End")
-    explorer.settle(channel=383)
-    explorer.type_number(200)
-    explorer.settle(channel=200)
-    explorer.find(".zfkit-next").press("Enter")
-    explorer.settle(channel=201)
+    for layer, last in (("conv4", 383), ("conv1", 95)):
+        explorer.layer(layer)
+        explorer.until(layer=layer)
+        explorer.press("End")
+        explorer.settle(channel=last)
+    explorer.press("PageUp")
+    explorer.settle(channel=85)
+    explorer.press("r")
+    assert explorer.page.until(explorer.view, lambda v: v["channel"] != 85, "no other map was drawn")
+    explorer.settle(layer="conv1")
 
 
 @pytest.mark.parametrize("opened", ["notebook"], indirect=True)
 def test_notebook_7_shows_the_same(explorer):
-    explorer.press_on_map("ArrowRight")
+    explorer.press("ArrowRight")
     explorer.settle(channel=118)
-    explorer.choose_layer("conv2")
-    explorer.settle(layer="conv2", channel=0)
-    explorer.find(".zfkit-ranks button").nth(4).click()
-    explorer.settle(layer="conv2", rank=4)
-    explorer.find(".zfkit-heat canvas").click(position={"x": 60, "y": 100})
-    explorer.page.until(
-        explorer.view, lambda view: (view.row, view.col) != (None, None), "no place was picked"
-    )
-    explorer.settle(layer="conv2", rank=4)
-    explorer.tab_named("Compare")
-    compared = f"{ROOT_BOX} .zfkit-compared img"
-    explorer.page.wait_for(compared)
-    explorer.page.until(
-        lambda: explorer.page.picture(compared), lambda now: now.shape[0] > 3 * 60, "nothing to compare", 30
-    )
-    explorer.tab_named("Maps")
-    explorer.settle(layer="conv2", rank=4)
+    explorer.find("[data-tab=compare]").click()
+    explorer.page.wait_for(".zx-methods canvas")
 
 
 def test_maps_by_mouse(explorer):
-    explorer.find(".zfkit-next").click()
-    explorer.settle(channel=118)
-    explorer.find(".zfkit-previous").click()
-    explorer.find(".zfkit-previous").click()
-    explorer.settle(channel=116)
-    box = explorer.find(".zfkit-map .noUi-target").bounding_box()
-    x, y = box["x"] + box["width"] * 0.7, box["y"] + box["height"] / 2
-    before = explorer.view()
-    explorer.tab.mouse.click(x, y)
-    view = explorer.settle(unlike=before)
-    assert 240 < view.channel < 300
-    handle = explorer.find(".zfkit-map .noUi-handle").bounding_box()
-    explorer.tab.mouse.move(handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2)
+    box = explorer.find(".zx-bars").bounding_box()
+    middle = box["y"] + box["height"] / 2
+    explorer.tab.mouse.click(box["x"] + box["width"] * 200.5 / 384, middle)
+    explorer.settle(channel=200)
+    explorer.tab.mouse.move(box["x"] + box["width"] * 200.5 / 384, middle)
     explorer.tab.mouse.down()
-    for i in range(12):  # a drag: many positions in between, of which only the last one counts
-        explorer.tab.mouse.move(x - 5 * i, y)
+    for place in range(201, 260, 4):
+        explorer.tab.mouse.move(box["x"] + box["width"] * (place + 0.5) / 384, middle)
     explorer.tab.mouse.up()
-    explorer.tab.wait_for_timeout(300)
-    now = explorer.settle(unlike=view)
-    assert now.channel < view.channel - 60
-    explorer.find(".zfkit-random").click()
-    explorer.settle(unlike=now)
+    explorer.settle(channel=257)
+    explorer.find(".zx-shelf button").first.click()
+    assert explorer.page.until(explorer.view, lambda v: v["channel"] < 257, "the strip leads nowhere")
+    explorer.settle()
 
 
 def test_a_key_held_down_ends_where_it_says(explorer):
-    explorer.press_on_map(*["ArrowRight"] * 25)
-    explorer.settle(channel=START["channel"] + 25)
-    explorer.press_on_map(*["ArrowLeft"] * 25)
-    explorer.settle(channel=START["channel"])
+    explorer.press(*["ArrowRight"] * 25)
+    explorer.settle(channel=142)
 
 
-def test_rules_and_gain(explorer):
-    for rule in ("guided", "gradient"):
-        explorer.choose_rule(rule)
+def test_rules_contrast_and_colours(explorer):
+    for rule in ("guided", "gradient", "deconvnet"):
+        explorer.choose("rule", rule)
         explorer.settle(rule=rule)
-    explorer.find(".zfkit-gain .noUi-handle").focus()
-    explorer.tab.keyboard.press("ArrowRight")
-    explorer.settle(gain=1.25)
-    explorer.tab.keyboard.press("ArrowRight")
-    explorer.settle(gain=1.5)
-    assert "1.5" in explorer.find(".zfkit-scale").first.inner_text()
-    explorer.tab.keyboard.press("ArrowLeft")
-    explorer.tab.keyboard.press("ArrowLeft")
-    explorer.settle(gain=1.0)
+    for gain in (4, 1.5):
+        explorer.choose("gain", gain)
+        explorer.settle(gain=gain)
+    explorer.choose("gain", 1)
+    explorer.settle(gain=1)
+    plain = explorer.pixels(".zx-nine >> nth=1 >> canvas")
+    explorer.choose("colours", "natural")
+    shown = explorer.page.until(
+        lambda: explorer.pixels(".zx-nine >> nth=1 >> canvas"),
+        lambda now: bool((now != plain).any()),
+        "no other colours",
+    )
+    assert np.ptp(shown.astype(int).mean((0, 1))) < 40  # grey on average, as before
 
 
-# ------------------------------------------------------------------------------------- ranks and positions
+def test_tiles_by_click_and_key(explorer):
+    for rank in (4, 8):
+        explorer.find(".zx-nine >> nth=1 >> .zx-tile").nth(rank).click()
+        view = explorer.settle(rank=rank)
+        assert tuple(view["place"]) == explorer.truth.maximum("conv4", 117, rank)
+    explorer.press("3")
+    explorer.settle(rank=2)
 
 
-def test_ranks_by_tile_button_and_key(explorer):
-    t = explorer.truth
-    explorer.find(".zfkit-ranks button").nth(4).click()
-    view = explorer.settle(rank=4)
-    assert (view.row, view.col) == t.maximum("conv4", 117, 4)
-    grid = explorer.find(".zfkit-patches canvas")
-    grid.click(position={"x": 2.5 * TILE, "y": 1.5 * TILE})
-    explorer.settle(rank=5)
+def test_space_lays_projections_over_patches(explorer):
+    patch, projection = (explorer.pixels(f".zx-nine >> nth={n} >> canvas", 1).astype(float) for n in (0, 1))
+    explorer.press(" ")
+    blended = explorer.pixels(".zx-nine >> nth=0 >> canvas", 1)
+    assert np.abs(blended - (0.4 * patch + 0.6 * projection)).max() <= 2
+    explorer.press(" ")
+    assert np.array_equal(explorer.pixels(".zx-nine >> nth=0 >> canvas", 1), patch)
+
+
+def test_places_on_the_map_by_click_and_key(explorer):
+    view = explorer.view()
+    row, col = view["place"]
+    explorer.find(".zx-fires").focus()
     explorer.tab.keyboard.press("ArrowDown")
-    view = explorer.settle(rank=8)
-    assert (view.row, view.col) == t.maximum("conv4", 117, 8)
-    explorer.tab.mouse.move(2, 2)  # nothing is below the pointer any more
-    explorer.settle(rank=8)
-
-
-def test_hover_previews_and_goes_back(explorer):
-    before = explorer.page.picture(PHOTO)
-    explorer.find(".zfkit-projections canvas").hover(position={"x": 1.5 * TILE, "y": 1.5 * TILE})
-    explorer.page.picture_once_changed(PHOTO, before)
-    explorer.tab.mouse.move(2, 2)
-    explorer.page.until(
-        lambda: explorer.page.picture(PHOTO), lambda now: bool((now == before).all()), "the preview stays", 20
+    explorer.settle(place=[row + 1, col])
+    box = explorer.find(".zx-fires").bounding_box()
+    explorer.tab.mouse.click(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.3)
+    moved = explorer.page.until(
+        explorer.view, lambda v: not v["stale"] and v["place"] != [row + 1, col], "a click leads nowhere"
     )
-    explorer.settle(rank=0)
+    explorer.settle()
+    field = zfkit.receptive_field(explorer.truth.model, "conv4").box(*moved["place"])
+    middle = (field.left + field.right) / 2 / 224, (field.top + field.bottom) / 2 / 224
+    assert middle == pytest.approx((0.5, 0.3), abs=0.6 * 8 / 224)  # half a unit
+    image = int(explorer.truth.top["conv4"].image[117, 0])
+    pixels = explorer.truth.photos[image][0]
+    maps = dict(zfkit.nets.activations.activations(explorer.truth.model, pixels, ["conv4"]))["conv4"]
+    silent = float(maps[0, 117][tuple(moved["place"])]) <= 0
+    assert explorer.find(".zx-silent").count() == int(silent)
+    explorer.find("button:has-text('back to the maximum')").click()
+    explorer.settle(place=[row, col])
 
 
-def test_positions_on_the_map_by_click_key_and_slider(explorer):
-    t, layer, channel = explorer.truth, "conv5", 133
-    explorer.choose_layer(layer)
-    explorer.settle(layer=layer)
-    explorer.type_number(channel)
-    view = explorer.settle(layer=layer, channel=channel)
-    assert (view.row, view.col) == t.maximum(layer, channel, 0)
-    canvas = explorer.find(".zfkit-heat canvas")
-    side = canvas.bounding_box()["width"]
-    row, col = explorer.unit_at(layer, 0.6, 0.4)
-    canvas.click(position={"x": 0.4 * side, "y": 0.6 * side})
-    explorer.settle(layer=layer, row=row, col=col)
-    for key, (down, across) in {"ArrowDown": (1, 0), "ArrowLeft": (0, -1), "ArrowUp": (-1, 0)}.items():
-        explorer.tab.keyboard.press(key)
-        row, col = row + down, col + across
-        explorer.settle(row=row, col=col)
-    sliders = explorer.find(".zfkit-heat .noUi-handle")
-    sliders.nth(0).focus()
-    explorer.tab.keyboard.press("ArrowRight")
-    explorer.settle(row=row + 1, col=col)
-    sliders.nth(1).focus()
-    explorer.tab.keyboard.press("Home")
-    explorer.settle(row=row + 1, col=0)
-    explorer.find(".zfkit-maximum").click()
-    row, col = t.maximum(layer, channel, 0)
-    explorer.settle(row=row, col=col)
-
-
-# ---------------------------------------------------------------------------------------------- own pictures
-
-
-def to_upload(picture, kind="PNG", **options):
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return {
-        "name": f"picture.{kind.lower()}",
-        "mimeType": f"image/{kind.lower()}",
-        "buffer": buffer.getvalue(),
-    }
-
-
-def upload(explorer, file):
-    with explorer.tab.expect_file_chooser() as asked:
-        explorer.find(".zfkit-upload").click()
-    asked.value.set_files(file)
-
-
-def test_a_picture_of_your_own(explorer):
-    """A layer's strongest maps in it, projected; the same as zfkit's on that picture."""
-    t = explorer.truth
-    rgb = t.photos[5][0]
-    explorer.tab_named("Your own image")
-    upload(explorer, to_upload(Image.fromarray(rgb.permute(1, 2, 0).numpy())))
-    strongest = f"{ROOT_BOX} .zfkit-strongest img"
-    explorer.page.wait_for(strongest)
-    with torch.no_grad():
-        values = t.model.net[: t.model.layers.index("conv4") + 1](t.model.preprocess(rgb[None]))[0]
-    best = values.flatten(1).amax(1).argsort(descending=True)[:9].tolist()
+def test_all_maps_at_once(explorer):
+    explorer.press("a")
+    explorer.page.wait_for(".zx-wall canvas")
+    maps = explorer.find(".zx-wall [data-map]")
+    assert maps.count() == 384
+    maps.nth(10).hover()
+    explorer.page.wait_for(".zx-peek canvas")
+    assert explorer.find(".zx-peek b").inner_text() == "map 10"
+    explorer.choose("order", "max activation")
+    best = explorer.truth.top["conv4"].max.argsort(descending=True, stable=True)[:3].tolist()
     explorer.page.until(
-        lambda: explorer.find(".zfkit-captions").first.inner_text(),
-        lambda said: f"map {best[0]}:" in said,
-        "no captions",
-        20,
+        lambda: maps.evaluate_all("all => all.slice(0, 3).map(e => Number(e.dataset.map))"),
+        lambda now: now == best,
+        "not sorted",
     )
-    field = zfkit.receptive_field(t.model, "conv4")
-    for channel, tile in zip(best, tiles_in(explorer.page.picture(strongest)), strict=True):
-        row, col = divmod(int(values[channel].argmax()), values.shape[2])
-        pixels = zfkit.project(
-            t.model, t.model.preprocess(rgb[None]), "conv4", channel, torch.tensor([[row, col]])
-        )[0]
-        left, top, right, bottom = field.box(row, col)
-        window = torch.zeros(3, field.size, field.size)
-        inside = pixels[:, max(top, 0) : bottom, max(left, 0) : right]
-        y, x = max(-top, 0), max(-left, 0)
-        window[:, y : y + inside.shape[1], x : x + inside.shape[2]] = inside
-        assert same(tile, resampled(rgb_of(window), TILE, TILE)), f"map {channel}"
-    own = explorer.page.picture(f"{ROOT_BOX} .zfkit-own img").astype(int)
-    expected = resampled(rgb.permute(1, 2, 0).numpy(), *own.shape[:2]).astype(int)
-    assert np.abs(own - expected).mean() < 6  # a JPEG
-    if explorer.kind == "lab":  # narrow: grids below the picture, so probabilities have room beside it
-        beside, picture = (
-            explorer.find(f".zfkit-{n}").first.bounding_box() for n in ("probabilities", "own")
-        )
-        assert (
-            beside["x"] >= picture["x"] + picture["width"] and beside["y"] < picture["y"] + picture["height"]
-        )
-    likely = explorer.find(".zfkit-probabilities svg").first.get_attribute("aria-label")
-    assert re.search(r"\d+%", likely)
-    # A click on a tile goes to its map.
-    explorer.find(".zfkit-strongest canvas").click(position={"x": 1.5 * TILE, "y": 0.5 * TILE})
-    explorer.settle(layer="conv4", channel=best[1])
-
-
-def test_what_is_no_picture_gets_a_sentence(explorer):
-    explorer.tab_named("Your own image")
-    upload(explorer, {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"not a picture at all"})
+    maps.first.click()
+    explorer.settle(channel=best[0])
+    explorer.find("[type=search]").fill("astronaut")
+    explorer.tab.keyboard.press("Enter")
+    places = [i for i in range(len(explorer.truth.photos)) if "astronaut" in explorer.truth.photos.name(i)]
+    found = int(torch.isin(explorer.truth.top["conv4"].image, torch.tensor(places)).any(1).sum())
     explorer.page.until(
-        lambda: explorer.sentence("strongest"), lambda said: "notes.txt" in said, "no sentence", 25
+        lambda: explorer.find(".zx-count small").inner_text(),
+        lambda words: f"of {found} found" in words,
+        "not found",
     )
-    explorer.tab_named("Maps")
-    explorer.settle(**START)
 
 
-# ------------------------------------------------------------------------------------------- compare, keep
+# ------------------------------------------------------------------------------ your picture, and comparisons
+
+
+def test_a_picture_of_your_own(explorer, tmp_path):
+    explorer.find("[data-tab=image]").click()
+    explorer.page.wait_for(".zx-samples canvas")
+    truth, i = explorer.truth, 20
+    pixels = truth.photos[i][0]
+    file = tmp_path / "mine.png"
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file)
+    explorer.find("input[type=file]").set_input_files(str(file))
+    output = dict(zfkit.nets.activations.activations(truth.model, pixels, ["conv4"]))["conv4"][0].detach()
+    strongest = output.flatten(1).amax(1).argsort(descending=True, stable=True)[:9].tolist()
+    explorer.page.until(
+        lambda: explorer.find(".zx-card b").all_inner_texts(),
+        lambda words: words == [f"map {c}" for c in strongest], "not the strongest maps",
+    )  # fmt: skip
+    place = divmod(int(output[strongest[0]].argmax()), output.shape[2])
+    whole = zfkit.project(
+        truth.model, truth.model.preprocess(pixels), "conv4", strongest[0], torch.tensor([place])
+    )[0]
+    box = zfkit.receptive_field(truth.model, "conv4").box(*place)
+    margin = box.right - box.left
+    window = torch.nn.functional.pad(whole, (margin,) * 4)[
+        :, box.top + margin : box.bottom + margin, box.left + margin : box.right + margin
+    ]
+    assert same(explorer.pixels(".zx-card >> nth=0 >> canvas", 1), rgb_of(window))
+    explorer.find(".zx-card").nth(2).click()
+    explorer.settle(tab="maps", channel=strongest[2])
+    explorer.choose("order", "your picture")
+    explorer.press("Home")
+    explorer.settle(channel=strongest[0])
+
+
+def test_what_is_no_picture_gets_a_sentence(explorer, tmp_path):
+    explorer.find("[data-tab=image]").click()
+    explorer.page.wait_for(".zx-samples canvas")
+    (tmp_path / "bad.png").write_bytes(b"this is no picture")
+    explorer.find("input[type=file]").set_input_files(str(tmp_path / "bad.png"))
+    explorer.page.wait_for(".zx-cards .zx-sentence:has-text('not a picture in a format')")
+    explorer.find(".zx-samples button").nth(1).click()
+    explorer.page.wait_for(".zx-card canvas")
 
 
 def test_methods_side_by_side(explorer):
-    """Patch, deconvnet, guided, gradient, shuffled: one row for each of the three strongest pictures."""
-    t = explorer.truth
-    explorer.tab_named("Compare")
-    explorer.find(".zfkit-versus select").select_option(label="methods")
-    compared = f"{ROOT_BOX} .zfkit-compared img"
-    explorer.page.wait_for(compared)
-
-    def look():
-        return explorer.page.picture(compared)
-
-    shown = explorer.page.until(look, lambda now: now.shape[0] > 3 * 60, "nothing to compare", 30)
-    side = (shown.shape[0] - 2 * GAP) // 3
-    assert shown.shape[1] == 5 * side + 4 * GAP
+    explorer.find("[data-tab=compare]").click()
+    explorer.page.wait_for(".zx-methods canvas")
     for column, rule in enumerate(("deconvnet", "guided", "gradient"), 1):
-        found = zfkit.project_top(t.model, t.photos, t.top, "conv4", [117], rule=rule)
-        for line in range(3):
-            y, x = line * (side + GAP), column * (side + GAP)
-            rgb = rgb_of(found.projection[0, line])
-            expected = (enlarged if 2 * len(rgb) <= side else resampled)(rgb, side, side)
-            assert same(shown[y : y + side, x : x + side], expected), f"{rule}, picture {line + 1}"
-    shuffled = shown[:, 4 * (side + GAP) :].astype(int)
-    learned = shown[:, side + GAP : 2 * side + GAP].astype(int)
-    assert np.abs(shuffled[:, :side] - learned).mean() > 5
-    assert explorer.cut_off() == []
+        tiles = explorer.truth.tiles("conv4", 117, rule, 1.0)
+        for row in range(3):
+            assert same(explorer.pixels(".zx-methods canvas", 5 * row + column), tiles[row])
 
 
 def test_two_models_side_by_side(explorer):
-    explorer.tab_named("Compare")
-    explorer.find(".zfkit-versus select").select_option(label="with alexnet64")
-    explorer.page.until(
-        lambda: explorer.find(".zfkit-compare-page").inner_text(),
-        lambda said: (
-            "zfnet64 conv4" in said
-            and "alexnet64 conv4" in said
-            and len(re.findall(r"\b\d+ · \d", said)) == 18  # map · activation
-        ),
-        "no second model",
-        40,
-    )
-    explorer.page.wait_for(f"{ROOT_BOX} .zfkit-model-2 img")
-    photo, first, second = (
-        explorer.find(f".zfkit-compare-models {name}").first.bounding_box()
-        for name in (".zfkit-shared img", ".zfkit-model-1 img", ".zfkit-model-2 img")
-    )
-    assert photo["y"] + photo["height"] <= first["y"]
-    assert first["y"] == second["y"] and first["x"] + first["width"] <= second["x"]
-    assert abs(first["width"] - first["height"]) < 1
-    assert explorer.cut_off() == []
+    explorer.find("[data-tab=compare]").click()
+    explorer.choose("versus", "alexnet64")
+    explorer.page.wait_for(".zx-pairs canvas")
+    assert explorer.find(".zx-pairs h3").all_inner_texts() == ["zfnet64 conv4", "alexnet64 conv4"]
+    explorer.choose("versus", "methods")
+    explorer.page.wait_for(".zx-methods canvas")
+
+
+# -------------------------------------------------------------------------------------------- to take along
 
 
 def test_saving_a_picture(explorer, notebooks):
-    """The PNG holds the grid of the page, pixel by pixel; the file on disk is the one to download."""
-    explorer.find(".zfkit-save").click()
-    link = explorer.find(".zfkit-saved a[download]")
-    with explorer.tab.expect_download() as waiting:
+    explorer.find("button:has-text('save picture')").click()
+    link = explorer.page.wait_for(".zx .zx-notice a[download]")
+    with explorer.tab.expect_download() as download:
         link.click()
-    saved = Path(waiting.value.path()).read_bytes()
-    name = waiting.value.suggested_filename
-    assert name == "zfnet64-conv4-117.png"
+    saved = Image.open(download.value.path())
+    assert saved.width > 800 and download.value.suggested_filename == "zfnet64-conv4-117.png"
     if explorer.kind == "lab":
-        assert (notebooks / name).read_bytes() == saved
-        (notebooks / name).unlink()  # both pages are opened in this folder
-    else:
-        assert not (notebooks / name).exists()  # whoever looks at a page cannot write to its server
-    sheet = np.asarray(Image.open(io.BytesIO(saved)).convert("RGB"))
-    grid = explorer.page.picture(PROJECTIONS)
-    height, width = grid.shape[:2]
-    places = np.argwhere((sheet[: sheet.shape[0] - height, : sheet.shape[1] - width] == grid[0, 0]).all(-1))
-    assert any((sheet[y : y + height, x : x + width] == grid).all() for y, x in places)
+        assert (notebooks / "zfnet64-conv4-117.png").read_bytes() == Path(download.value.path()).read_bytes()
+        assert "Saved as zfnet64-conv4-117.png" in explorer.find(".zx-notice").inner_text()
 
 
-# -------------------------------------------------------------------------------------------------- a monkey
+def test_a_link_opens_the_same_view(explorer):
+    if explorer.kind != "voila":
+        pytest.skip("only a page of its own has an address")
+    explorer.press("ArrowRight")
+    explorer.settle(channel=118)
+    explorer.choose("rule", "guided")
+    explorer.press("3")
+    explorer.settle(rule="guided", rank=2)
+    address = explorer.tab.url
+    assert State(**State.of_link(address.partition("?")[2])) == State("conv4", 118, 2, rule="guided")
+    assert explorer.tab.title() == "conv4 118 · zfnet64 · zfkit"
+    explorer.tab.reload()
+    explorer.page.wait_for(".zx .zx-tile canvas[role=img]")
+    explorer.settle(channel=118, rule="guided", rank=2)
 
 
 @pytest.mark.parametrize("seed", [1])
 def test_fifty_random_actions_leave_a_consistent_view(explorer, seed):
-    """No waiting in between; every ten actions, what is shown has to be what is said."""
     draw = random.Random(seed)
-    keys = ["ArrowRight", "ArrowLeft", "PageUp", "PageDown", "Home", "End"]
-    find, tab = explorer.find, explorer.tab
+    actions = [
+        lambda: explorer.press(
+            draw.choice(["ArrowRight", "ArrowLeft", "PageDown", "Home", "End", "r", "5", "a", " "])
+        ),
+        lambda: explorer.layer(draw.choice(["conv1", "conv3", "conv5"])),
+        lambda: explorer.choose("rule", draw.choice(["deconvnet", "guided"])),
+        lambda: explorer.choose("gain", draw.choice([1, 2])),
+        lambda: explorer.find(f"[data-tab={draw.choice(['maps', 'image', 'compare'])}]").click(),
+    ]
+    for _ in range(50):
+        draw.choice(actions)()
+        explorer.tab.wait_for_timeout(draw.choice([0, 0, 30, 200]))
+    explorer.find("[data-tab=maps]").click()
+    if explorer.find(".zx-all").get_attribute("aria-pressed") == "true":
+        explorer.find(".zx-all").click()
+    explorer.settle(tab="maps")
 
-    def click_on(selector):
-        canvas = find(selector)
-        box = canvas.bounding_box()
-        canvas.click(
-            position={"x": draw.uniform(1, box["width"] - 2), "y": draw.uniform(1, box["height"] - 2)}
-        )
 
-    def elsewhere():
-        explorer.tab_named(draw.choice(["Your own image", "Compare"]))
-        tab.wait_for_timeout(draw.uniform(0, 200))
-        explorer.tab_named("Maps")
-
-    def maximum():
-        if find(".zfkit-maximum").is_visible():
-            find(".zfkit-maximum").dispatch_event("click")
-
-    actions = {
-        lambda: explorer.press_on_map(*draw.choices(keys, k=draw.randint(1, 6))): 8,
-        lambda: explorer.choose_layer(f"conv{draw.randint(1, 5)}"): 4,
-        lambda: explorer.type_number(draw.choice([0, 3, 64, 200, 9999, -1])): 3,
-        lambda: find(draw.choice([".zfkit-next", ".zfkit-previous", ".zfkit-random"])).click(): 4,
-        lambda: find(".zfkit-ranks button").nth(draw.randrange(9)).click(): 3,
-        lambda: click_on(draw.choice([".zfkit-projections canvas", ".zfkit-patches canvas"])): 3,
-        lambda: click_on(".zfkit-heat canvas"): 4,
-        lambda: find(".zfkit-heat canvas").press(draw.choice(["ArrowUp", "ArrowLeft", "ArrowRight"])): 3,
-        lambda: find(".zfkit-heat .noUi-handle").nth(draw.randrange(2)).press(draw.choice(keys)): 2,
-        lambda: explorer.choose_rule(draw.choice(["deconvnet", "guided", "gradient"])): 2,
-        lambda: find(".zfkit-gain .noUi-handle").press(draw.choice(keys)): 2,
-        lambda: find(".zfkit-order select").select_option(index=draw.randrange(5)): 2,
-        lambda: explorer.search(draw.choice(["chelsea", "brick", "nothing like that", ""])): 2,
-        lambda: find(".zfkit-code-button").click(): 1,
-        elsewhere: 2,
-        maximum: 1,
-    }
-    for step in range(1, 51):
-        draw.choices(list(actions), list(actions.values()))[0]()
-        tab.wait_for_timeout(draw.choice([0, 0, 30, 150]))
-        if step % 10 == 0:
-            tab.mouse.move(2, 2)
-            tab.wait_for_timeout(300)  # what was asked last is on its way
-            explorer.settle()
-    notice = find(".zfkit-notice p")
-    assert not (notice.count() and notice.first.is_visible()), notice.first.inner_text()
-    if find(".zfkit-code textarea").is_visible():
-        find(".zfkit-code-button").click()
-    find(".zfkit-gain .noUi-handle").press("Home")
-    for _ in range(3):  # back to gain 1
-        find(".zfkit-gain .noUi-handle").press("ArrowRight")
-        tab.wait_for_timeout(100)
+def test_a_kernel_that_is_gone_is_said_in_a_sentence(explorer):
+    if explorer.kind != "lab":
+        pytest.skip("a Voila page has its own kernel, which ends with it")
+    explorer.tab.evaluate("jupyterapp.shell.currentWidget.sessionContext.session.kernel.shutdown()")
+    explorer.tab.wait_for_timeout(500)
+    explorer.press("ArrowRight")
+    explorer.page.wait_for(".zx .zx-notice :text('The kernel')")
+    explorer.page.said.clear()

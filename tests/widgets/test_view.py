@@ -16,10 +16,11 @@ from zfkit.batching import Cancelled
 from zfkit.errors import ZfkitError
 from zfkit.figures.pictures import to_picture
 from zfkit.images.imageset import ImageSet
-from zfkit.widgets import ExplorerView, State, drawing
-from zfkit.widgets.facts import Profile
+from zfkit.topk.profile import Profile
+from zfkit.widgets import ExplorerView, State, compare, drawing
+from zfkit.widgets.results import size_of
 from zfkit.widgets.state import ORDERS
-from zfkit.widgets.view import COMPARED, KEPT, PIECE, _bytes
+from zfkit.widgets.view import KEPT, PIECE, THUMB
 
 
 @pytest.fixture
@@ -47,6 +48,12 @@ def measured(world):
     return view
 
 
+def tile_of(sheet, i):
+    """Pixels of one tile, (h, w, 3) int."""
+    row, col = divmod(i, sheet.columns)
+    return opened(sheet.content)[row * sheet.height :, col * sheet.width :][: sheet.height, : sheet.width]
+
+
 def cancelled_after(calls):
     """An `on_step` that cancels at its n-th call."""
     seen = []
@@ -69,27 +76,90 @@ def test_tiles_are_what_project_gives(world, view, layer, rule):
     model, photos, top = world
     grids = view.grids(State(layer=layer, channel=4, rule=rule, gain=2.0))
     best, field = top[layer], zfkit.receptive_field(model, layer)
-    margin, tile, step = field.size, drawing.TILE, drawing.TILE + drawing.GAP
-
-    def enlarged(pixels):  # (3, H, W) uint8
-        rgb = Image.fromarray(pixels.transpose(1, 2, 0)).resize((tile, tile), Image.Resampling.NEAREST)
-        return np.asarray(rgb).astype(int)
-
+    margin = field.size
+    assert grids.values == pytest.approx(best.value[4].tolist()) and all(grids.there)
     for rank in (0, 5, 8):
         i, row, col = int(best.image[4, rank]), int(best.row[4, rank]), int(best.col[4, rank])
         whole = zfkit.project(model, model.preprocess(photos[i][0]), layer, 4, [(row, col)], rule=rule)[0]
         left, up, right, down = (v + margin for v in field.box(row, col))
         window = nn.functional.pad(whole, (margin,) * 4)[:, up:down, left:right]
         scale = np.quantile(window.abs().flatten().numpy(), 0.995) / 2.0
-        assert grids.scales[rank] == pytest.approx(scale, rel=1e-4)
-        y, x = rank // 3 * step, rank % 3 * step
-        projection, patch = (
-            opened(g)[y : y + tile, x : x + tile] for g in (grids.projections, grids.patches)
-        )
-        shown = np.round(128 + 127 * np.clip(window.numpy() / scale, -1, 1)).astype(np.uint8)
-        assert np.abs(projection - enlarged(shown)).max() <= 1
+        shown = np.round(128 + 127 * np.clip(window.numpy() / scale, -1, 1)).astype(int)
+        assert np.abs(tile_of(grids.projections, rank) - shown.transpose(1, 2, 0)).max() <= 1
         photo = np.pad(photos[i][0].numpy(), ((0, 0), (margin,) * 2, (margin,) * 2), constant_values=128)
-        assert np.abs(patch - enlarged(photo[:, up:down, left:right])).mean() < 6  # JPEG
+        cut = photo[:, up:down, left:right].transpose(1, 2, 0).astype(int)
+        assert np.array_equal(tile_of(grids.patches, rank), cut)  # so small that it is kept to the letter
+
+
+def test_thumbnails_are_the_strongest_projections_of_all_maps(world, view):
+    model, photos, top = world
+    projections, patches = view.thumbnails("conv1")
+    assert (projections.height, projections.width, projections.columns) == (5, 5, 3)
+    expected = zfkit.project_top(model, photos, top, "conv1", k=1, progress=False)
+    shown = drawing.coloured(expected.projection[:, 0]).permute(0, 2, 3, 1).int().numpy()
+    for c in range(6):
+        assert np.array_equal(tile_of(projections, c), shown[c])
+        assert np.array_equal(tile_of(patches, c), expected.photo[c, 0].permute(1, 2, 0).int().numpy())
+    assert max(view.thumbnails("conv2")[1][2:]) <= THUMB
+
+
+def test_natural_colours_are_those_of_the_figures(world, view):
+    model, photos, top = world
+    state = State("conv2", 3, colours="natural")
+    live = (top["conv2"].max > 0).nonzero()[:, 0]
+    patches = zfkit.project_top(model, photos, top, "conv2", live, k=3, progress=False)
+    learnt = zfkit.figures.natural.NaturalColours.of(patches)
+    own = zfkit.project_top(model, photos, top, "conv2", [3], progress=False).projection[0]
+    expected = drawing.coloured(learnt.apply(own))[4].permute(1, 2, 0).int().numpy()
+    assert np.abs(tile_of(view.grids(state).projections, 4) - expected).max() <= 1
+    assert "untrained network's projections gain" in view.scale_line(state)
+
+
+def test_the_control_is_what_shuffled_weights_give_at_the_same_units(world, view):
+    model, photos, top = world
+    sheet, alike = view.control(State("conv2", 3))
+    shuffled = view.shuffled()
+    for a, b in zip(
+        shuffled.net.parameters(), model.net.parameters(), strict=True
+    ):  # the same weights, elsewhere
+        assert torch.equal(a.flatten().sort().values, b.flatten().sort().values)
+    assert not torch.equal(shuffled.net.conv2.weight, model.net.conv2.weight)
+    cosines = []
+    for rank in range(3):
+        i, unit = (
+            int(top["conv2"].image[3, rank]),
+            [(int(top["conv2"].row[3, rank]), int(top["conv2"].col[3, rank]))],
+        )
+        own, other = (
+            zfkit.project(m, m.preprocess(photos[i][0]), "conv2", 3, unit)[0].flatten()
+            for m in (model, shuffled)
+        )
+        cosines.append(float(own @ other / (own.norm() * other.norm())))
+    assert sheet.columns == 3 and alike == pytest.approx(np.mean(cosines), abs=1e-6)
+
+
+def test_a_network_that_cannot_be_projected_has_patches_alone():
+    net = nn.Sequential(nn.Conv2d(3, 4, 5), Rounded(), nn.Conv2d(4, 4, 3), nn.ReLU()).double()
+    model, photos = wrapped(net, classes=None), pictures()
+    top = zfkit.mine(model, photos, ["0", "2"], k=4, progress=False)
+    view = ExplorerView(model, photos, top)
+    assert set(view.refusals) == {"2"}
+    grids = view.grids(State("2", 1))
+    assert grids.projections is None and grids.patches is not None
+    detail = view.detail(State("2", 1))
+    assert (
+        detail.patch and not detail.projection and detail.value == pytest.approx(float(top["2"].value[1, 0]))
+    )
+    assert view.control(State("2", 1)) == (None, 0.0)
+    assert "which has no gradient" in compare.methods(view, State("2", 1))[1]
+    assert view.figure(State("2", 1)).width > 300
+
+
+class Rounded(nn.Module):
+    """An operation without a gradient."""
+
+    def forward(self, x):
+        return torch.ops.aten.bitwise_not(x > 0).to(x)
 
 
 def test_a_unit_that_somebody_picked_is_projected(world, view):
@@ -99,11 +169,27 @@ def test_a_unit_that_somebody_picked_is_projected(world, view):
     whole = zfkit.project(model, model.preprocess(photos[image][0]), "conv2", 3, [(6, 2)])[0]
     left, up, right, down = (max(v, 0) for v in zfkit.receptive_field(model, "conv2").box(6, 2))
     detail = view.detail(state)
-    inside = whole[:, up:down, left:right].abs().flatten().numpy()
-    assert place == (6, 2) and detail.shape == (8, 8)
-    assert detail.scale == pytest.approx(np.quantile(inside, 0.995), rel=1e-4)
+    assert place == (6, 2) == detail.position and detail.shape == (8, 8)
+    field = zfkit.receptive_field(model, "conv2")
+    shown, box = opened(detail.projection), field.box(6, 2)
+    inside = shown[up - box.top : down - box.top, left - box.left : right - box.left]
+    scale = np.quantile(nn.functional.pad(whole, (20,) * 4)[
+        :, box.top + 20 : box.bottom + 20, box.left + 20 : box.right + 20].abs().flatten().numpy(), 0.995)  # fmt: skip
+    expected = np.round(128 + 127 * np.clip(whole[:, up:down, left:right].numpy() / scale, -1, 1))
+    assert np.abs(inside - expected.transpose(1, 2, 0)).max() <= 1
+    assert detail.box == pytest.approx([v / SIDE for v in box])
     value = float(model.net[:4](model.preprocess(photos[image][0])).detach()[0, 3, 6, 2])
-    assert f"activation {value:.3g}" in detail.words
+    assert detail.value == pytest.approx(value) and f"Row 6, column 2 of 8 × 8: {value:.3g}" in detail.words
+
+
+def test_a_silent_place_says_so(world, view):
+    _, photos, top = world
+    picture = photos.take([int(top["conv2"].image[3, 0])])
+    maps = world[0].net[:4](world[0].preprocess(picture))[0, 3].detach()
+    row, col = divmod(int(maps.argmin()), 8)
+    assert float(maps[row, col]) <= 0
+    assert "Silent" in view.detail(State("conv2", 3, position=(row, col))).words
+    assert "Silent" not in view.detail(State("conv2", 3)).words
 
 
 def test_heat_map_lies_over_what_its_units_see(view):
@@ -115,9 +201,8 @@ def test_heat_map_lies_over_what_its_units_see(view):
         assert (left + (row + 0.5) / 8 * (right - left)) * SIDE == pytest.approx((box.left + box.right) / 2)
     values = torch.zeros(8, 8)
     values[3, 5] = 2.0
-    shown = np.asarray(drawing.heat(Image.new("RGB", (SIDE, SIDE), (100,) * 3), values, area, 360)).astype(
-        int
-    )
+    shown = drawing.over(Image.new("RGB", (SIDE, SIDE), (100,) * 3), drawing.heat(values), area, 360)
+    shown = np.asarray(shown).astype(int)
     bright, box = np.argwhere(np.ptp(shown, axis=2) > 30), field.box(3, 5)
     middle = np.array([(box.top + box.bottom) / 2, (box.left + box.right) / 2]) * 10
     assert np.abs(bright.mean(0) + 0.5 - middle).max() < 1
@@ -125,29 +210,45 @@ def test_heat_map_lies_over_what_its_units_see(view):
 
 
 def test_own_picture_shows_the_strongest_maps(world, view, tmp_path):
-    model, photos, _ = world
+    model, photos, top = world
     pixels = photos[3][0]
     to_picture(pixels).save(tmp_path / "mine.png")
-    own = view.own(State(layer="conv2"), str(tmp_path / "mine.png"), "mine.png")
-    maxima = model.net[:4](model.preprocess(pixels))[0].flatten(1).max(1).values
+    own = compare.own(view, State(layer="conv2"), str(tmp_path / "mine.png"), "mine.png")
+    maxima = model.net[:4](model.preprocess(pixels))[0].flatten(1).max(1).values.detach()
     assert list(own.channels) == [c for c in maxima.argsort(descending=True).tolist() if maxima[c] > 0][:9]
+    assert own.answers == pytest.approx(maxima.tolist())
+    assert own.shares == pytest.approx([float(maxima[c] / top["conv2"].max[c]) for c in own.channels])
     likeliest = model.net(model.preprocess(pixels))[0].softmax(0).detach()
-    assert f"{CLASSES[int(likeliest.argmax())]} {float(likeliest.max()):.0%}" in own.probabilities
+    assert own.classes[0] == (
+        CLASSES[int(likeliest.argmax())],
+        pytest.approx(float(likeliest.max()), abs=1e-6),
+    )
     window = zfkit.project(model, model.preprocess(pixels), "conv2", own.channels[0])[0]
-    found = view.strongest(model, pixels, "conv2").projection[0, 0]
+    found = compare.strongest(model, pixels, "conv2")[0].projection[0, 0]
     assert float(found.abs().sum()) == pytest.approx(float(window.abs().sum()))
+    usual = zfkit.project_top(model, photos, top, "conv2", [own.channels[1]], k=1, progress=False).photo[0, 0]
+    assert np.array_equal(tile_of(own.usual, 1), usual.permute(1, 2, 0).int().numpy())
 
 
-def test_methods_side_by_side(view):
-    encoded, sentence = view.methods(State(layer="conv2", channel=1))
-    step = COMPARED + drawing.GAP
-    columns = [opened(encoded)[:COMPARED, i * step : i * step + COMPARED] for i in range(5)]
-    assert not sentence
-    assert all((columns[i] != columns[j]).mean() > 0.05 for i in range(1, 5) for j in range(i))
-    mixed, own = view.shuffled().net, view.model.net
-    for a, b in zip(mixed.parameters(), own.parameters(), strict=True):  # the same weights, elsewhere
-        assert torch.equal(a.flatten().sort().values, b.flatten().sort().values)
-    assert not torch.equal(mixed.conv2.weight, own.conv2.weight)
+def test_the_square_of_a_wide_picture_is_where_it_was_put(view):
+    wide = Image.new("RGB", (90, 30), "black")
+    wide.paste((250, 250, 250), (60, 0, 90, 30))
+    for at, bright in ((0.0, 0), (1.0, 250)):
+        own = compare.own(view, State("conv1"), drawing.encode(wide), "wide.png", at)
+        assert own.size == (90, 30) and "the square in the frame" in own.note
+        pixels, _, _, _ = compare.read_own(drawing.encode(wide), "wide.png", SIDE, (SIDE, SIDE), at)
+        assert float(pixels.float().mean()) == pytest.approx(bright, abs=1)
+
+
+def test_methods_side_by_side(world, view):
+    sheet, sentence = compare.methods(view, State(layer="conv2", channel=1))
+    assert not sentence and sheet.columns == 5
+    for i, rule in enumerate(("deconvnet", "guided", "gradient"), 1):
+        grids = view.grids(State("conv2", 1, rule=rule))
+        for row in range(3):
+            assert np.array_equal(tile_of(sheet, 5 * row + i), tile_of(grids.projections, row))
+    shuffled = drawing.coloured(view.by_shuffled("conv2", 1).projection[0])[0].permute(1, 2, 0).int().numpy()
+    assert np.array_equal(tile_of(sheet, 4), shuffled)
 
 
 def test_two_models_see_the_same_photograph(world):
@@ -156,12 +257,12 @@ def test_two_models_see_the_same_photograph(world):
     net = nn.Sequential(nn.Conv2d(3, 4, 5), nn.ReLU())
     other = zfkit.wrap_model(net, mean=120.0, scale=1 / 60, input_size=SIDE, name="other")
     view = ExplorerView(model, photos, top, {"other": lambda: other})
-    first, second = view.models(State(layer="conv2", channel=1, versus="other"))
+    first, second = compare.models(view, State(layer="conv2", channel=1, versus="other"))
     assert first.title == "small conv2" and second.title == "other 0"
     picture = other.preprocess(photos[int(top["conv2"].image[1, 0])][0])
     maxima = net[0](picture)[0].flatten(1).max(1).values
     order = [c for c in maxima.argsort(descending=True).tolist() if maxima[c] > 0]
-    assert [int(caption.split(" · ")[0]) for caption in second.captions] == order
+    assert [c for c, _ in second.captions] == order
 
 
 @pytest.mark.parametrize(
@@ -215,9 +316,10 @@ def test_another_unit_of_a_picture_takes_no_second_forward_pass(world, view):
 
 def test_what_is_kept_stays_within_its_bytes(view):
     grids = view.grids(State("conv2", 1))
-    assert len(grids.projections) < _bytes(grids) < len(grids.projections) + len(grids.patches) + 3000
+    pictures = len(grids.projections.content) + len(grids.patches.content)
+    assert pictures < size_of(grids) < pictures + 6000
     assert 0 < view._kept.currsize <= view._kept.maxsize == KEPT
-    huge = view._keep("huge", lambda: b"x" * (KEPT + 1))  # not kept, but given
+    huge = view.keep("huge", lambda: b"x" * (KEPT + 1))  # not kept, but given
     assert len(huge) > KEPT and "huge" not in view._kept
 
 
@@ -232,16 +334,52 @@ def test_measuring_goes_on_where_it_was_cancelled(world, measured):
         def __len__(self):
             return len(photos)
 
-        def __getitem__(self, i):
-            looked.append(i)
-            return photos[i]
+        def take(self, index):
+            looked.extend(index)
+            return photos.take(index)
 
     facts = ExplorerView(model, Watched(), top).facts
     with pytest.raises(Cancelled):
         facts.measure("conv2", cancelled_after(5))
     facts.measure("conv2")
     assert looked == list(range(len(photos)))
-    assert np.array_equal(facts.profiles["conv2"].values, measured.facts.profiles["conv2"].values)
+    for layer in ("conv1", "conv2"):  # one pass gives both
+        assert np.array_equal(facts.profiles[layer].values, measured.facts.profiles[layer].values)
+
+
+def test_what_was_kept_on_disk_is_used_and_what_is_damaged_is_made_again(world, monkeypatch):
+    state, first = State("conv2", 3), ExplorerView(*world)
+    first.facts.measure("conv2")
+    made = first.grids(state), first.thumbnails("conv2"), first.facts.profiles["conv2"].values
+    computed = []
+    for name in ("project_top", "project_many"):
+        function = getattr(zfkit.widgets.view, name)
+        monkeypatch.setattr(
+            f"zfkit.widgets.view.{name}", lambda *a, f=function, **o: computed.append(1) or f(*a, **o)
+        )
+
+    def again():
+        view = ExplorerView(*world)
+        view.facts.measure("conv2")
+        return view.grids(state), view.thumbnails("conv2"), view.facts.profiles["conv2"].values
+
+    for given, kept in zip(again(), made, strict=True):
+        assert np.array_equal(given, kept) if isinstance(kept, np.ndarray) else given == kept
+    assert computed == []
+    files = sorted(zfkit.files.cache_folder("explorer").rglob("*.safetensors"))
+    assert len(files) == 4  # a profile of each layer, thumbnails, and one page
+    for file in files:
+        content = bytearray(file.read_bytes())
+        content[-3] ^= 1
+        file.write_bytes(content)
+    for given, kept in zip(again(), made, strict=True):
+        assert np.array_equal(given, kept) if isinstance(kept, np.ndarray) else given == kept
+    assert computed
+    other = wrapped()
+    with torch.no_grad():
+        other.net.conv2.weight[3] *= 1.5
+    top = zfkit.mine(other, world[1], progress=False)
+    assert ExplorerView(other, world[1], top).grids(state) != made[0]
 
 
 # ------------------------------------------------------------------------------------------- orders and facts
@@ -300,41 +438,49 @@ def test_search_finds_maps_by_class_and_by_photograph(world, view):
 
 
 def test_facts_say_the_numbers(world, measured):
-    _, photos, top = world
+    model, photos, top = world
     facts = measured.facts
-    said = facts.html(State("conv1", 4))
-    assert f"{float(top['conv1'].active[4]):.0%}" in said
-    assert "sees 5 × 5 px, the next unit 2 px further on" in said
-    assert "filter, 5 × 5" in said and "spectrum" in said
-    assert "filter, 5" not in facts.html(State("conv2", 4))  # its filters are not pictures
+    known = facts.of_map("conv1", 4)
+    assert f"{float(top['conv1'].active[4]):.0%}" in known["words"] and "Units see 5 px" in known["words"]
+    assert torch.equal(facts.filter("conv1", 4), model.net.conv1.weight[4].detach().float())
+    assert facts.filter("conv2", 4) is None  # its filters are not pictures
     values = facts.profiles["conv1"].values[:, 4]
     used = [photos[i][1] for i in np.argsort(-values, kind="stable") if values[i] > 0]
-    assert f"top {len(used)} by class" in said
-    assert all(f"{CLASSES[k]}: {used.count(k)}" in said for k in set(used))
+    assert known["labels"]["of"] == len(used) and known["labels"]["kind"] == "class"
+    assert dict(known["labels"]["rows"]) == {CLASSES[k]: used.count(k) for k in set(used)}
+    histogram = known["histogram"]
+    assert sum(histogram["counts"]) == len(values) and histogram["active"] == pytest.approx(
+        (values > 0).mean()
+    )
+    faces = [value for value, _ in histogram["faces"]]
+    assert (faces[0], faces[-1]) == (pytest.approx(values.min()), pytest.approx(values.max()))
+    assert faces == sorted(faces) and [values[i] for i in facts.faces("conv1", 4)] == pytest.approx(faces)
     r = np.corrcoef(facts.profiles["conv2"].values.T)[4]
     r[4] = -2
-    near = facts.nearest(State("conv2", 4))
-    assert [c for c, _ in near] == np.argsort(-r)[:3].tolist() and near[0][1] == pytest.approx(r.max())
+    near = facts.of_map("conv2", 4)["near"]
+    assert [c for c, _ in near] == np.argsort(-r)[:3].tolist() and near[0][1] == round(float(r.max()), 2)
 
 
-def test_pictures_without_labels_have_no_histogram(world):
+def test_pictures_without_labels_have_no_classes(world):
     photos = pictures(labelled=False, windows=False)
     facts = ExplorerView(world[0], photos, zfkit.mine(world[0], photos, progress=False)).facts
     facts.measure("conv2")
-    assert "these pictures have no labels" in facts.html(State("conv2", 1))
+    assert "labels" not in facts.of_map("conv2", 1) and "histogram" in facts.of_map("conv2", 1)
 
 
-def test_warnings_name_what_is_wrong():
+def test_warnings_name_what_is_wrong_and_what_mends_it():
     net = small_net()
     with torch.no_grad():
         net.conv2.weight[5] = 3 * net.conv2.weight[1]
         net.conv2.weight[7] *= 1e-4
     model, photos = wrapped(net), pictures()
     facts = ExplorerView(model, photos, zfkit.mine(model, photos, progress=False)).facts
-    assert "Dead: never above 0" in facts.html(State("conv1", 2))
-    assert "Nearly a duplicate of map 1 " in facts.html(State("conv2", 5))
-    assert "Weak filter" in facts.html(State("conv2", 7))
-    assert "No health warning" in facts.html(State("conv2", 0))
+    for layer, channel, words in (
+        ("conv1", 2, "Dead: never above 0"), ("conv2", 5, "Nearly a duplicate of map 1 "), ("conv2", 7, "Weak filter"),
+    ):  # fmt: skip
+        (what, remedy), *_ = facts.of_map(layer, channel)["warnings"]
+        assert words in what and remedy
+    assert facts.of_map("conv2", 0)["warnings"] == []
 
 
 # --------------------------------------------------------------------------------------------------- states
@@ -354,6 +500,10 @@ def test_warnings_name_what_is_wrong():
         ({"versus": "vgg"}, "model to compare with 'vgg'"),
         ({"chanel": 3}, "Did you mean 'channel'?"),
         ({"search": 3}, "search must be text"),
+        ({"colours": "neon"}, "colours"),
+        ({"wall": 1}, "wall must be True or False"),
+        ({"link": "?layer=conv1&mapp=2"}, "Did you mean 'map'?"),
+        ({"link": "?map=two"}, "which is no number"),
     ],
 )
 def test_states_that_do_not_exist_are_refused_in_words(world, changes, message):
@@ -369,6 +519,15 @@ def test_table_of_other_pictures_is_refused(world):
 
 def test_a_list_from_papermill_is_a_position():
     assert State(position=[1, 2]) == State(position=(1, 2))
+
+
+@pytest.mark.parametrize("state", [
+    State(), State("conv2", 3, 4, (1, 2), gain=2.0, search="a & b", wall=True),
+    State("layer1.0/x", 1, tab="compare", rule="guided", colours="natural", order="dead first", versus="alexnet64"),
+])  # fmt: skip
+def test_a_link_gives_the_state_back(state):
+    assert State(**State.of_link(state.link)) == state
+    assert State(**State.of_link(f"token=abc&{state.link[1:]}")) == state  # as a server has it
 
 
 def test_code_reproduces_the_view(view):

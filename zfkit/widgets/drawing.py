@@ -1,4 +1,4 @@
-"""Tensors into the explorer's pictures (`PIL.Image`) and small plots (SVG). Nothing here knows of widgets.
+"""Tensors into pictures (`PIL.Image`) and small plots (SVG). Nothing here knows of what a widget shows.
 
 Plots are SVG in the page's own colours (``currentColor`` and the style sheet's variables), so that they are
 sharp at any zoom and readable on light and dark pages.
@@ -6,9 +6,9 @@ sharp at any zoom and readable on light and dark pages.
 
 from __future__ import annotations
 
-import base64
 import html
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,15 +16,13 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..deconv.receptive_field import Box, Field
-from ..figures.pictures import number, tile_sheet, to_picture, wrap_words
+from ..figures.pictures import tile_sheet, to_picture, wrap_words
 from ..images.colour import full_scale, signed_to_rgb
 from ..nets.model import VisionModel
+from .controls import encode
 
-TILE, GAP = 92, 2  # of the 3x3 grids, in px
-GRID = 3 * TILE + 2 * GAP
-LARGE = 184  # side of a whole photograph, in px
-BETWEEN = (126, 130, 138)  # colour between tiles: calm on light pages and on dark ones
 MARK = "#ffc233"
+FEW = 32  # px
 
 
 def scales(projections: Tensor, gain: float = 1.0) -> Tensor:
@@ -49,17 +47,37 @@ def fitted(picture: Image.Image, side: int) -> Image.Image:
     return picture.resize((side, side), Image.Resampling.NEAREST if large else Image.Resampling.BICUBIC)
 
 
-def grid(
-    pictures: Tensor, there: Sequence[bool] | None = None, columns: int = 3, tile: int = TILE
-) -> Image.Image:
-    """uint8 pictures (k, 3, H, W) row by row in tiles, `GAP` px between; those not `there` are left empty."""
-    tiles = [
-        fitted(to_picture(p), tile) if there is None or there[i] else None for i, p in enumerate(pictures)
-    ]
-    return tile_sheet(tiles, columns, (tile, tile), GAP, BETWEEN)
+def sheet(pictures: Tensor, columns: int, kind: Literal["png", "jpeg", "webp"] = "png") -> bytes:
+    """uint8 pictures (n, 3, H, W) edge to edge, row by row, as one encoded picture, which the page cuts apart.
+
+    Those of a few pixels are kept to the letter: JPEG and WebP would mix neighbours in their blocks.
+    """
+    tiles = [to_picture(p) for p in pictures]
+    kind = "png" if max(pictures.shape[-2:]) <= FEW else kind
+    return encode(tile_sheet(tiles, columns, (pictures.shape[-1], pictures.shape[-2]), gap=0), kind)
 
 
-def with_box(picture: Image.Image, box: Box, side: int, side_on_page: int = LARGE) -> Image.Image:
+def heat(values: Tensor) -> Image.Image:
+    """A feature map (h, w) as colours over a photograph: nothing at 0 and below, bright yellow at its maximum."""
+    share = (values.float().clamp(min=0) / values.max().clamp(min=torch.finfo(torch.float32).tiny)).numpy()
+    stops = np.array([0, 0.35, 0.7, 1.0])
+    colours = np.array([[70, 20, 110], [200, 50, 80], [250, 150, 40], [255, 245, 170]], np.float32)
+    channels = [np.interp(share, stops, colours[:, c]) for c in range(3)]
+    return Image.fromarray(
+        np.stack([*channels, 255 * np.clip(share * 1.6, 0, 0.9)], -1).round().astype(np.uint8), "RGBA"
+    )
+
+
+def over(photo: Image.Image, colours: Image.Image, area: Sequence[float], side: int) -> Image.Image:
+    """A map's colours over the greyed photograph, as the page shows them; `area` as `map_area` gives it."""
+    grey = fitted(photo, side).convert("L").point(lambda v: v * 0.55 + 20).convert("RGB")
+    left, top, right, bottom = (round(v * side) for v in area)
+    shown = colours.resize((max(right - left, 1), max(bottom - top, 1)), Image.Resampling.NEAREST)
+    grey.paste(shown.convert("RGB"), (left, top), shown.getchannel("A"))
+    return grey
+
+
+def with_box(picture: Image.Image, box: Box, side: int, side_on_page: int) -> Image.Image:
     """A photograph of `side` px, brought to `side_on_page`, with a box of the photograph's pixels on it."""
     shown = fitted(picture, side_on_page).copy()
     draw = ImageDraw.Draw(shown)
@@ -72,29 +90,6 @@ def with_box(picture: Image.Image, box: Box, side: int, side_on_page: int = LARG
     return shown
 
 
-def heat(
-    picture: Image.Image, values: Tensor, area: Sequence[float], side_on_page: int = LARGE
-) -> Image.Image:
-    """A feature map (h, w) over the greyed photograph: nothing at 0 and below, bright yellow at its maximum.
-
-    `area` is where the map lies: left, top, right, bottom as fractions of the photograph. Each unit is drawn
-    at the middle of what it sees.
-    """
-    grey = np.asarray(fitted(picture, side_on_page).convert("L"), np.float32)[..., None] * 0.55 + 20
-    share = (values.float().clamp(min=0) / values.max().clamp(min=torch.finfo(torch.float32).tiny)).numpy()
-    left, top, right, bottom = (v * side_on_page for v in area)
-    place = np.arange(side_on_page) + 0.5
-    rows = np.floor((place - top) / (bottom - top) * values.shape[0]).astype(int)
-    cols = np.floor((place - left) / (right - left) * values.shape[1]).astype(int)
-    inside = (((rows >= 0) & (rows < values.shape[0]))[:, None]) & ((cols >= 0) & (cols < values.shape[1]))
-    at = share[rows.clip(0, values.shape[0] - 1)][:, cols.clip(0, values.shape[1] - 1)] * inside
-    stops = np.array([0, 0.35, 0.7, 1.0])
-    colours = np.array([[70, 20, 110], [200, 50, 80], [250, 150, 40], [255, 245, 170]], np.float32)
-    colour = np.stack([np.interp(at, stops, colours[:, c]) for c in range(3)], -1)
-    alpha = np.clip(at * 1.6, 0, 0.9)[..., None]
-    return Image.fromarray((grey * (1 - alpha) + colour * alpha).astype(np.uint8))
-
-
 def map_area(field: Field, shape: Sequence[int], side: int) -> tuple[float, float, float, float]:
     """Where a map of this shape lies over a photograph: left, top, right, bottom as fractions of its side."""
     (sr, top, bottom), (sc, left, right) = field.rows, field.columns
@@ -105,39 +100,6 @@ def map_area(field: Field, shape: Sequence[int], side: int) -> tuple[float, floa
         (first_col + sc * shape[1]) / side,
         (first_row + sr * shape[0]) / side,
     )
-
-
-def whole_projection(
-    projection: Tensor, box: Box, gain: float, side_on_page: int = LARGE
-) -> tuple[Image.Image, float, float]:
-    """A projection (C, S, S) of the whole photograph, its scale, and how often its magnifier enlarges (or 0).
-
-    Where the unit sees less than 40 % of the side, what it sees is shown enlarged in a corner, too.
-    """
-    side = projection.shape[-1]
-    left, top, right, bottom = max(box[0], 0), max(box[1], 0), min(box[2], side), min(box[3], side)
-    window = projection[:, top:bottom, left:right] if left < right and top < bottom else projection[:, :1, :1]
-    scale = float(scales(window[None], gain)[0])
-    rgb = signed_to_rgb(projection.float(), max(scale, float(torch.finfo(torch.float32).tiny)))
-    shown = fitted(to_picture(rgb), side_on_page)
-    factor = side_on_page / side
-    if max(right - left, bottom - top) * 2.5 >= side or min(right - left, bottom - top) < 1:
-        return shown, scale, 0.0
-    large = round(side_on_page * 0.52)
-    times = large / max(right - left, bottom - top)
-    size = (max(1, round((right - left) * times)), max(1, round((bottom - top) * times)))
-    resample = Image.Resampling.NEAREST if times >= 3 else Image.Resampling.BICUBIC
-    lens = to_picture(rgb[:, top:bottom, left:right]).resize(size, resample)
-    x = 3 if (left + right) / 2 * factor > side_on_page / 2 else side_on_page - size[0] - 3
-    y = 3 if (top + bottom) / 2 * factor > side_on_page / 2 else side_on_page - size[1] - 3
-    draw = ImageDraw.Draw(shown)
-    draw.rectangle(
-        [round(left * factor) - 2, round(top * factor) - 2, round(right * factor) + 1, round(bottom * factor) + 1],
-        outline=MARK,
-    )  # fmt: skip
-    draw.rectangle([x - 2, y - 2, x + size[0] + 1, y + size[1] + 1], fill=MARK)
-    shown.paste(lens, (x, y))
-    return shown, scale, times
 
 
 def grey(values: Tensor) -> Image.Image:
@@ -182,11 +144,6 @@ def with_caption(
 # --------------------------------------------------------------------------------------------------- plots
 
 
-def data_url(encoded: bytes, kind: str = "png") -> str:
-    """An encoded picture as a link that holds it."""
-    return f"data:image/{kind};base64,{base64.b64encode(encoded).decode()}"
-
-
 def bars(rows: Sequence[tuple[str, float, str]], width: int = 236, label: str = "", split: int = 104) -> str:
     """Horizontal bars as SVG: (name, share of the full length 0 to 1, what is written behind the bar)."""
     high = 19
@@ -225,63 +182,6 @@ def class_bars(
         first[-1] = target
     rows = [(class_name(model, i), float(probability[i]), form.format(float(probability[i]))) for i in first]
     return bars(rows, label="; ".join(f"{name} {words}" for name, _, words in rows), **options)
-
-
-def histogram(values: np.ndarray, mark: float, label: str, width: int = 236, height: int = 74) -> str:
-    """How often which value, 24 bars, as SVG; above `mark` in the second colour."""
-    low, high = min(0.0, float(values.min())), float(values.max())
-    if high <= low:
-        high = low + 1
-    counts, edges = np.histogram(values, 24, (low, high))
-    plot = height - 17
-    step = width / len(counts)
-    parts = []
-    for i, count in enumerate(counts):
-        tall = plot * count / max(counts.max(), 1)
-        if count:
-            tall = max(tall, 1.5)
-        above = edges[i + 1] > mark
-        parts.append(
-            f'<rect x="{i * step + 0.5:.1f}" y="{plot - tall:.1f}" width="{step - 1:.1f}" height="{tall:.1f}" '
-            f'class="{"zfkit-bar-top" if above else "zfkit-bar"}"/>'
-        )
-    parts.append(f'<line x1="0" y1="{plot + 0.5}" x2="{width}" y2="{plot + 0.5}" class="zfkit-axis"/>')
-    parts.append(f'<text x="0" y="{height - 3}" class="zfkit-dim">{number(low)}</text>')
-    parts.append(
-        f'<text x="{width}" y="{height - 3}" text-anchor="end" class="zfkit-dim">{number(high)}</text>'
-    )
-    return _svg(width, height, label, "".join(parts))
-
-
-ROW = 30  # height of one layer in the strip, in px
-
-
-def strip(layers: Sequence[tuple[str, int, int]], chosen: str) -> str:
-    """The network as blocks, one row per layer, from the picture down: (name, maps, side of a map).
-
-    A block is as wide as its maps (to scale) and as high as their number (to scale); the chosen one is lit.
-    """
-    width = 64
-    widest = max((side for _, _, side in layers), default=1)
-    most = max((maps for _, maps, _ in layers), default=1)
-    parts, before = [], 0.0
-    for i, (name, maps, side) in enumerate(layers):
-        wide = max(3.0, (width - 8) * side / widest)
-        tall = max(2.0, (ROW - 8) * maps / most)
-        y = i * ROW + ROW / 2
-        lit = "zfkit-block-lit" if name == chosen else "zfkit-block"
-        if i:
-            parts.append(
-                f'<line x1="{width / 2}" y1="{y - ROW + before / 2:.1f}" x2="{width / 2}" '
-                f'y2="{y - tall / 2:.1f}" class="zfkit-axis"/>'
-            )
-        parts.append(
-            f'<rect x="{(width - wide) / 2:.1f}" y="{y - tall / 2:.1f}" width="{wide:.1f}" height="{tall:.1f}" '
-            f'rx="1.5" class="{lit}"><title>{html.escape(name)}: {maps} maps of {side} x {side}</title></rect>'
-        )
-        before = tall
-    label = "Network: " + ", ".join(f"{name} {maps} maps of {side} x {side}" for name, maps, side in layers)
-    return _svg(width, max(ROW * len(layers), 1), label, "".join(parts))
 
 
 def _svg(width: int, height: int, label: str, body: str) -> str:

@@ -1,23 +1,25 @@
 """The explorer: every layer and feature map of a network at the end of a slider.
 
-`explore` opens it. What it shows is computed by `view.ExplorerView` from one small value, `state.State`, and shown by
-the parts of the page in `pages`. `Explorer` is what lies between: what a moved control changes in the state, and in
-which order the worker computes what the state asks for.
+`explore` opens it. What it shows is computed by `view.ExplorerView` and by `compare` from one small value,
+`state.State`, and drawn by the page's JavaScript, `explorer.js`. `Explorer` is what lies between: what a request of the
+page changes in the state, and in which order the worker computes what the state asks for.
+
+Messages to the page have a `kind` and carry the state that they belong to, so that it never shows a caption beside
+pictures of another map: "page" (nine patches and projections), "detail" (one of them), "facts", "control", "layer"
+(order of the maps), "strip" and "thumbnails", "own", "samples", "methods", "models", "peek", "saved", "said",
+"progress", and "ack" to every request.
 """
 
 from __future__ import annotations
 
-import html
-import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ipywidgets as W
 import numpy as np
 from PIL import Image
 
@@ -25,27 +27,28 @@ from ..batching import OnStep
 from ..checks import as_path
 from ..figures.pictures import to_picture
 from ..files import write_whole
+from ..frequency import power_spectrum
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel
 from ..nets.zoo import load_model
 from ..topk.bundled import mined
 from ..topk.table import TopK, expect_both
-from . import drawing
-from .controls import encode, row, styled
-from .drawing import LARGE
-from .pages import ComparePage, Controls, MapsPage, OwnPage
+from . import compare, drawing
+from .controls import encode
+from .messages import Page, Parcel, about, of, small_pictures
 from .panel import Panel, changed, guarded
-from .state import METHODS, TABS, State
-from .view import PIECE, ExplorerView, Grids, Others
+from .results import Grids, Sheet
+from .state import METHODS, State
+from .view import PIECE, ExplorerView, Others
 from .worker import Job, Worker, pause
 
-TURNING = (
-    1.0  # s between two steps: somebody turns pages, and the next ones come before this one's large pictures
-)
+TURNING = 1.0  # s between two steps: somebody turns pages, and the next ones come before this one's details
 REST = 1.5  # s since the last step, before the layer is measured for the facts
-PAINT = 0.12  # s left to server and browser after new grids, before the large pictures are computed
+PAINT = 0.08  # s left to server and browser after new grids, before the details are computed
 AHEAD = 2  # pages computed ahead, in the direction of travel
-_CSS = (Path(__file__).parent / "explorer.css").read_text(encoding="utf-8")
+SAMPLES = 6  # pictures of the album to try the second tab with
+FACE = 64  # px, of a whole picture that is shown small
+SAYS = 0.1  # s between two movements of the progress bar
 
 
 class Explorer(Panel):
@@ -54,7 +57,7 @@ class Explorer(Panel):
     Attributes:
         state: what is shown, a `State`; change it with `set`.
         view: what computes it, an `ExplorerView`.
-        controls, maps, own, compare: the parts of the page.
+        sent: the last message of each kind to the page: content and pictures.
         errors: what went wrong so far, as `Failure`.
     """
 
@@ -67,70 +70,75 @@ class Explorer(Panel):
         *,
         save_to: str | Path | None = ".",
         ahead: bool = True,
-        random_seed: int | None = None,
     ) -> None:
-        super().__init__("", _CSS)
+        super().__init__()
         self.view, self.ahead = view, ahead
         self.save_to = None if save_to is None else as_path(save_to)
         self.state = view.checked(state or State())
-        self._random = random.Random(random_seed)
-        self._lock = threading.RLock()  # events come in one thread, the worker's results in another
-        self._preview: int | None = None  # rank below the pointer
-        self._upload: tuple[str, bytes] | None = None  # name and bytes of a picture that was uploaded
-        self._channels = np.arange(0)  # on the slider, in order
+        self.sent: dict[str, Parcel] = {}
+        self._lock = threading.RLock()  # requests come in one thread, the worker's results in another
+        self._upload: tuple[str, bytes] | None = None  # name and bytes of a picture of your own
+        self._square = 0.5  # where along its longer side the square lies that is used
+        self._channels = np.arange(0)  # on the strip, in order
         self._moved = 0.0  # when the state changed last
         self._turning = False  # did the last two steps follow each other closely?
         self._facing = 1  # direction of the last step
-        self._build()
-        if view.empty:
-            self.maps.say(view.empty)
-            self.controls.box.layout.display = "none"
-            return
-        self.arrange()
-        try:  # all of the first view, at once
-            self.paint(self.state, lambda done, total: None)
-        except Exception as error:
-            self.fail(error, "first view")
-        self.watch(self.maps.projections.place, self.maps.patches.place, self.maps.heat.place)
-
-    def _build(self) -> None:
-        v, s = self.view, self.state
+        self._said = 0.0  # when the progress bar was moved last
+        self.page = Page(about=about(view))
+        self.page.on_msg(self._received)
         self.add_class("zfkit-explorer")
-        source = f'<span title="{html.escape(v.photos.source)}">{html.escape(v.facts.source)}</span>'
-        self.title.value = f"<h2>{html.escape(v.model.name)} · {len(v.photos):,} pictures ({source})</h2>"
-        tabs = [(words, name) for name, words in TABS.items()]
-        self.tabs = styled(W.ToggleButtons(options=tabs, value=s.tab), "tabs")
-        self.controls = c = Controls(v, s, self._step, self._draw, self._save)
-        self.maps, self.own, self.compare = m, own, compare = (
-            MapsPage(v, s), OwnPage(s), ComparePage(v, s),
-        )  # fmt: skip
-        stage = styled(W.Box([m.box, own.box, compare.box]), "stage")
-        body = styled(W.Box([c.box, stage]), "body")
-        self.children = [self.style, row(self.title, self.tabs, name="head"), self.notice, body, self.busy]
-
-        self.bind(tab=self.tabs, order=c.order, search=c.find, rule=c.rule, gain=c.gain, rank=m.ranks,
-                  versus=compare.versus)  # fmt: skip
-        c.layers.observe(lambda change: self.by_user(layer=change.new, channel=0), "value")
-        c.map.observe(self._from_slider, "value")
-        c.number.observe(self._from_number, "value")
-        for picker in (m.projections, m.patches):
-            picker.on_pick(self._pick_rank)
-            picker.place.observe(self._hover, "hover")
-        m.heat.on_pick(self._pick_place)
-        m.maximum.on_click(lambda _: self.by_user(position=None))
-        for i, control in enumerate(m.near):
-            control.on_click(partial(self._to_near, i))
-        own.upload.observe(self._uploaded, "value")
-        own.path.observe(self._from_path, "value")
-        own.strongest.on_pick(self._pick_own)
+        if self.page.about["alone"]:
+            self.add_class("zfkit-alone")
+        self.children = [self.style, self.page]
+        self.arrange()
+        if not view.empty:
+            try:  # all of the first view, at once
+                self.paint(self.state, lambda done, total: None)
+            except Exception as error:
+                self.fail(error, "first view")
 
     def __repr__(self) -> str:
         s = self.state
         return f"Explorer({self.view.model.name!r}: {s.layer or 'nothing mined'}, map {s.channel})"
 
+    @property
+    def link(self) -> str:
+        """The end of an address that opens this view: "?layer=conv4&map=7"."""
+        return self.state.link
+
+    # --------------------------------------------------------------------------------------------- to the page
+
+    def post(self, parcel: Parcel, keep: bool = True) -> None:
+        """Send a message to the page; the last of each kind is kept for pages that open later."""
+        with self._lock:
+            if keep:
+                self.sent[parcel.content["kind"]] = parcel
+            self.page.send(parcel.content, parcel.buffers)
+
+    def tell(self, sentence: str) -> None:
+        """A sentence above the pictures; "" takes it away."""
+        before = self.sent.get("said")
+        if sentence or (before and before.content["words"]):
+            self.post(Parcel("said", words=sentence))
+
+    def show_progress(self, what: str, done: float) -> None:
+        """Move the bar; "" takes it away."""
+        now = time.monotonic()
+        before = self.sent.get("progress")
+        if not what and not (before and before.content["what"]):
+            return
+        if not what or now > self._said + SAYS:
+            self._said = now
+            self.post(Parcel("progress", what=what, done=done))
+
     def snapshot(self) -> Image.Image:
         """What is shown as one static picture with a caption, for pages without a kernel."""
-        return self.view.figure(self.state)
+        s = self.state
+        if self.view.empty or s.tab == "maps":
+            return self.view.figure(s)
+        if s.tab == "image":
+            return compare.own_figure(self.view, s, self._own(s) if self._mine(s) else None)
+        return compare.figure(self.view, s)
 
     # ----------------------------------------------------------------------------------------------- states
 
@@ -159,62 +167,60 @@ class Explorer(Panel):
             self._turning, self._moved = now < self._moved + TURNING, now
             if state.channel != before.channel:
                 self._facing = 1 if self._place(state.channel) > self._place(before.channel) else -1
-            self._preview = None
-            self.worker.cancel("hover")
             if state.image != before.image:
-                self._upload = None
-            at_once = self.live and state.tab == "maps" and not state.search and self.view.ready(state)
-            if at_once:
+                self._upload, self._square = None, 0.5
+            if self.live and state.tab == "maps" and not state.search and self.view.ready(state):
                 self._show_grids(state, self.view.grids(state))
-            turned = replace(before, channel=state.channel, position=state.position) == state
-            if not (
-                at_once and turned
-            ):  # on another page of the slider, later: it would hold up the pictures
-                self.arrange()
+            self.arrange()
             self._request()
         return self
 
-    @guarded
-    def by_user(self, **changes: Any) -> None:
-        """What the user changed by a control."""
-        if self.by_program.now or self.view.empty:
-            return
-        self.go_live()
-        self.tell("")
-        try:
-            self.set(**changes)
-        except Exception:
-            self.arrange()  # back to what is shown
-            raise
-
     def _place(self, channel: int) -> int:
-        """Where on the slider a map is; 0 where it is not."""
+        """Where in the order a map is; 0 where it is not."""
         return int(np.argmax(self._channels == channel)) if len(self._channels) else 0
 
     def arrange(self) -> None:
-        """Every control to what the state says."""
-        with self._lock, self.by_program():
-            self._channels = self.view.facts.order(self.state)
-            if len(self._channels) and self.state.channel not in self._channels:
-                self.state = replace(self.state, channel=int(self._channels[0]), position=None)
+        """Tell the page the state, and the order of the maps where that has changed."""
+        with self._lock:
+            if self.view.empty:
+                return
             s = self.state
-            self.controls.arrange(s, self._channels)
-            self.maps.arrange(s)
-            self.tabs.value, self.own.path.value, self.compare.versus.value = s.tab, s.image, s.versus
-            for box, tab in zip((self.maps.box, self.own.box, self.compare.box), TABS, strict=True):
-                box.layout.display = None if tab == s.tab else "none"
+            self._channels = self.view.facts.order(s)
+            if len(self._channels) and s.channel not in self._channels:
+                self.state = s = replace(s, channel=int(self._channels[0]), position=None)
+            self.page.state = {**asdict(s), "link": s.link}
+            words, C = "", self.view.count(s.layer)
+            if s.search.strip():
+                words = f"{len(self._channels)} of {C} maps have “{s.search}” among their strongest pictures"
+            elif self.view.facts.lacks(s):
+                words = f"{s.order} is measured …"
+            largest = self.view.top[s.layer].max.clamp(min=0)
+            content = {
+                "layer": s.layer, "order": self._channels.tolist(), "words": words,
+                "bars": (largest / largest.max().clamp(min=1e-30)).sqrt().round(decimals=3).tolist(),
+                "dead": (largest <= 0).nonzero()[:, 0].tolist(),
+            }  # fmt: skip
+            before = self.sent.get("layer")
+            if not before or before.content != {"kind": "layer", **content}:
+                self.post(Parcel("layer", **content))
 
     # ----------------------------------------------------------------------- what is computed, in which order
 
     def _request(self) -> None:
         """Ask the worker for what the state shows; what it asked before is given up."""
-        state = self.state
+        state, layer = self.state, self.state.layer
         what = {"maps": "projecting", "image": "your picture", "compare": "comparing"}[state.tab]
-        if state.tab == "maps" and self.view.facts.lacks(state):
+        if state.wall:
+            what = f"drawing {self.view.count(layer)} maps"
+        elif state.tab == "maps" and self.view.facts.lacks(state):
             what = f"measuring {state.order}"
         self.worker.submit("view", lambda job: self.paint(state, job), what=what)
-        if self.live and state.tab == "maps" and state.layer not in self.view.facts.profiles:
-            self.worker.submit("facts", lambda job: self._measure(state, job), Worker.LATER)
+        if not self.live:
+            return
+        if "strip" not in self.sent:
+            self.worker.submit("strip", self._send_strip, Worker.SOON, "drawing layers")
+        if (layer not in self.view.facts.profiles and state.tab == "maps") or self._thumbnails_of() != layer:
+            self.worker.submit("layer", lambda job: self._measure(state, job), Worker.LATER)
 
     def on_live(self) -> None:
         """Begin to compute ahead."""
@@ -230,30 +236,31 @@ class Explorer(Panel):
     def _paint_maps(self, state: State, step: OnStep) -> None:
         v, facts = self.view, self.view.facts
         if not len(facts.order(state)):
-            self.maps.say(
-                f"No map of {state.layer} has “{state.search}” among its strongest pictures. Try another name, or "
-                "empty the box."
-            )
+            nothing = f"No map of {state.layer} has “{state.search}” among its strongest pictures."
+            self.post(Parcel("page", **of(state), sentence=f"{nothing} Try another name, or empty the box."))
             return
+        if state.wall:
+            self._send_thumbnails(state.layer, step)
         grids = v.grids(state, step)
         step(1, 1)
         self._show_grids(state, grids)
         if self.live:
             pause(step, PAINT)
-        self.arrange()
-        with self.by_program():
-            self.maps.show_words(state, grids, self.state.rank)
         if self._turning:
             self._look_ahead(state, step)
         detail = v.detail(state, step)
         step(1, 1)
-        self.maps.show_detail(state, detail)
-        self.maps.show_facts(state, facts)
+        words = detail._asdict()
+        pictures = {name: words.pop(name) for name in ("photo", "heat", "patch", "projection")}
+        self.post(Parcel("detail", **of(state), rank=state.rank, **words).add(**pictures))
+        self._send_facts(state)
+        sheet, alike = v.control(state, step)
+        step(1, 1)
+        self.post(Parcel("control", **of(state), alike=round(alike, 2)).add(sheet=sheet))
         if facts.lacks(state):
             facts.measure_order(state, step)
             step(1, 1)
             self.arrange()
-            self.maps.show_facts(state, facts)
         if self.live:
             self._look_ahead(state, step)
 
@@ -265,150 +272,190 @@ class Explorer(Panel):
                 self.view.grids(replace(state, channel=int(self._channels[place])), step, PIECE)
 
     def _measure(self, state: State, step: Job) -> None:
-        """The layer's maps over all pictures, for the facts beside the map, once nobody has moved for a while."""
+        """Thumbnails of the layer, and its maps over many pictures, once nobody has moved for a while."""
         pause(step, REST)
+        self._send_thumbnails(state.layer, step)
         self.view.facts.measure(state.layer, step)
         step()
-        self.maps.show_facts(self.state, self.view.facts)
+        if self.state.layer == state.layer and self.state.tab == "maps":
+            self._send_facts(self.state)
 
     def _show_grids(self, state: State, grids: Grids) -> None:
         """Both grids, unless the state has moved on."""
         with self._lock:
-            names = ("tab", "layer", "channel", "rule", "gain")
+            names = ("tab", "layer", "channel", "rule", "colours", "gain")
             if all(getattr(state, name) == getattr(self.state, name) for name in names):
-                self.maps.show_grids(state, grids)
+                words = grids._asdict()
+                pictures = {name: words.pop(name) for name in ("projections", "patches")}
+                refused = self.view.refusals.get(state.layer, "")
+                parcel = Parcel(
+                    "page", **of(state), **words, scale=self.view.scale_line(state), refused=refused
+                )
+                self.post(parcel.add(**pictures))
+
+    def _send_facts(self, state: State) -> None:
+        facts, layer, c = self.view.facts, state.layer, state.channel
+        pictures: dict[str, Sheet | bytes | None] = {}
+        if layer in facts.profiles:
+            shown = self.view.model.shown(self.view.photos.take(facts.faces(layer, c)))
+            pictures["faces"] = small_pictures(shown, FACE)
+        weights = facts.filter(layer, c)
+        if weights is not None:
+            pictures["filter"] = encode(drawing.coloured(self.view.model.shown(weights[None]))[0])
+            pictures["spectrum"] = encode(drawing.grey(power_spectrum(weights.double())))
+        self.post(Parcel("facts", **of(state), **facts.of_map(layer, c)).add(**pictures))
+
+    def _thumbnails_of(self) -> str:
+        return self.sent["thumbnails"].content["layer"] if "thumbnails" in self.sent else ""
+
+    def _send_thumbnails(self, layer: str, step: OnStep) -> None:
+        if self._thumbnails_of() != layer:
+            projections, patches = self.view.thumbnails(layer, step)
+            step(1, 1)
+            self.post(Parcel("thumbnails", layer=layer).add(projections=projections, patches=patches))
+
+    def _send_strip(self, step: Job) -> None:
+        """Three thumbnails of each layer."""
+        parcel = Parcel("strip", layers=list(self.view.layers))
+        for i, layer in enumerate(self.view.layers):
+            parcel.add(**{layer: self.view.three(layer)})
+            step(i + 1, len(self.view.layers))
+        self.post(parcel)
+
+    # ---------------------------------------------------------------------------- your picture, and comparisons
+
+    def _mine(self, state: State) -> tuple[str, bytes | str] | None:
+        """Name and content, or path, of your picture."""
+        return self._upload or ((Path(state.image).name, state.image) if state.image else None)
+
+    def _own(self, state: State) -> compare.Own:
+        name, content = self._mine(state) or ("", b"")
+        key = ("own", state.layer, state.gain, name, hash(content), self._square)
+        return self.view.keep(key, lambda: compare.own(self.view, state, content, name, self._square))
 
     def _paint_own(self, state: State, step: OnStep) -> None:
-        self.own.what.value = f"<b>{html.escape(state.layer)}</b> · the maps it excites most"
-        content: tuple[str, bytes | str] | None = self._upload
-        if content is None and state.image:
-            content = Path(state.image).name, state.image
-        if content is None:
-            self.own.invite()
+        if "samples" not in self.sent:
+            n = len(self.view.photos)
+            places = sorted({i * n // SAMPLES for i in range(SAMPLES)})
+            shown = self.view.model.shown(self.view.photos.take(places))
+            names = [self.view.facts.short(i) for i in places]
+            self.post(Parcel("samples", places=places, names=names).add(sheet=small_pictures(shown, FACE)))
+        if self._mine(state) is None:
             return
         self.show_progress("reading your picture", 0.3)
-        own = self.view.own(state, content[1], content[0])
+        own = self._own(state)
         step(1, 1)
-        self.own.show(own, content[0], self.view.facts.source, self.view.scale_line(state))
+        self.view.facts.answers = {state.layer: np.array(own.answers)} if own.answers else {}
+        words = own._asdict()
+        pictures = {n: words.pop(n) for n in ("picture", "patches", "projections", "usual")}
+        words["caption"] = f"Activation, and how much that is of the strongest in {self.view.facts.source}."
+        self.post(Parcel("own", layer=state.layer, at=self._square, **words).add(**pictures))
+        self.arrange()
 
     def _paint_compare(self, state: State, step: OnStep) -> None:
-        v, page, methods = self.view, self.compare, state.versus == METHODS
-        image = max(v.unit(state)[0], 0)
-        names = f"{html.escape(v.model.name)} and {html.escape(state.versus)}"
-        words = f"<b>{html.escape(v.facts.about(image))}</b> as {names} see it"
-        if methods:
-            unit = f"<b>{html.escape(state.layer)}</b> · map <b>{state.channel}</b>"
-            words = f"{unit}: one row for each of its three strongest pictures"
-        page.begin(words, v.scale_line(state), methods)
-        if methods:
-            encoded, sentence = v.methods(state, step)
+        v = self.view
+        if state.versus == METHODS:
+            sheet, sentence = compare.methods(v, state, step)
             step(1, 1)
-            page.show_methods(encoded, sentence)
+            scale = v.scale_line(state)
+            self.post(Parcel("methods", **of(state), sentence=sentence, scale=scale).add(sheet=sheet))
             return
-        photo = to_picture(v.photos.take([image])[0])
-        page.photo.show(encode(drawing.fitted(photo, LARGE), "jpeg"))
         if not isinstance(v.others[state.versus], VisionModel):
             self.show_progress(f"loading {state.versus}", 0.1)
-        compared = v.models(state, step)
+        compared = compare.models(v, state, step)
         step(1, 1)
-        page.show_models(compared)
+        image = max(v.unit(state)[0], 0)
+        parcel = Parcel(
+            "models", **of(state), versus=state.versus, name=v.facts.about(image),
+            models=[{"title": c.title, "captions": c.captions, "sentence": c.sentence} for c in compared],
+        ).add(photo=encode(to_picture(v.model.shown(v.photos.take([image]))[0]), "jpeg"))  # fmt: skip
+        for i, c in enumerate(compared):
+            parcel.add(**{f"patches{i}": c.patches, f"projections{i}": c.projections})
+        self.post(parcel)
 
-    # -------------------------------------------------------------------------------------- what users move
+    # -------------------------------------------------------------------------------- what the page asks for
 
-    def _from_slider(self, change: Any) -> None:
-        if not self.by_program.now and change.new < len(self._channels):
-            self.by_user(channel=int(self._channels[change.new]))
-
-    def _from_number(self, change: Any) -> None:
-        left_out = change.new not in self._channels  # by the search
-        self.by_user(channel=change.new, **({"search": ""} if left_out else {}))
-
-    def _step(self, by: int) -> None:
-        if len(self._channels):
-            place = min(max(self._place(self.state.channel) + by, 0), len(self._channels) - 1)
-            self.by_user(channel=int(self._channels[place]))
-
-    def _draw(self) -> None:
-        if len(self._channels):
-            self.by_user(channel=int(self._random.choice(self._channels.tolist())))
-
-    def _pick_rank(self, r: int, c: int) -> None:
-        self.by_user(rank=min(r * self.maps.columns + c, self.view.shown - 1))
-
-    def _pick_place(self, r: int, c: int) -> None:
-        shape = self.view.shapes[self.state.layer][1:]
-        if len(shape) == 2 and r < shape[0] and c < shape[1]:
-            self.by_user(position=(r, c))
-        else:  # a click on the larger map of the layer before, on its way while the layer changed
-            self.maps.arrange(self.state)
-
-    def _to_near(self, i: int, _: Any = None) -> None:
-        near = self.view.facts.nearest(self.state)
-        if i < len(near):
-            self.by_user(channel=near[i][0], search="")
-
-    def _pick_own(self, r: int, c: int) -> None:
-        self.own.strongest.pick(-1, -1)
-        if 3 * r + c < len(self.own.channels):
-            self.by_user(channel=self.own.channels[3 * r + c], tab="maps", search="")
-
-    def _hover(self, change: Any) -> None:
-        """The picture below the pointer large, as long as the pointer is there."""
-        place, state = change.owner, self.state
-        rank = min(place.hover[0] * place.cols + place.hover[1], self.view.shown - 1)
-        preview = None if min(place.hover) < 0 else rank
-        if preview == self._preview or state.tab != "maps":
+    def _received(self, _: Any, content: Any, buffers: list[Any]) -> None:
+        """A request of the page; every one is answered, so that it knows a kernel that is gone."""
+        asked = {
+            "ready": self._ready, "set": self._set, "peek": self._peek, "upload": self._uploaded,
+            "sample": self._sample, "square": self._move_square, "save": self._save, "code": self._code,
+        }  # fmt: skip
+        if not isinstance(content, dict) or content.get("kind") not in asked:
             return
-        self._preview = preview
-        if preview not in (None, state.rank):
-            state = replace(state, rank=rank, position=None)
-
-        def paint(step: Job) -> None:
-            detail = self.view.detail(state, step)
-            step()
-            self.maps.show_detail(state, detail)
-
-        self.worker.submit("hover", paint)
+        asked[content["kind"]](content, buffers)
+        self.page.send({"kind": "ack", "n": content.get("n", 0)})
 
     @guarded
-    def _uploaded(self, change: Any) -> None:
-        if self.by_program.now or not change.new:
+    def _ready(self, content: Mapping[str, Any], buffers: list[Any]) -> None:
+        """A page has opened: all that was sent before goes there, too."""
+        for kind, parcel in list(self.sent.items()):
+            if kind != "progress":
+                self.page.send(parcel.content, parcel.buffers)
+        self.go_live()
+
+    @guarded
+    def _set(self, content: Mapping[str, Any], buffers: list[Any]) -> None:
+        if self.view.empty:
             return
-        file = change.new[0]
+        self.go_live()
+        self.tell("")
+        self.set(**content["changes"])
+
+    @guarded
+    def _peek(self, content: Mapping[str, Any], buffers: list[Any]) -> None:
+        """The nine patches of a map below the pointer."""
+        layer, channel = self.state.layer, int(content["channel"])
+        if 0 <= channel < self.view.count(layer):
+
+            def look(step: Job) -> None:
+                sheet = self.view.peek(layer, channel)
+                step()
+                self.post(Parcel("peek", layer=layer, channel=channel).add(sheet=sheet), keep=False)
+
+            self.worker.submit("peek", look)
+
+    @guarded
+    def _uploaded(self, content: Mapping[str, Any], buffers: list[Any]) -> None:
+        self._take(str(content["name"]), bytes(buffers[0]))
+
+    @guarded
+    def _sample(self, content: Mapping[str, Any], buffers: list[Any]) -> None:
+        i = int(content["place"])
+        picture = to_picture(self.view.model.shown(self.view.photos.take([i]))[0])
+        self._take(self.view.photos.name(i), encode(picture))
+
+    def _take(self, name: str, content: bytes) -> None:
         self.tell("")
         with self._lock:
-            self._upload = (str(file["name"]), bytes(file["content"]))
-            with self.by_program():
-                self.own.upload.value = ()  # so that the same file can be chosen again
+            self._upload, self._square = (name, content), 0.5
             self.state = replace(self.state, image="", tab="image")
             self.arrange()
             self._request()
 
     @guarded
-    def _from_path(self, change: Any) -> None:
-        if self.by_program.now:
-            return
-        self._upload = None
-        if change.new == self.state.image:
-            self._request()
-        else:
-            self.by_user(image=change.new)
+    def _move_square(self, content: Mapping[str, Any], buffers: list[Any]) -> None:
+        self._square = min(max(float(content["at"]), 0.0), 1.0)
+        self._request()
 
     @guarded
-    def _save(self) -> None:
+    def _code(self, content: Mapping[str, Any], buffers: list[Any]) -> None:
+        self.post(Parcel("code", words=self.view.code(self.state)), keep=False)
+
+    @guarded
+    def _save(self, content: Mapping[str, Any], buffers: list[Any]) -> None:
         s = self.state
-        self.tell("")
         encoded = encode(self.snapshot())
-        name = f"{self.view.model.name}-{s.layer}-{s.channel}.png".replace("/", "_").replace(":", "_")
-        where = ""
+        shown = f"{s.layer}-{s.channel}" if s.tab == "maps" else f"{s.tab}-{s.layer}"
+        name = f"{self.view.model.name}-{shown}.png".replace("/", "_").replace(":", "_")
+        words = ""
         if self.save_to is not None:
             try:
                 write_whole(self.save_to / name, lambda part: part.write_bytes(encoded))
-                where = f"Saved as {html.escape(str(self.save_to / name))}; "
+                words = f"Saved as {self.save_to / name}"
             except OSError as error:
-                where = f"Not saved here ({html.escape(error.strerror or str(error))}); "
-        link = f'<a download="{html.escape(name)}" href="{drawing.data_url(encoded)}">download it</a>'
-        self.controls.saved.value = f'<p role="status">{where}{link}</p>'
+                words = f"Not saved there ({error.strerror or error})"
+        self.post(Parcel("saved", name=name, words=words).add(picture=encoded), keep=False)
 
 
 def explore(
@@ -419,6 +466,7 @@ def explore(
     others: Mapping[str, VisionModel | Callable[[], VisionModel]] | None = None,
     save_to: str | Path | None = ".",
     ahead: bool = True,
+    link: str = "",
     **state: Any,
 ) -> Explorer:
     """Every layer and feature map at the end of a slider, in a notebook.
@@ -428,23 +476,28 @@ def explore(
         others: models to compare with, by name; a model, or a function that loads it. Default: the bundled ones.
         save_to: folder for "save picture"; None for a link to download it and no file.
         ahead: compute the next two maps in the direction of travel while nothing else is to be done. What was computed
-            is kept, up to 384 MiB.
-        state: any field of `State`: where to open, as ``layer="conv4", channel=117``.
+            is kept, up to 256 MiB in memory, and in zfkit's cache on disk.
+        link: where to open, as the end of an address ("?layer=conv4&map=117"), which `Explorer.link` gives.
+        state: any field of `State`: where to open, as ``layer="conv4", channel=117``; goes before the link. Without a
+            layer or map it opens at one of a late layer that many pictures excite strongly.
 
     Raises ZfkitError for a table of other pictures or another network, and for a state that does not exist.
 
     >>> explore(model, photos, top, layer="conv4", channel=117)
     """
     expect_both(model, photos)
+    first = changed(State(), **{**State.of_link(link), **state})
     if top is None:
         top = mined(model, photos)
     if top.layers:
         top.check(model, photos)
-    first = changed(State(), **state)
     view = ExplorerView(model, photos, top, bundled_others(model) if others is None else others)
+    if not (first.layer or first.channel or first.search or view.empty):
+        first = replace(first, **view.worth_a_look())
     return Explorer(view, first, save_to=save_to, ahead=ahead)
 
 
 def bundled_others(model: VisionModel) -> Others:
     """The bundled networks other than this one, loaded when they are first asked for."""
-    return {n: (lambda n=n: load_model(n)) for n in ("zfnet64", "alexnet64") if n != model.name}  # type: ignore[misc]
+    names = ("zfnet64", "alexnet64", "squeezenet1_1")
+    return {name: partial(load_model, name) for name in names if name != model.name}

@@ -1,15 +1,15 @@
-"""What is known of feature maps beside their pictures: names, numbers, warnings, and the order on the slider.
+"""What is known of feature maps beside their pictures: names, numbers, warnings, and the order they stand in.
 
 `Facts` computes it; nothing here knows of widgets. Two things take a while and are measured a layer at a time, when
-they are asked for: every map's maximum in each picture (`measure`), and its mean frequency (`measure_frequency`).
+they are asked for, and kept on disk: every map's maximum in each picture (`measure`), and its mean frequency
+(`measure_frequency`).
 """
 
 from __future__ import annotations
 
-import html
-from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ..batching import OnStep
 from ..deconv.receptive_field import Field, field_in, units_inside
 from ..errors import ImageError, LayerError
-from ..figures.pictures import number, to_picture
-from ..frequency import mean_frequency, power_spectrum
+from ..figures.pictures import number
+from ..frequency import mean_frequency
 from ..health.maps import MapWarning, map_warnings
 from ..images.imageset import ImageSet
 from ..nets.activations import activations
@@ -28,12 +28,14 @@ from ..topk.bundled import reach, reached
 from ..topk.patches import notes_on, project_top
 from ..topk.profile import Profile, label_of, labels_of
 from ..topk.table import LayerTop, TopK
-from . import drawing
-from .controls import encode
+from .kept import Kept
 from .state import State
 
 SHOWN = 9  # pictures of each map
-PROFILED = 2000  # pictures at most in a `Profile`
+PROFILED = 400  # pictures at most in a `Profile`
+BINS = 24  # of a map's histogram
+LABELS = 4  # of a map that are listed
+FACES = 5  # pictures below the histogram, from the weakest to the strongest
 
 
 class Facts:
@@ -44,6 +46,7 @@ class Facts:
         shown: pictures of each map: 9, or fewer where fewer were mined.
         profiles: `Profile` by layer, as far as `measure` was called.
         frequencies: mean frequency in cycles/px of each map, (C,), by layer, as far as `measure_frequency` was called.
+        answers: (C,) each map's maximum in a picture of your own, by layer, once there is one.
     """
 
     def __init__(self, model: VisionModel, photos: ImageSet, top: TopK, layers: tuple[str, ...]) -> None:
@@ -52,10 +55,12 @@ class Facts:
         self.shown = max(1, min(SHOWN, top.k))
         self.profiles: dict[str, Profile] = {}
         self.frequencies: dict[str, np.ndarray] = {}
+        self.answers: dict[str, np.ndarray] = {}
+        self.kept = Kept(model, photos, top)
         self._notes: dict[str, str] = {}
         self._warned: dict[str, list[list[MapWarning]]] = {}
-        # What `measure` did before it was cancelled, by layer: pictures looked at, their maxima and places.
-        self._measured: dict[str, tuple[int, np.ndarray, list[int]]] = {}
+        # What `measure` did before it was cancelled: pictures looked at, their maxima by layer, and places.
+        self._measured: tuple[int, dict[str, np.ndarray], list[int]] | None = None
 
     # ------------------------------------------------------------------------------------ names of pictures
 
@@ -84,7 +89,7 @@ class Facts:
     # -------------------------------------------------------------------------------------- order of the maps
 
     def order(self, state: State) -> np.ndarray:
-        """Channels in the state's order, as on the slider; found by its search, if it has one.
+        """Channels in the state's order, as on the strip; found by its search, if it has one.
 
         An order that has not been measured yet (see `lacks`) gives the index. A search without result gives no
         channel.
@@ -103,6 +108,8 @@ class Facts:
             key = -self.profiles[layer].selectivity[0]
         elif state.order == "mean frequency" and layer in self.frequencies:
             key = np.nan_to_num(self.frequencies[layer], nan=np.inf)
+        elif state.order == "your picture" and layer in self.answers:
+            key = -self.answers[layer]
         return np.argsort(key, kind="stable")
 
     def lacks(self, state: State) -> bool:
@@ -128,149 +135,150 @@ class Facts:
     # ------------------------------------------------------------------------------------------ measuring
 
     def measure(self, layer: str, on_step: OnStep | None = None) -> None:
-        """Fill in `profiles[layer]`, by a forward pass of each picture, of at most 2,000, evenly spread.
+        """Fill in `profiles`, for all layers at once, as the pass to the last of them goes through the others anyway.
 
-        After `on_step` cancelled it, it goes on where it was. Raises ImageError where no picture can be read.
+        By a forward pass of each picture, of at most 400, evenly spread. After `on_step` cancelled it, it goes on where
+        it was. Raises ImageError where no picture can be read.
         """
-        if layer in self.profiles:
+        if layer in self.profiles or self._read_profile(layer):
             return
+        wanted = [name for name in self.fields if name not in self.profiles and not self._read_profile(name)]
         n = min(len(self.photos), PROFILED)
-        C = len(self.top[layer].max)
-        # One array from the start: small ones, kept one by one between large ones that are freed, hold memory together.
-        seen, values, places = self._measured.get(layer, (0, np.empty((n, C), np.float32), []))
-        inside = units_inside(self.model, layer, self.photos.size) if self.top.inside else None
+        if self._measured is None or set(self._measured[1]) != set(wanted):
+            # Arrays from the start: small ones, kept one by one between large ones that are freed, hold memory.
+            arrays = {name: np.empty((n, len(self.top[name].max)), np.float32) for name in wanted}
+            self._measured = 0, arrays, []
+        seen, values, places = self._measured
+        inside = {
+            name: units_inside(self.model, name, self.photos.size) if self.top.inside else None
+            for name in wanted
+        }
         for count in range(seen, n):
             i = count * len(self.photos) // n
             with suppress(ImageError):  # one that cannot be read is left out
-                values[len(places)] = self._strongest(layer, self.photos[i][0], inside)
+                for name, output in activations(self.model, self.photos.take([i]), wanted):
+                    values[name][len(places)] = _strongest(output[0], inside[name])
                 places.append(i)
-            self._measured[layer] = count + 1, values, places
+            self._measured = count + 1, values, places
             if on_step:
                 on_step(count + 1, n)
         if not places:
             raise ImageError(f"none of the pictures of {self.photos.source!r} can be read")
-        labels, kind = labels_of(self.photos, places)
-        self.profiles[layer] = Profile(values[: len(places)], np.array(places), labels, kind)
-        del self._measured[layer]
+        self._measured = None
+        for name in wanted:
+            found = values[name][: len(places)]
+            self._take_profile(name, found, places)
+            self.kept.save(
+                name, "profile", {"values": torch.from_numpy(found), "places": torch.tensor(places)}
+            )
 
-    def _strongest(self, layer: str, pixels: Tensor, inside: tuple[slice, slice] | None) -> np.ndarray:
-        """(C,) of every map's activations in one picture, at units that see no border where those were mined."""
-        with torch.no_grad():
-            output = next(y for _, y in activations(self.model, pixels[None], [layer]))[0]
-        if inside is not None and output.dim() == 3:
-            output = output[:, inside[0], inside[1]]
-        strongest = output.flatten(1).amax(1) if output.dim() > 1 else output
-        return np.asarray(strongest.float().cpu())
+    def _take_profile(self, layer: str, values: np.ndarray, places: list[int]) -> None:
+        labels, kind = labels_of(self.photos, places)
+        self.profiles[layer] = Profile(values, np.array(places), labels, kind)
+
+    def _read_profile(self, layer: str) -> bool:
+        """Take the profile that was kept on disk, if there is one of this layer's shape."""
+        kept, _ = self.kept.load(layer, "profile") or ({}, {})
+        values, places = kept.get("values"), kept.get("places")
+        C = len(self.top[layer].max)
+        if values is None or places is None or values.shape != (len(places), C) or not len(places):
+            return False
+        self._take_profile(layer, values.numpy(), places.tolist())
+        return True
 
     def measure_frequency(self, layer: str, on_step: OnStep | None = None) -> None:
         """Fill in `frequencies[layer]`: the mean frequency of each map's three strongest projections."""
         if layer in self.frequencies:
             return
         C, means = len(self.top[layer].value), []
+        kept, _ = self.kept.load(layer, "frequencies") or ({}, {})
+        if "means" in kept and kept["means"].shape == (C,):
+            self.frequencies[layer] = kept["means"].numpy()
+            return
         for start in range(0, C, 8):
             chosen = list(range(start, min(start + 8, C)))
-            p = project_top(self.model, self.photos, self.top, layer, chosen, k=min(3, self.shown))
+            p = project_top(
+                self.model, self.photos, self.top, layer, chosen, k=min(3, self.shown), progress=False
+            )
             means.append(mean_frequency(p.projection.flatten(0, 1)).view(len(chosen), -1).nanmean(1))
             if on_step:
                 on_step(chosen[-1] + 1, C)
         self.frequencies[layer] = torch.cat(means).numpy()
+        self.kept.save(layer, "frequencies", {"means": torch.cat(means)})
 
     # ---------------------------------------------------------------------------------------------- words
 
-    def nearest(self, state: State) -> list[tuple[int, float]]:
-        """Maps that respond most alike over the pictures, with the correlation; none until that is measured."""
-        profile = self.profiles.get(state.layer)
-        return profile.nearest(state.channel) if profile else []
-
     def notes(self, layer: str) -> str:
-        """What has to be said beside projections of a layer; kept, since every move of a slider asks for it."""
+        """What has to be said beside projections of a layer; kept, since every move asks for it."""
         if layer not in self._notes:
             with suppress(LayerError):  # it cannot be projected, which is said where projections would be
                 self._notes[layer] = "".join(f" {note}" for note in notes_on(self.model, layer))
         return self._notes.get(layer, "")
 
-    def html(self, state: State) -> str:
-        """What is known of the state's map: words and small plots."""
-        layer, c = state.layer, state.channel
-        t, field, escape = self.top[layer], self.fields[layer], html.escape
-        sees = f"sees {field.size} × {field.size} px, the next unit {field.stride} px further on"
-        labels = Counter(self.label(int(i)) for i in t.image[c, : self.shown] if i >= 0)
-        name, often = labels.most_common(1)[0] if labels else ("", 0)
-        share = reach(self.model, self.top, layer)
+    def sees(self, layer: str) -> str:
+        """How much of the picture a unit of the layer sees."""
+        field = self.fields[layer]
+        return f"{field.size} px" if field.stride else "the whole picture"
+
+    def of_map(self, layer: str, c: int) -> dict[str, Any]:
+        """What is known of a map, as far as it is measured: numbers and words, for the page to lay out."""
+        t, share = self.top[layer], reach(self.model, self.top, layer)
         record = "" if share is None else reached(float(share[c]))
-        mostly = name and often > 1 and float(t.max[c]) > 0
-        return (
-            self._warnings(layer, c)
-            + f"<p>A unit of {escape(layer)} {sees if field.stride else 'sees the whole picture'}.</p>"
-            f"<p>Strongest activation <b>{number(t.max[c])}</b>; the mean over {self.top.count:,} pictures of the "
-            f"strongest in each is {number(t.mean[c])}. Above 0 on <b>{float(t.active[c]):.0%}</b> of them."
-            + (f" {record[0].upper()}{record[1:]}." if record else "")
-            + (f" {often} of the {self.shown} strongest show <b>{escape(name)}</b>." if mostly else "")
-            + "</p>"
-            + self._filter(layer, c)
-            + self._activations(layer, c)
+        words = (
+            f"Strongest {number(t.max[c])}; above 0 on {float(t.active[c]):.0%} of {self.top.count:,} pictures. "
+            + (f"{record[0].upper()}{record[1:]}. " if record else "")
+            + f"Units see {self.sees(layer)}."
         )
+        if layer in self.frequencies:
+            words += f" Projections of {self.frequencies[layer][c]:.2f} cycles/px."
+        known: dict[str, Any] = {"words": words, "warnings": [list(w) for w in self.warnings(layer)[c]]}
+        if profile := self.profiles.get(layer):
+            values = profile.values[:, c]
+            low, high = min(0.0, float(values.min())), float(values.max())
+            counts, edges = np.histogram(values, BINS, (low, high if high > low else low + 1))
+            known["histogram"] = {
+                "counts": counts.tolist(), "low": float(edges[0]), "high": float(edges[-1]), "measured": len(values),
+                "shown": float(t.value[c, self.shown - 1]), "active": float((values > 0).mean()),
+                "faces": [[float(values[i]), self.short(int(profile.image[i]))] for i in self._spread(profile, c)],
+            }  # fmt: skip
+            known["near"] = [[n, round(r, 2)] for n, r in profile.nearest(c)]
+            counted, looked = profile.top_labels(c)
+            if profile.kind and looked:
+                selectivity, names = profile.selectivity
+                known["labels"] = {
+                    "kind": profile.kind, "of": looked, "rows": counted[:LABELS], "all": len(counted),
+                    "selectivity": round(float(selectivity[c]), 2), "favourite": str(names[c]),
+                }  # fmt: skip
+        return known
 
-    def _activations(self, layer: str, c: int) -> str:
-        """Histogram of the map's maxima, and of the classes that excite it most."""
-        profile = self.profiles.get(layer)
-        if profile is None:
-            return '<p class="zfkit-soft">More is measured while nothing else is to be done …</p>'
-        values, last_shown = profile.values[:, c], float(self.top[layer].value[c, self.shown - 1])
-        label = (
-            f"Histogram of the map's maximum over {len(values)} pictures; from {number(values.min())} to "
-            f"{number(values.max())}"
-        )
-        markup = f"<h4>Its maximum in each picture</h4>{drawing.histogram(values, last_shown, label)}"
-        if not profile.kind:
-            return markup + '<p class="zfkit-soft">No class histogram: these pictures have no labels.</p>'
-        counts, n = profile.top_labels(c)
-        if not n:
-            return markup
-        selectivity, names = profile.selectivity
-        first = counts[:5]
-        rows = [(name, often / counts[0][1], str(often)) for name, often in first]
-        kinds = {"class": "classes", "photograph": "photographs"}[profile.kind]
-        more = f"The first five of {len(counts)} {kinds}. " if len(counts) > 5 else ""
-        return (
-            markup + f"<h4>Its top {n} by {profile.kind}</h4>"
-            + drawing.bars(rows, label="; ".join(f"{name}: {often}" for name, often in first))
-            + f'<p class="zfkit-soft">{more}Selectivity {selectivity[c]:.2f} for {html.escape(str(names[c]))} '
-            f"(0 none, 1 that {profile.kind} alone).</p>"
-        )  # fmt: skip
+    def faces(self, layer: str, c: int) -> list[int]:
+        """The pictures below the histogram, from the one that the map answers to least to its strongest."""
+        profile = self.profiles[layer]
+        return [int(profile.image[i]) for i in self._spread(profile, c)]
 
-    def _weights(self, layer: str) -> Tensor | None:
-        module = self.model.network.steps[layer].module
-        return module.weight.detach().cpu().float() if isinstance(module, nn.Conv2d | nn.Linear) else None
+    def _spread(self, profile: Profile, c: int) -> list[int]:
+        """Rows of a profile, evenly spread over the range of the map's values."""
+        values = profile.values[:, c]
+        wanted = np.linspace(values.min(), values.max(), FACES)
+        return [int(np.abs(values - value).argmin()) for value in wanted]
 
-    def _filter(self, layer: str, channel: int) -> str:
-        """Filter and spectrum, for layers that look at the picture itself."""
-        weights, network = self._weights(layer), self.model.network
-        if weights is None or weights.dim() != 4 or network.steps[layer].inputs[0] != network.input:
-            return ""
-        w = weights[channel]
-        pictures = (
-            (
-                "filter",
-                f"filter, {w.shape[1]} × {w.shape[2]}",
-                to_picture(drawing.coloured(w[None])[0]),
-            ),
-            ("spectrum of the filter", "spectrum, ±½ c/px", drawing.grey(power_spectrum(w.double()))),
-        )
-        images = "".join(
-            f'<figure><img alt="{alt}" width="96" height="96" src="{drawing.data_url(encode(drawing.fitted(p, 96)))}">'
-            f"<figcaption>{caption}</figcaption></figure>"
-            for alt, caption, p in pictures
-        )
-        rho = float(mean_frequency(w[None])[0])
-        return f'<div class="zfkit-pair">{images}</div><p class="zfkit-soft">Mean frequency {rho:.2f} cycles/px.</p>'
+    def filter(self, layer: str, channel: int) -> Tensor | None:
+        """The map's filter (channels, h, w), in a layer that looks at the picture itself."""
+        step, network = self.model.network.steps[layer], self.model.network
+        if not isinstance(step.module, nn.Conv2d) or step.inputs[0] != network.input:
+            return None
+        return step.module.weight[channel].detach().cpu().float()
 
-    def _warnings(self, layer: str, c: int) -> str:
-        """What is wrong with the map, in words."""
+    def warnings(self, layer: str) -> list[list[MapWarning]]:
+        """What is wrong with each map of the layer, and what mends it."""
         if layer not in self._warned:
             self._warned[layer] = map_warnings(self.model, self.top, layer)
-        warnings = [warning.sentence for warning in self._warned[layer][c]]
-        if not warnings:
-            return '<p class="zfkit-healthy">No health warning.</p>'
-        items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in warnings)
-        return f'<ul class="zfkit-warnings" aria-label="health warnings">{items}</ul>'
+        return self._warned[layer]
+
+
+def _strongest(output: Tensor, inside: tuple[slice, slice] | None) -> np.ndarray:
+    """(C,) of every map's activations (C, H, W) in one picture, at units that see no border where those were mined."""
+    if inside is not None and output.dim() == 3:
+        output = output[:, inside[0], inside[1]]
+    strongest = output.flatten(1).amax(1) if output.dim() > 1 else output
+    return np.asarray(strongest.detach().float().cpu())

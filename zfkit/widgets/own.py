@@ -6,7 +6,6 @@ import io
 import os
 import warnings
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import Image
 from torch import Tensor
@@ -18,25 +17,15 @@ from ..images.decode import MAX_PIXELS, decode, sized
 SMALL = 8  # px; a picture must have that many along its smaller side
 
 
-class Own(NamedTuple):
-    """A picture of your own as the network sees it."""
-
-    picture: bytes = b""
-    strongest: bytes = b""
-    windows: bytes = b""
-    captions: tuple[str, ...] = ()
-    channels: tuple[int, ...] = ()
-    note: str = ""
-    probabilities: str = ""
-    sentence: str = ""
-
-
-def read_own(content: bytes | str, name: str, side: int, input_size: Size) -> tuple[Tensor, Tensor, str]:
-    """A picture of your own, from its bytes or path: uint8 (3, H, W) of two sizes, and a note on what was done.
+def read_own(
+    content: bytes | str, name: str, side: int, input_size: Size, at: float = 0.5
+) -> tuple[Tensor, Tensor, Image.Image, str]:
+    """A picture of your own, from its bytes or path: uint8 (3, H, W) of two sizes, the whole of it, and a note.
 
     Args:
         side: of the photographs that the explorer shows.
         input_size: that of the network.
+        at: where along its longer side the square lies that is used: 0 at the beginning, 1 at the end.
 
     Raises ImageError, in words, for what is no picture, a damaged one, or one too small or too large.
     """
@@ -69,9 +58,13 @@ def read_own(content: bytes | str, name: str, side: int, input_size: Size) -> tu
     note = f"{name}: {whole.width:,} × {whole.height:,} px"
     if frames > 1:
         note += f"; an animation of {frames} frames, of which the first is shown"
+    square = whole
     if whole.width != whole.height:
-        note += "; its middle square is used"
-    return sized(whole, side), sized(whole, input_size), note + "."
+        note += "; the square in the frame is used"
+        short = min(whole.size)
+        left, top = (round((length - short) * min(max(at, 0.0), 1.0)) for length in whole.size)
+        square = whole.crop((left, top, left + short, top + short))
+    return sized(square, side), sized(square, input_size), whole, note + "."
 
 
 def _header(content: bytes, name: str) -> tuple[tuple[int, int] | None, int]:

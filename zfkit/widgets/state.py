@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, get_args
+from urllib.parse import parse_qsl, urlencode
 
 from ..checks import number, one_of, whole_number, whole_numbers
 from ..deconv.rules import Rule
-from ..errors import ZfkitError
+from ..errors import ZfkitError, unknown
+from ..figures.natural import Colours
 
-TABS = {"maps": "Maps", "image": "Your own image", "compare": "Compare"}
+TABS = {"maps": "Maps", "image": "Your picture", "compare": "Compare"}
 RULES = get_args(Rule)
-ORDERS = ("index", "max activation", "selectivity", "mean frequency", "dead first")
+COLOURS = get_args(Colours)
+ORDERS = ("index", "max activation", "selectivity", "mean frequency", "dead first", "your picture")
 GAINS = (0.25, 8.0)
 METHODS = "methods"
+# What stands in a link, and the field of `State` that it sets.
+LINK = {
+    "layer": "layer", "map": "channel", "tile": "rank", "place": "position", "tab": "tab", "rule": "rule",
+    "colours": "colours", "contrast": "gain", "sort": "order", "find": "search", "all": "wall", "with": "versus",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,9 +36,11 @@ class State:
         position: (row, col) of the unit to project in that picture; None for the one found by `mine`.
         tab: "maps", "image" (your own) or "compare".
         rule: of the projections: "deconvnet", "guided" or "gradient".
-        gain: full colour is reached at the 99.5th percentile of |values| divided by this; 0.25 to 8.
-        order: of the maps on the slider: "index", "max activation", "selectivity", "mean frequency" or
-            "dead first".
+        colours: of the projections: "signed", grey where they are 0, or "natural" (`figures.natural`).
+        gain: contrast: full colour is reached at the 99.5th percentile of |values| divided by this; 0.25 to 8.
+        order: of the maps: "index", "max activation", "selectivity", "mean frequency", "dead first", or "your picture",
+            which is how strongly they answer to it.
+        wall: all maps of the layer at once, in place of one.
         search: part of the name of a class or photograph: only maps with it among their strongest pictures.
         image: path of a picture of your own; "" for none.
         versus: what the third tab compares: "methods", or the name of another model.
@@ -41,14 +52,16 @@ class State:
     position: tuple[int, int] | None = None
     tab: str = "maps"
     rule: Rule = "deconvnet"
+    colours: Colours = "signed"
     gain: float = 1.0
     order: str = "index"
     search: str = ""
+    wall: bool = False
     image: str = ""
     versus: str = METHODS
 
     def __post_init__(self) -> None:
-        for name, choices in (("tab", TABS), ("rule", RULES), ("order", ORDERS)):
+        for name, choices in (("tab", TABS), ("rule", RULES), ("colours", COLOURS), ("order", ORDERS)):
             one_of(getattr(self, name), name, choices)
         for name in ("channel", "rank"):
             whole_number(getattr(self, name), name, 0)
@@ -56,6 +69,8 @@ class State:
         for name in ("layer", "search", "image", "versus"):
             if not isinstance(getattr(self, name), str):
                 raise ZfkitError(f"{name} must be text, not {getattr(self, name)!r}")
+        if not isinstance(self.wall, bool):
+            raise ZfkitError(f"wall must be True or False, not {self.wall!r}")
         if self.position is not None:
             place = whole_numbers(self.position)
             if place is None or place.shape != (2,) or int(place.min()) < 0:
@@ -67,3 +82,33 @@ class State:
     def changes(self) -> dict[str, Any]:
         """The fields that differ from a fresh view."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+
+    @property
+    def link(self) -> str:
+        """The view as the end of an address: "?layer=conv4&map=7&tile=3&rule=guided"; tiles count from 1."""
+        changed = self.changes()
+        words = {"rank": self.rank + 1, "wall": 1, "position": "{},{}".format(*self.position or (0, 0))}
+        return "?" + urlencode({name: words.get(f, changed[f]) for name, f in LINK.items() if f in changed})
+
+    @classmethod
+    def of_link(cls, text: str) -> Mapping[str, Any]:
+        """The fields that a link sets. Raises ZfkitError for one that sets something else, or to no such value."""
+        found: dict[str, Any] = {}
+        for name, value in parse_qsl(text.rpartition("?")[2], keep_blank_values=True):
+            if name == "token":  # of the server that the page came from
+                continue
+            if name not in LINK:
+                raise ZfkitError(unknown("word in the link", name, list(LINK)))
+            try:
+                field = LINK[name]
+                found[field] = (
+                    int(value) - (field == "rank") if field in ("channel", "rank")
+                    else float(value) if field == "gain"
+                    else value == "1" if field == "wall"
+                    else tuple(int(v) for v in value.split(",")) if field == "position"
+                    else value
+                )  # fmt: skip
+            except ValueError:
+                raise ZfkitError(f"the link says {name}={value}, which is no number") from None
+        cls(**found)
+        return found

@@ -1,4 +1,4 @@
-"""What the explorer shows, computed: from a `State` to encoded pictures and words.
+"""What the explorer shows, computed: from a `State` to encoded pictures, numbers and words.
 
 Nothing here knows of widgets; `ExplorerView` is what tests and benchmarks talk to. What takes long has an `on_step`
 callback, which may raise `Cancelled`; what was done before that is kept, and not done again.
@@ -7,82 +7,51 @@ callback, which may raise `Cancelled`; what was done before that is kept, and no
 from __future__ import annotations
 
 import copy
-import html
 import io
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import is_dataclass, replace
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from cachetools import LRUCache
 from PIL import Image
 from torch import Tensor
 
 from ..batching import OnStep
 from ..checks import square_side
-from ..deconv.project import Deconvnet, Tape, forward
+from ..deconv.project import Deconvnet, Tape, forward, refusals
 from ..deconv.rules import Options, Rule
 from ..deconv.windows import paste
 from ..errors import LayerError, ZfkitError, unknown
-from ..experiments.occlusion import probabilities
-from ..figures.pictures import number, to_picture
+from ..figures.natural import NOTE, NaturalColours
+from ..figures.pictures import number, square_columns, to_picture
 from ..images.imageset import ImageSet, expect_rgb
+from ..images.shrink import fitted, shrink
 from ..nets.activations import activations
 from ..nets.model import VisionModel
-from ..topk.patches import Patches, project_top
-from ..topk.table import LayerTop, TopK
+from ..topk.patches import Patches, cut_top, cut_windows, project_many, project_top
+from ..topk.table import TopK
 from . import drawing
 from .controls import encode
-from .drawing import GAP, GRID, LARGE
 from .facts import SHOWN, Facts
-from .own import Own, read_own
-from .state import METHODS, RULES, State
+from .kept import as_bytes
+from .results import Detail, Grids, Sheet, read_grids, size_of, written
+from .state import METHODS, State
 
 PIECE = 3  # of a map's pictures are projected at once ahead of time: few enough that nobody waits long
-KEPT = 384 * 2**20  # bytes of results that are kept for the quick way back
-SMALL = 8  # px; a picture of your own must have that many along its smaller side
-COMPARED = 132  # side of a tile in the comparison of methods, in px
-COLUMNS = ("patch", *RULES, "shuffled weights")  # of the comparison of methods
+KEPT = 256 * 2**20  # bytes of results that are kept in memory for the quick way back
+TILE = 160  # px, longest side of a tile that is sent to the page
+THUMB = 48  # px, of one on the wall and on the strip
+PORTION = 32  # maps whose thumbnails are made at once
+LEARNT = 24  # maps from whose projections a layer's natural colours are learnt
+CONTROL = 3  # pictures that are projected with shuffled weights, too
 
 Others = Mapping[str, VisionModel | Callable[[], VisionModel]]
 Result = TypeVar("Result")
-
-
-class Grids(NamedTuple):
-    """The nine projections and patches of a map, encoded; or a sentence where they would be."""
-
-    projections: bytes = b""
-    patches: bytes = b""
-    captions: tuple[str, ...] = ()
-    scales: tuple[float, ...] = ()
-    sentence: str = ""
-
-
-class Detail(NamedTuple):
-    """One of the nine, large: photograph with the unit's box, map over it, projection; and the unit."""
-
-    photo: bytes = b""
-    heat: bytes = b""
-    whole: bytes = b""
-    words: str = ""
-    scale: float = 0.0
-    zoom: float = 0.0
-    shape: tuple[int, int] = (1, 1)
-    area: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
-    position: tuple[int, int] = (0, 0)
-    sentence: str = ""
-
-
-class Compared(NamedTuple):
-    """The strongest maps of one model in a photograph; or a sentence where they would be."""
-
-    title: str
-    picture: bytes = b""
-    captions: tuple[str, ...] = ()
-    sentence: str = ""
 
 
 class ExplorerView:
@@ -90,7 +59,10 @@ class ExplorerView:
 
     Args:
         model, photos, top: as for `project_top`.
-        others: other models for the third tab, by name: a model, or a function that loads it.
+        others: other models to compare with, by name: a model, or a function that loads it.
+
+    Attributes:
+        refusals: why a layer cannot be projected, for layers that can't: they have patches alone.
     """
 
     def __init__(self, model: VisionModel, photos: ImageSet, top: TopK, others: Others | None = None) -> None:
@@ -103,13 +75,14 @@ class ExplorerView:
         if self.layers:
             outputs = activations(model, model.blank(photos.size), self.layers)
             self.shapes = {n: tuple(y.shape[1:]) for n, y in outputs}
+        self.refusals = refusals(model, self.layers, photos.size, Options())
         self.facts = Facts(model, photos, self.top, self.layers)
         self.shown = self.facts.shown
         self.others = dict(others or {})
-        self._kept: LRUCache[Any, Any] = LRUCache(KEPT, getsizeof=_bytes)
+        self._kept: LRUCache[Any, Any] = LRUCache(KEPT, getsizeof=size_of)
         self._lock = threading.Lock()  # the worker's thread computes, the kernel's shows what is ready
 
-    def _keep(self, key: Any, make: Callable[[], Result]) -> Result:
+    def keep(self, key: Any, make: Callable[[], Result]) -> Result:
         """What was made under this key before; else it is made now and kept, while there is room."""
         with self._lock:
             if key in self._kept:
@@ -147,6 +120,11 @@ class ExplorerView:
             raise ZfkitError(unknown("model to compare with", state.versus, [METHODS, *self.others]))
         return replace(state, layer=layer)
 
+    def worth_a_look(self) -> dict[str, Any]:
+        """Where to open when nothing is asked for: in a late layer, the map with the strongest of last pictures."""
+        layer = self.layers[3 * (len(self.layers) - 1) // 4]
+        return {"layer": layer, "channel": int(self.top[layer].value[:, self.shown - 1].argmax())}
+
     @property
     def empty(self) -> str:
         """A sentence where there is nothing to explore; else ""."""
@@ -157,22 +135,42 @@ class ExplorerView:
         names = ", ".join(self.top.layers)
         return f"None of the table's layers ({names}) is in {self.model.name}: mine again."
 
+    def dead(self, layer: str, channel: int) -> str:
+        """What stands where the grids would be, for a map that nothing excites; else ""."""
+        t, name = self.top[layer], f"{layer} map {channel}"
+        if not bool((t.image[channel] >= 0).any()):
+            return f"For {name} this table holds no picture. Mine again, with more of them."
+        if float(t.max[channel]) > 0:
+            return ""
+        looked = " that see no border" if self.top.inside else ""
+        return (
+            f"{name} is dead: on none of the {self.top.count:,} pictures is any of its units{looked} above 0 (the "
+            f"largest value is {number(t.max[channel])}), so there is nothing that excites it and nothing to project."
+        )
+
     # ------------------------------------------------------------------------------------------ the grids
 
     def patches(
         self, layer: str, channel: int, rule: Rule, on_step: OnStep | None = None, at_once: int = SHOWN
     ) -> Patches:
         """Projections and patches of one map's strongest, so many pictures at once."""
+        if layer in self.refusals:
+            k = self.shown
+            return cut_top(
+                self.model, self.photos, self.top, layer, [channel], k=k, tile=TILE, progress=False
+            )
         parts: list[Patches] = []
         start = 0
         while start < self.shown:
             table = self.top.ranks(start, min(start + at_once, self.shown), [layer])
 
             def project(table: TopK = table) -> Patches:
-                return project_top(self.model, self.photos, table, layer, [channel], rule=rule)
+                return project_top(
+                    self.model, self.photos, table, layer, [channel], rule=rule, tile=TILE, progress=False
+                )
 
             # What is kept from there on may be more or fewer pictures than are asked for now.
-            parts.append(self._keep(("patches", layer, channel, rule, start), project))
+            parts.append(self.keep(("patches", layer, channel, rule, start), project))
             start += parts[-1].image.shape[1]
             if on_step:
                 on_step(start, self.shown)
@@ -180,45 +178,119 @@ class ExplorerView:
         joined: dict[str, Any] = {n: torch.cat([getattr(p, n) for p in parts], 1) for n in names}
         return replace(parts[0], **joined)
 
+    def natural(self, layer: str, rule: Rule, on_step: OnStep | None = None) -> NaturalColours:
+        """The layer's natural colours, learnt from some of its maps."""
+
+        def learn() -> NaturalColours:
+            live = (self.top[layer].max > 0).nonzero()[:, 0]
+            some = live[torch.linspace(0, len(live) - 1, min(LEARNT, len(live))).long()]
+            patches = project_many(
+                self.model, self.photos, self.top, {layer: some}, k=min(3, self.shown), options=Options(rule),
+                tile=TILE, on_step=on_step,
+            )  # fmt: skip
+            return NaturalColours.of(patches[layer])
+
+        return self.keep(("natural", layer, rule), learn)
+
+    def coloured(self, projections: Tensor, state: State, on_step: OnStep | None = None) -> Tensor:
+        """Projections (N, C, H, W) as they are shown: uint8 (N, 3, H, W), each on its own symmetric scale."""
+        if state.colours == "natural":
+            projections = self.natural(state.layer, state.rule, on_step).apply(projections)
+        return drawing.coloured(projections, state.gain)
+
     def ready(self, state: State) -> bool:
         """Are the state's grids at hand, so that showing them takes no computing?"""
         with self._lock:
-            return _grids_key(state) in self._kept or bool(self.grids_sentence(state))
-
-    def grids_sentence(self, state: State) -> str:
-        """What stands where the grids would be, for a map that nothing excites; else ""."""
-        t, name = self.top[state.layer], f"{state.layer} map {state.channel}"
-        if not bool((t.image[state.channel] >= 0).any()):
-            return f"For {name} this table holds no picture. Mine again, with more of them."
-        if float(t.max[state.channel]) > 0:
-            return ""
-        looked = " that see no border" if self.top.inside else ""
-        return (
-            f"{name} is dead: on none of the {self.top.count:,} pictures is any of its units{looked} above 0 (the "
-            f"largest value is {number(t.max[state.channel])}), so there is nothing that excites it and nothing to "
-            "project."
-        )
+            return _grids_key(state) in self._kept or bool(self.dead(state.layer, state.channel))
 
     def grids(self, state: State, on_step: OnStep | None = None, at_once: int = SHOWN) -> Grids:
-        """The nine projections and nine patches of the state's map, encoded; `on_step` after so many at once."""
-        sentence = self.grids_sentence(state)
+        """The nine projections and nine patches of the state's map; `on_step` after so many at once."""
+        sentence = self.dead(state.layer, state.channel)
         if sentence:
             return Grids(sentence=sentence)
-        return self._keep(_grids_key(state), lambda: self._draw_grids(state, on_step, at_once))
+        return self.keep(_grids_key(state), lambda: self._draw_grids(state, on_step, at_once))
 
     def _draw_grids(self, state: State, on_step: OnStep | None, at_once: int) -> Grids:
+        name = f"{state.channel}-{state.rule}-{state.colours}-{state.gain:g}"
+        if kept := self.facts.kept.load(state.layer, name):
+            with suppress(KeyError, ValueError, TypeError):
+                return read_grids(*kept)
         p = self.patches(state.layer, state.channel, state.rule, on_step, at_once)
-        there = (p.image[0] >= 0).tolist()
-        scale = drawing.scales(p.projection[0], state.gain)
-        columns = int(np.ceil(np.sqrt(self.shown)))
-        tile = (GRID + GAP) // columns - GAP
-        projections = drawing.grid(drawing.coloured(p.projection[0], scale=scale), there, columns, tile)
-        photos = drawing.grid(p.photo[0], there, columns, tile)
-        captions = tuple(
-            f"{self.facts.short(int(i))} {number(v)}" if ok else "no picture"
-            for i, v, ok in zip(p.image[0], p.value[0], there, strict=True)
+        columns = square_columns(self.shown)
+        height, width = p.photo.shape[-2:]
+        projections = None
+        if len(p.projection[0]):
+            shown = self.coloured(p.projection[0], state, on_step)
+            projections = Sheet(drawing.sheet(shown, columns), columns, height, width)
+        grids = Grids(
+            projections, Sheet(drawing.sheet(p.photo[0], columns, "jpeg"), columns, height, width),
+            tuple(self.facts.short(int(i)) if i >= 0 else "" for i in p.image[0]), tuple(p.value[0].tolist()),
+            tuple((p.image[0] >= 0).tolist()),
+        )  # fmt: skip
+        self.facts.kept.save(state.layer, name, *written(grids))
+        return grids
+
+    def peek(self, layer: str, channel: int) -> Sheet | None:
+        """The nine patches of a map, small, without projections; None for a map that nothing excites."""
+        if self.dead(layer, channel):
+            return None
+        p = cut_top(
+            self.model, self.photos, self.top, layer, [channel], k=self.shown, tile=THUMB, progress=False
         )
-        return Grids(encode(projections), encode(photos, "jpeg"), captions, tuple(scale.tolist()))
+        columns, (height, width) = square_columns(self.shown), p.photo.shape[-2:]
+        return Sheet(drawing.sheet(p.photo[0], columns, "jpeg"), columns, height, width)
+
+    # -------------------------------------------------------------------------------------- a whole layer
+
+    def thumbnails(self, layer: str, on_step: OnStep | None = None) -> tuple[Sheet, Sheet]:
+        """The strongest projection and patch of every map of a layer, small; kept on disk."""
+        return self.keep(("thumbnails", layer), lambda: self._thumbnails(layer, on_step))
+
+    def _thumbnails(self, layer: str, on_step: OnStep | None) -> tuple[Sheet, Sheet]:
+        if kept := self.facts.kept.load(layer, "thumbnails"):
+            with suppress(KeyError, ValueError, TypeError):
+                tensors, words = kept
+                size = tuple(int(words[n]) for n in ("columns", "height", "width"))
+                return Sheet(as_bytes(tensors["projections"]), *size), Sheet(
+                    as_bytes(tensors["patches"]), *size
+                )
+        C, parts = self.count(layer), []
+        for start in range(0, C, PORTION):
+            some = list(range(start, min(start + PORTION, C)))
+            parts.append(self.keep(("thumbnails", layer, start), partial(self._some_thumbnails, layer, some)))
+            if on_step:
+                on_step(some[-1] + 1, C)
+        columns, (height, width) = square_columns(C), parts[0][0].shape[-2:]
+        sheets = [
+            Sheet(drawing.sheet(torch.cat(tiles), columns, "webp"), columns, height, width)
+            for tiles in zip(*parts, strict=True)
+        ]
+        words = {"columns": str(columns), "height": str(height), "width": str(width)}
+        content = {"projections": sheets[0].content, "patches": sheets[1].content}
+        self.facts.kept.save(layer, "thumbnails", content, words)
+        return sheets[0], sheets[1]
+
+    def three(self, layer: str) -> Sheet | None:
+        """Thumbnails of three maps that many pictures excite, which stand for the layer; None where none is alive."""
+
+        def make() -> Sheet | None:
+            t = self.top[layer]
+            order = (t.active * (t.max > 0)).argsort(descending=True, stable=True)
+            some = order[: 3 * max(len(order) // 6, 1) : max(len(order) // 6, 1)]
+            some = some[t.max[some] > 0]
+            if not len(some):
+                return None
+            tiles, _ = self._some_thumbnails(layer, some.tolist())
+            return Sheet(drawing.sheet(tiles, len(tiles), "webp"), len(tiles), *tiles.shape[-2:])
+
+        return self.keep(("three", layer), make)
+
+    def _some_thumbnails(self, layer: str, channels: list[int]) -> tuple[Tensor, Tensor]:
+        if layer in self.refusals:
+            p = cut_top(self.model, self.photos, self.top, layer, channels, k=1, tile=THUMB, progress=False)
+            return p.photo[:, 0], p.photo[:, 0]
+        p = project_top(self.model, self.photos, self.top, layer, channels, k=1, tile=THUMB, progress=False)
+        return drawing.coloured(p.projection[:, 0]), p.photo[:, 0]
 
     # ----------------------------------------------------------------------------------------- one of nine
 
@@ -235,145 +307,61 @@ class ExplorerView:
             batch = self.model.preprocess(self.photos.take([image]))
             return forward(self.model, deconvnet, batch, on_step=on_step)
 
-        return deconvnet, self._keep(("forward", layer, image, rule), make)
+        return deconvnet, self.keep(("forward", layer, image, rule), make)
 
     def detail(self, state: State, on_step: OnStep | None = None) -> Detail:
-        """The state's unit: where it is, its map over the photograph, its projection on the whole picture."""
-        if self.grids_sentence(state):
+        """The state's unit: where it is, its map over the photograph, its patch and its projection."""
+        layer, S = state.layer, self.side
+        if self.dead(layer, state.channel):
             return Detail(sentence="Nothing to show: the map is never active.")
         image, (row, col) = self.unit(state)
         if image < 0:
             return Detail(sentence="This map has no picture of that rank.")
-        layer, S, device = state.layer, self.side, self.model.device
-        deconvnet, tape = self._forward(layer, image, state.rule, on_step)
-        values = tape.outputs[layer][0, state.channel].cpu()
-        flat = values.dim() == 0  # units of fully connected layers have no places
-        values = values.view(1, 1) if flat else values
-        place = None if flat else torch.tensor([[row, col]])
-        channel = torch.tensor([state.channel], device=device)
-        pixels, window = deconvnet.reverse(tape, layer, torch.zeros_like(channel), channel, place)
+        pixels = self.photos.take([image])
+        field, window, projection = self.facts.fields[layer], None, b""
+        if layer in self.refusals:
+            values = next(y for _, y in activations(self.model, pixels, [layer]))[0, state.channel].cpu()
+        else:
+            deconvnet, tape = self._forward(layer, image, state.rule, on_step)
+            values = tape.outputs[layer][0, state.channel].cpu()
+            place = None if values.dim() == 0 else torch.tensor([[row, col]])
+            channel = torch.tensor([state.channel], device=self.model.device)
+            back, window = deconvnet.reverse(tape, layer, torch.zeros_like(channel), channel, place)
         if on_step:
             on_step(1, 1)
-        projection = paste(pixels, window.origin, (S, S))[0].cpu()
-        field, photo = self.facts.fields[layer], to_picture(self.photos.take([image])[0])
-        box = field.box(row, col)
-        whole, scale, zoom = drawing.whole_projection(projection, box, state.gain)
-        H, W = values.shape
-        area = (0.0, 0.0, 1.0, 1.0) if flat else drawing.map_area(field, (H, W), S)
-        best = divmod(int(values.argmax()), W)
-        words = (
-            f"{self.facts.about(image)}. Unit at row {row}, column {col} of {H} × {W}: activation "
-            f"{number(values[row, col])}; the map's maximum here is {number(values.max())}, at row {best[0]}, "
-            f"column {best[1]}."
-        )
-        photo_with_box, heat = drawing.with_box(photo, box, S), drawing.heat(photo, values, area)
-        return Detail(
-            encode(photo_with_box, "jpeg"), encode(heat), encode(whole), words, scale, zoom, (H, W), area, (row, col)
-        )  # fmt: skip
-
-    # -------------------------------------------------------------------------------------- your own image
-
-    def strongest(self, model: VisionModel, picture: Tensor, layer: str, count: int = SHOWN) -> Patches:
-        """The `count` maps of a layer that a picture, uint8 (3, S, S), excites most, projected; k = 1.
-
-        Raises LayerError where none is above 0.
-        """
-        with torch.no_grad():
-            output = next(y for _, y in activations(model, picture[None], [layer]))[0].float().cpu()
-        value, place = output.flatten(1).max(1)
-        width = output.shape[2] if output.dim() == 3 else 1
-        best = value.argsort(descending=True, stable=True)[:count]
-        best = best[value[best] > 0]
-        if not len(best):
-            raise LayerError(
-                f"no map of {layer} is above 0 anywhere in this picture, so there is nothing to project."
-            )
-        alone = ImageSet(lambda _: (to_picture(picture), -1), ["own"], size=picture.shape[-1], source="own")
-        row, col = (place // width)[:, None], (place % width)[:, None]
-        table = LayerTop(value[:, None], torch.zeros_like(row), row, col, value, value, (value > 0).float())
-        top = TopK(
-            {layer: table}, 1, model.name, "own", alone.fingerprint(), 1, False, model.fingerprint([layer])
-        )
-        return project_top(model, alone, top, layer, best)
-
-    def own(self, state: State, content: bytes | str, name: str) -> Own:
-        """What the state's layer sees in a picture of your own, and what the network calls it.
-
-        Never raises for the picture's sake: `sentence` says what is wrong.
-        """
-        try:
-            picture, small, note = read_own(content, name, self.side, self.model.input_size)
-        except ZfkitError as error:
-            return Own(sentence=str(error))
-        own = Own(
-            encode(drawing.fitted(to_picture(picture), LARGE), "jpeg"),
-            note=note,
-            probabilities=self._probabilities(small),
-        )
-        try:
-            p = self.strongest(self.model, picture, state.layer)
-        except ZfkitError as error:
-            return own._replace(sentence=str(error))
-        largest = self.top[state.layer].max
-        return own._replace(
-            strongest=encode(drawing.grid(drawing.coloured(p.projection[:, 0], state.gain))),
-            windows=encode(drawing.grid(p.photo[:, 0]), "jpeg"),
-            captions=tuple(
-                f"map {int(c)}: {number(v)}, {float(v) / max(float(largest[c]), 1e-9):.0%}"
-                for c, v in zip(p.channels, p.value[:, 0], strict=True)
+        flat = values.dim() == 0  # units of fully connected layers have no places
+        values = values.view(1, 1) if flat else values
+        left, top, right, bottom = box = field.box(row, col)
+        size = fitted(bottom - top, right - left, TILE)
+        patch = shrink(
+            cut_windows(
+                self.model.shown(pixels),
+                torch.tensor([0]),
+                torch.tensor([[top, left]]),
+                (bottom - top, right - left),
             ),
-            channels=tuple(p.channels.tolist()),
+            size,
         )
-
-    def _probabilities(self, small: Tensor) -> str:
-        """The five likeliest classes as HTML, or a sentence."""
-        if not self.model.classes:
-            name = html.escape(self.model.name)
-            return f"<p>{name} has no class names, so there are no probabilities to show.</p>"
-        output = self.model.logits(self.model.preprocess(small)).float().cpu()
-        return drawing.class_bars(
-            self.model, probabilities(self.model, output)[0], "{:.0%}", width=220, split=118
+        if window is not None:
+            origin = window.origin - torch.tensor([[top, left]], device=window.origin.device)
+            seen = self.model.shown(paste(back, origin, (bottom - top, right - left))).cpu()
+            projection = encode(self.coloured(shrink(seen, size), state, on_step)[0])
+        H, W = values.shape
+        best, value = divmod(int(values.argmax()), W), float(values[row, col])
+        words = f"Row {row}, column {col} of {H} × {W}: {number(value)}. "
+        words += (
+            "Silent: at or below 0, so the network passes nothing on from here."
+            if value <= 0
+            else "The map's maximum in this picture."
+            if best == (row, col)
+            else f"The map's maximum here is {number(values.max())}, at row {best[0]}, column {best[1]}."
         )
-
-    # -------------------------------------------------------------------------------------------- compare
-
-    def shuffled(self) -> VisionModel:
-        """The same network with each tensor of weights shuffled in itself: the control that learned nothing."""
-        net = copy.deepcopy(self.model.net)
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in net.parameters():
-                flat = parameter.detach().flatten().cpu()
-                mixed = flat[torch.randperm(len(flat), generator=generator)]
-                parameter.data = mixed.view_as(parameter).to(parameter.device)
-        name = f"{self.model.name} shuffled"
-        return replace(self.model, net=net, classes=(), name=name, _traced=[])
-
-    def methods(self, state: State, on_step: OnStep | None = None) -> tuple[bytes, str]:
-        """The same units by every method (`COLUMNS`), for the three strongest pictures: encoded, and a sentence
-        if there are none."""
-        sentence = self.grids_sentence(state)
-        if sentence:
-            return b"", sentence
-        table = self.top.ranks(0, min(3, self.shown), [state.layer])
-
-        def project(name: str) -> Patches:
-            model, of = self.model, table
-            if name not in RULES:
-                model = self._keep("shuffled", self.shuffled)
-                of = replace(table, model=model.name, weights="")
-            rule: Rule = name if name in RULES else "deconvnet"  # type: ignore[assignment]
-            return project_top(model, self.photos, of, state.layer, [state.channel], rule=rule)
-
-        columns = []
-        for i, name in enumerate(COLUMNS[1:]):
-            key = ("methods", state.layer, state.channel, name)
-            columns.append(self._keep(key, lambda name=name: project(name)))  # type: ignore[misc]
-            if on_step:
-                on_step(i + 1, len(COLUMNS) - 1)
-        pictures = [columns[0].photo[0], *(drawing.coloured(p.projection[0], state.gain) for p in columns)]
-        tiles = torch.stack(pictures, 1).flatten(0, 1)  # one row per picture, one column per method
-        return encode(drawing.grid(tiles, columns=len(COLUMNS), tile=COMPARED)), ""
+        photo = encode(to_picture(self.model.shown(pixels)[0]), "jpeg")
+        return Detail(
+            photo, encode(drawing.heat(values)), encode(patch[0], "jpeg"), projection,
+            tuple(v / S for v in box), (0.0, 0.0, 1.0, 1.0) if flat else drawing.map_area(field, (H, W), S),
+            (H, W), (row, col), value, self.facts.about(image), words,
+        )  # fmt: skip
 
     def other(self, name: str) -> VisionModel:
         """A model to compare with, loaded when it is first asked for."""
@@ -382,80 +370,95 @@ class ExplorerView:
             model = self.others[name] = model()
         return model
 
-    def layer_of(self, model: VisionModel, layer: str) -> str:
-        """The layer of another model that stands beside this one: of the same name, else of the same number."""
-        if layer in model.layers:
-            return layer
-        own, convs = self.model.conv_layers, model.conv_layers
-        return convs[min(own.index(layer) if layer in own else len(convs), len(convs) - 1)]
+    # -------------------------------------------------------------------------------------------- control
 
-    def models(self, state: State, on_step: OnStep | None = None) -> list[Compared]:
-        """The strongest maps of two models in the same photograph."""
-        image = max(self.unit(state)[0], 0)
-        picture = self.photos.take([image])[0]
-        compared = []
-        for i, name in enumerate((self.model.name, state.versus)):
-            model = self.other(name) if i else self.model
-            layer = self.layer_of(model, state.layer)
-            title, key = f"{name} {layer}", ("models", i, name, layer, image)
-            try:
-                p = self._keep(key, lambda m=model, n=layer: self.strongest(m, picture, n))  # type: ignore[misc]
-            except ZfkitError as error:
-                compared.append(Compared(title, sentence=str(error)))
-            else:
-                grid = drawing.grid(drawing.coloured(p.projection[:, 0], state.gain))
-                pairs = zip(p.channels, p.value[:, 0], strict=True)
-                captions = tuple(f"{int(c)} · {number(v)}" for c, v in pairs)
-                compared.append(Compared(title, encode(grid), captions))
-            if on_step:
-                on_step(i + 1, 2)
-        return compared
+    def shuffled(self) -> VisionModel:
+        """The same network with each tensor of weights shuffled in itself: the control that learned nothing."""
+
+        def shuffle() -> VisionModel:
+            net = copy.deepcopy(self.model.net)
+            generator = torch.Generator().manual_seed(0)
+            with torch.no_grad():
+                for parameter in net.parameters():
+                    flat = parameter.detach().flatten().cpu()
+                    mixed = flat[torch.randperm(len(flat), generator=generator)]
+                    parameter.data = mixed.view_as(parameter).to(parameter.device)
+            return replace(self.model, net=net, classes=(), name=f"{self.model.name} shuffled", _traced=[])
+
+        return self.keep("shuffled", shuffle)
+
+    def by_shuffled(self, layer: str, channel: int) -> Patches:
+        """The same units, projected with shuffled weights."""
+        model = self.shuffled()
+        table = replace(self.top.ranks(0, min(CONTROL, self.shown), [layer]), model=model.name, weights="")
+
+        def project() -> Patches:
+            return project_top(model, self.photos, table, layer, [channel], tile=TILE, progress=False)
+
+        return self.keep(("shuffled", layer, channel), project)
+
+    def control(self, state: State, on_step: OnStep | None = None) -> tuple[Sheet | None, float]:
+        """What shuffled weights give at the same units, and how alike it is: the mean cosine of both projections."""
+        if self.dead(state.layer, state.channel) or state.layer in self.refusals:
+            return None, 0.0
+        own = self.patches(state.layer, state.channel, state.rule, on_step).projection[0, :CONTROL]
+        other = self.by_shuffled(state.layer, state.channel).projection[0]
+        alike = float(F.cosine_similarity(own[: len(other)].flatten(1), other.flatten(1)).mean())
+        small = drawing.coloured(shrink(other, fitted(other.shape[-2], other.shape[-1], THUMB)))
+        return Sheet(drawing.sheet(small, len(small)), len(small), *small.shape[-2:]), alike
 
     # ---------------------------------------------------------------------------------------------- to keep
 
     def scale_line(self, state: State) -> str:
         """How to read the colours, in a sentence."""
-        divided, gain = "", ""
-        if state.gain != 1:
-            divided, gain = f" / {state.gain:g}", f" (gain {state.gain:g})"
-        if state.gain > 1:
-            gain = f" (gain {state.gain:g}: values beyond are cut off)"
+        divided = f" / {state.gain:g}" if state.gain != 1 else ""
+        cut = " (values beyond are cut off)" if state.gain > 1 else ""
         return (
             "Grey is 0. Each projection has its own symmetric scale: full colour at ± the 99.5th percentile of its "
-            f"|values|{divided}{gain}.{self.facts.notes(state.layer)}"
+            f"|values|{divided}{cut}.{self.facts.notes(state.layer)}"
+            + (f" {NOTE}" if state.colours == "natural" else "")
         )
 
     def figure(self, state: State) -> Image.Image:
-        """The view as one picture with a caption: model, layer, map, pictures, scale."""
+        """The view of one map as one picture with a caption: model, layer, map, pictures, scale."""
         title = f"{self.model.name} {state.layer}, map {state.channel}" if self.layers else "Nothing to show"
-        sentence = self.empty or self.grids_sentence(state)
+        sentence = self.empty or self.dead(state.layer, state.channel)
         if sentence:
             return drawing.with_caption([("", Image.new("RGB", (480, 4), "white"))], title, [sentence])
-        grids, detail, field = self.grids(state), self.detail(state), self.facts.fields[state.layer]
-        blocks = [
-            (f"{state.rule}: the {self.shown} strongest", grids.projections),
-            ("what the units see", grids.patches),
-        ]
-        names = "; ".join(f"{i + 1} {caption}" for i, caption in enumerate(grids.captions))
-        sees = (
-            f"A unit sees {field.size} px, stride {field.stride} px."
-            if field.stride
-            else "A unit sees it all."
+        grids, detail, side = self.grids(state), self.detail(state), 396
+        blocks = [("what excites it", _picture(grids.patches, side))]
+        if grids.projections:
+            blocks.append((f"what it picks out · {state.rule}", _picture(grids.projections, side)))
+        names = "; ".join(
+            f"{i + 1} {name} {number(value)}"
+            for i, (name, value) in enumerate(zip(grids.names, grids.values, strict=True))
+            if name
         )
         lines = [
             f"The strongest of {self.top.count:,} pictures ({self.facts.source}), with activations: {names}.",
-            f"{sees} {self.scale_line(state)}",
+            f"Units see {self.facts.sees(state.layer)}. "
+            + (self.scale_line(state) if grids.projections else self.refusals[state.layer] + "."),
         ]
+        columns = [len(blocks)]
         if not detail.sentence:
-            words = ("photograph", "the map over it", "projection")
-            blocks += zip(words, (detail.photo, detail.heat, detail.whole), strict=True)
-            lines.append(f"Below: {detail.words} Its scale: ±{number(detail.scale)}.")
-        opened = [(words, Image.open(io.BytesIO(encoded)).convert("RGB")) for words, encoded in blocks]
-        third = (2 * GRID - 14) // 3  # three small pictures are as wide as the two grids above
-        opened[2:] = [(words, picture.resize((third, third))) for words, picture in opened[2:]]
-        return drawing.with_caption(opened, title, lines, [2, 3][: 1 + (not detail.sentence)])
+            third = (2 * side - 14) // 3
+            photo, colours, last = (
+                Image.open(io.BytesIO(encoded or detail.patch))
+                for encoded in (detail.photo, detail.heat, detail.projection)
+            )
+            boxed = drawing.with_box(
+                photo, self.facts.fields[state.layer].box(*detail.position), self.side, third
+            )
+            blocks += [
+                ("photograph", boxed),
+                ("where it fires", drawing.over(photo, colours, detail.area, third)),
+            ]
+            blocks.append(("the unit in the frame", drawing.fitted(last, third)))
+            lines.append(f"Below: {detail.name}. {detail.words}")
+            columns.append(3)
+        return drawing.with_caption(blocks, title, lines, columns)
 
-    def code(self, state: State, model: str = "", photos: str = "") -> str:
+    def code(self, state: State) -> str:
         """The lines that reproduce the view."""
         options = state.changes()
         options.setdefault("channel", state.channel)
@@ -470,25 +473,18 @@ class ExplorerView:
         )
         return (
             f"import zfkit\n"
-            f"model, photos = zfkit.load_model({model or self.model.name!r}), "
-            f"zfkit.load_images({photos or self.photos.source!r}{size})\n"
+            f"model, photos = zfkit.load_model({self.model.name!r}), "
+            f"zfkit.load_images({self.photos.source!r}{size})\n"
             f"zfkit.explore(model, photos, zfkit.mine({mine}), {explore})"
         )
 
 
 def _grids_key(state: State) -> tuple[Any, ...]:
-    return "grids", state.layer, state.channel, state.rule, state.gain
+    return "grids", state.layer, state.channel, state.rule, state.colours, state.gain
 
 
-def _bytes(kept: Any) -> int:
-    """How much memory a result holds, roughly."""
-    if isinstance(kept, Tensor):
-        return kept.numel() * kept.element_size()
-    if isinstance(kept, bytes):
-        return len(kept)
-    if isinstance(kept, VisionModel):
-        return sum(map(_bytes, kept.net.parameters()))
-    if is_dataclass(kept):
-        kept = vars(kept)
-    parts = kept.values() if isinstance(kept, dict) else kept if isinstance(kept, tuple) else ()
-    return 100 + sum(map(_bytes, parts))
+def _picture(sheet: Sheet | None, side: int) -> Image.Image:
+    """The tiles of a sheet in a square of so many px."""
+    assert sheet is not None
+    picture = Image.open(io.BytesIO(sheet.content)).convert("RGB")
+    return drawing.fitted(picture, side)

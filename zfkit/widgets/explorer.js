@@ -1,0 +1,704 @@
+// The explorer's page. Python says what there is (`about`), what is chosen (`state`), and sends pictures and numbers in
+// messages of a kind (see explorer.py); this draws them, and asks for changes. Text is always text, never markup.
+
+const SVG = "http://www.w3.org/2000/svg";
+const SILENCE = 8000; // ms without an answer of the kernel, after which that is said
+const THUMB = 44; // px, of a map on the strip
+
+function h(tag, attributes = {}, ...children) {
+  const element = tag === "svg" || tag === "rect" || tag === "line" ? document.createElementNS(SVG, tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name === "style") Object.assign(element.style, value);
+    else element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.flat(Infinity).filter((c) => c !== null && c !== undefined && c !== false));
+  return element;
+}
+
+const fill = (element, ...children) => element.replaceChildren(...children.flat(Infinity).filter(Boolean));
+
+function number(value) {
+  return Math.abs(value) >= 100 ? value.toFixed(0) : String(Number(value.toPrecision(3)));
+}
+
+const percent = (value) => `${Math.round(100 * value)} %`;
+
+// Tile i of a sheet on a canvas of its own, at its own size; the style sheet enlarges it.
+function draw(canvas, sheet, i, label) {
+  const [width, height] = [sheet.width || sheet.image.width, sheet.height || sheet.image.height];
+  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, {width, height});
+  canvas.classList.toggle("crisp", Math.max(width, height) <= 64);
+  const context = canvas.getContext("2d");
+  context.clearRect(0, 0, width, height);
+  context.drawImage(sheet.image, (i % sheet.columns) * width, Math.floor(i / sheet.columns) * height, width, height, 0, 0, width, height);
+  if (label !== undefined) {
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", label);
+  }
+  return canvas;
+}
+
+const tile = (sheet, i, label = "") => draw(h("canvas", label ? {} : {"aria-hidden": "true"}), sheet, i, label || undefined);
+
+function render({model, el}) {
+  const about = model.get("about");
+  let state = {...model.get("state")}; // as the user has it: ahead of Python's by the requests on their way
+  const got = {}; // the last message of each kind, its pictures decoded
+  const arrived = {}; // its number, so that a late one replaces no newer one
+  let [asked, answered, queued, overdue] = [0, 0, null, 0];
+  let wallOf = "projections";
+  let blended = false;
+  const closing = new AbortController();
+  const root = h("div", {class: "zx", "data-lm-suppress-shortcuts": "true"});
+  el.append(root);
+
+  // ------------------------------------------------------------------------------------------- to and from Python
+
+  function send(content, buffers = []) {
+    asked += 1;
+    clearTimeout(overdue);
+    overdue = setTimeout(() => say("The kernel does not answer: it is busy with something else, or gone. Run the cell again, or load the page anew."), SILENCE);
+    try {
+      model.send({...content, n: asked}, undefined, buffers);
+    } catch {
+      say("The kernel is gone: run the cell again, or load the page anew.");
+    }
+  }
+
+  // One request is under way at a time; of those that come meanwhile the last changes count.
+  function ask(changes) {
+    if ("layer" in changes && changes.layer !== state.layer) changes = {channel: 0, rank: 0, ...changes};
+    if ("channel" in changes && changes.channel !== state.channel) changes = {rank: 0, ...changes};
+    if ("layer" in changes || "channel" in changes || "rank" in changes) changes = {position: null, ...changes};
+    Object.assign(state, changes);
+    queued = {...queued, ...changes};
+    forward();
+    show();
+  }
+
+  function forward() {
+    if (queued === null || asked > answered) return;
+    const changes = queued;
+    queued = null;
+    send({kind: "set", changes});
+  }
+
+  async function receive(content, buffers) {
+    const {kind} = content;
+    if (kind === "ack") {
+      answered = Math.max(answered, content.n);
+      if (answered === asked) clearTimeout(overdue);
+      if (gone) say("");
+      forward();
+      if (answered === asked && queued === null) follow();
+      return;
+    }
+    const mine = (arrived[kind] = (arrived[kind] || 0) + 1);
+    const decoded = {};
+    await Promise.all(Object.entries(content).map(async ([name, value]) => {
+      if (value && typeof value === "object" && "buffer" in value) {
+        const bytes = buffers[value.buffer];
+        const blob = new Blob([bytes.buffer ? new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength) : bytes]);
+        decoded[name] = {...value, blob, image: kind === "saved" ? null : await createImageBitmap(blob)};
+      }
+    }));
+    if (arrived[kind] !== mine) return;
+    got[kind] = {...content, ...decoded};
+    (arrives[kind] || (() => {}))(got[kind]);
+  }
+
+  function follow() {
+    if (asked > answered || queued !== null) return;
+    state = {...model.get("state")};
+    show();
+    if (about.alone && state.link !== undefined) {
+      history.replaceState(null, "", state.link === "?" ? location.pathname : state.link);
+      document.title = `${state.layer} ${state.channel} · ${about.model} · zfkit`;
+    }
+  }
+
+  const arrives = {
+    layer: () => { drawStrip(); drawWall(); },
+    page: () => { drawPage(); mark(); },
+    detail: () => { drawDetail(); mark(); },
+    facts: () => drawFacts(),
+    control: () => drawControl(),
+    strip: () => drawLayers(),
+    thumbnails: () => { drawStrip(); drawWall(); drawFacts(); },
+    own: () => { drawOwn(); drawStrip(); },
+    samples: () => drawSamples(),
+    methods: () => drawCompare(),
+    models: () => drawCompare(),
+    peek: (m) => drawPeek(m),
+    said: (m) => say(m.words),
+    code: (m) => copy(m.words, "The code is copied."),
+    saved: (m) => {
+      const link = h("a", {download: m.name, href: URL.createObjectURL(m.picture.blob)}, "download it");
+      fill(notice, h("p", {role: "status"}, m.words, m.words ? "; " : "", link));
+    },
+    progress: (m) => {
+      busy.hidden = !m.what;
+      fill(busy, h("span", {}, m.what), h("progress", {max: 1, value: m.done, "aria-label": m.what || "progress"}));
+    },
+  };
+
+  // ------------------------------------------------------------------------------------------------ what is fixed
+
+  const notice = h("div", {class: "zx-notice"});
+  const busy = h("div", {class: "zx-busy", hidden: true});
+  const live = h("p", {class: "zx-unseen", role: "status"});
+  let gone = false;
+  function say(words) {
+    gone = words.startsWith("The kernel");
+    fill(notice, words ? h("p", {role: "alert"}, words) : null);
+  }
+
+  async function copy(text, words) {
+    try {
+      await navigator.clipboard.writeText(text);
+      fill(notice, h("p", {role: "status"}, words));
+    } catch { // not allowed: a page that is not from this machine, say
+      const area = h("textarea", {readonly: true, rows: 4, "aria-label": "text to copy"}, text);
+      fill(notice, h("p", {}, "Copy with Ctrl+C:"), area);
+      area.select();
+    }
+  }
+
+  const button = (words, title, onclick, attributes = {}) => h("button", {type: "button", title, onclick, ...attributes}, words);
+  const select = (label, options, field, onchange) => h("label", {class: "zx-select"}, h("span", {}, label), " ",
+    h("select", {"data-field": field, onchange: (e) => onchange(e.target.value)}, options.map(([value, words]) => h("option", {value}, words))));
+
+  if (about.empty) {
+    fill(root, h("div", {class: "zx-head"}, h("h2", {}, about.model)), h("p", {}, about.empty));
+    return undefined;
+  }
+
+  const tabs = h("div", {class: "zx-tabs", role: "tablist"}, Object.entries(about.tabs).map(([name, words]) =>
+    h("button", {type: "button", role: "tab", id: `${name}-tab`, "data-tab": name, onclick: () => ask({tab: name})}, words)));
+  tabs.addEventListener("keydown", (e) => {
+    const step = {ArrowLeft: -1, ArrowRight: 1}[e.key];
+    if (!step) return;
+    e.stopPropagation();
+    const names = Object.keys(about.tabs);
+    const to = names[(names.indexOf(state.tab) + step + names.length) % names.length];
+    ask({tab: to});
+    tabs.querySelector(`[data-tab=${to}]`).focus();
+  });
+  const places = ["row", "column"].map((name, i) => h("input", {type: "number", min: 0, value: 0, onchange: (e) => {
+    const position = [...(got.detail?.position || [0, 0])];
+    position[i] = Math.max(0, Math.min(Number(e.target.value), (got.detail?.shape || [1, 1])[i] - 1));
+    ask({position});
+  }}));
+  const reading = h("p", {});
+  const help = h("dialog", {class: "zx-help", "aria-label": "How to read this"},
+    h("h3", {}, "How to read this"),
+    h("p", {}, "Left, what excites a feature map most in these pictures: what its unit sees of each. Middle, what the deconvnet projects back to pixels from that activation alone. Right, one of them: where on the photograph it is, where else the map fires, and both large."),
+    reading,
+    h("p", {}, "Below a tile stand its picture's name and the activation; numbers above 0 come after the ReLU, others would be silenced by it."),
+    h("h3", {}, "Keys"),
+    h("p", {}, "← → map · ↑ ↓ layer · 1 to 9 tile · r random · a all at once · space lays projections over patches · ? this"),
+    h("form", {method: "dialog"}, h("button", {}, "close")));
+  const more = h("details", {class: "zx-more"}, h("summary", {title: "more", "aria-label": "more"}, "···"),
+    h("div", {},
+      button("copy code", "the lines of Python that open this view", () => send({kind: "code"})),
+      button("how to read this", "and all keys", () => help.showModal()),
+      h("p", {}, "place on the map"), h("label", {}, "row ", places[0]), h("label", {}, "column ", places[1])));
+  const head = h("header", {class: "zx-head"},
+    h("h2", {}, about.model, h("span", {class: "zx-soft", title: about.where}, ` on ${about.count.toLocaleString("en")} pictures (${about.source})`)), tabs,
+    h("div", {class: "zx-row"},
+      about.alone ? button("copy link", "the address of this view", () => copy(location.origin + location.pathname + state.link, "The link is copied.")) : null,
+      button("save picture", "this view as a PNG with a caption", () => send({kind: "save"})), more));
+
+  const layers = h("nav", {class: "zx-layers", "aria-label": "layers"});
+  const strip = h("section", {class: "zx-strip", "aria-label": "feature maps"});
+  const bars = h("canvas", {class: "zx-bars", role: "slider", tabindex: 0, "aria-label": "feature map", "aria-valuemin": 0});
+  const shelf = h("div", {class: "zx-shelf", "aria-hidden": "true"});
+  const count = h("div", {class: "zx-count"});
+  const words = h("p", {class: "zx-soft zx-words"});
+  const sort = select("sort", about.orders.map((o) => [o, {index: "number"}[o] || o]), "order", (order) => ask({order}));
+  const find = h("input", {type: "search", placeholder: "class or picture", "aria-label": "find maps by class or picture",
+    onchange: (e) => ask({search: e.target.value})});
+  const all = button("", "all maps of this layer", () => ask({wall: !state.wall}), {class: "zx-all"});
+  strip.append(count, h("div", {class: "zx-film"}, bars, shelf, words),
+    h("div", {class: "zx-tools"}, sort, find, button("random", "a map drawn at random (r)", random), all));
+
+  // Three parts: what excites it, what it picks out, one of them.
+  const grid = (label) => h("div", {class: "zx-nine", role: "group", "aria-label": label});
+  const [excites, picks] = [grid("patches"), grid("projections")];
+  const nine = [excites, picks].map((part, second) => Array.from({length: about.shown}, (_, i) => {
+    const cell = h("button", {type: "button", class: "zx-tile", onclick: () => ask({rank: i})}, h("canvas", {}), h("span", {class: "zx-caption"}, h("bdi", {}), h("b", {})), h("span", {class: "zx-level"}));
+    if (second) cell.querySelector(".zx-caption").remove();
+    part.append(cell);
+    return cell;
+  }));
+  const columns = Math.ceil(Math.sqrt(about.shown));
+  root.style.setProperty("--columns", columns);
+  const rule = select("", about.rules.map((r) => [r, r]), "rule", (r) => ask({rule: r}));
+  const colours = select("", about.colours.map((c) => [c, c === "signed" ? "plain" : c]), "colours", (c) => ask({colours: c}));
+  const gain = select("", [1, 1.5, 2, 4].map((g) => [g, `${g}×`]), "gain", (g) => ask({gain: Number(g)}));
+  for (const [control, label] of [[rule, "rule of the way back"], [colours, "colours"], [gain, "contrast"]]) control.querySelector("select").setAttribute("aria-label", label);
+  const heading = h("h3", {});
+  const photo = h("div", {class: "zx-photo"}, h("canvas", {}), h("div", {class: "zx-box"}), h("span", {class: "zx-caption"}, "what it sees"));
+  const fires = h("div", {class: "zx-photo zx-fires", tabindex: 0, role: "group"}, h("canvas", {class: "zx-grey"}), h("canvas", {class: "zx-heat crisp"}),
+    h("div", {class: "zx-box zx-dot"}), h("span", {class: "zx-caption"}, "where it fires"));
+  const patch = h("div", {class: "zx-photo"}, h("canvas", {}), h("span", {class: "zx-caption"}, "patch"));
+  const back = h("div", {class: "zx-photo"}, h("canvas", {}), h("span", {class: "zx-caption"}));
+  const unit = h("span", {class: "zx-soft zx-hint"});
+  const maximum = button("back to the maximum", "project the unit that was found again", () => ask({position: null}));
+  const stage = h("div", {class: "zx-three"},
+    h("section", {}, h("div", {class: "zx-title"}, h("h3", {}, "what excites it"), h("span", {class: "zx-soft"}, `its ${about.shown} strongest patches`)), excites),
+    h("section", {}, h("div", {class: "zx-title"}, h("h3", {}, "what it picks out"), rule, colours, gain), picks),
+    h("section", {}, h("div", {class: "zx-title"}, heading, unit, maximum), h("div", {class: "zx-four"}, photo, fires, patch, back)));
+  const sentence = h("p", {class: "zx-sentence"});
+  const facts = h("div", {class: "zx-facts"});
+  const [known, control] = [h("div", {class: "zx-known"}), h("section", {class: "zx-control"})];
+  facts.append(known, control);
+  const wall = h("div", {class: "zx-wall"});
+  const peek = h("div", {class: "zx-peek", hidden: true});
+  const mapsTab = h("div", {role: "tabpanel", "aria-labelledby": "maps-tab"}, stage, sentence, facts);
+  const wallPart = h("div", {hidden: true}, h("div", {class: "zx-title"}, select("show", [["projections", "projections"], ["patches", "patches"]], "wall", (value) => { wallOf = value; drawWall(); })), wall, peek);
+  const ownTab = h("div", {role: "tabpanel", "aria-labelledby": "image-tab", class: "zx-own"});
+  const compareTab = h("div", {role: "tabpanel", "aria-labelledby": "compare-tab", class: "zx-compare"});
+  fill(root, head, layers, strip, notice, wallPart, mapsTab, ownTab, compareTab, busy, live, help);
+
+  // -------------------------------------------------------------------------------------------------- drawing
+
+  const order = () => (got.layer && got.layer.layer === state.layer ? got.layer.order : []);
+  const layerOf = (name) => about.layers.find((l) => l.name === name);
+  const thumbs = () => (got.thumbnails && got.thumbnails.layer === state.layer ? got.thumbnails : null);
+
+  // All that the state alone decides; pictures come when they arrive.
+  function show() {
+    for (const one of tabs.children) {
+      one.setAttribute("aria-selected", String(one.dataset.tab === state.tab));
+      one.tabIndex = one.dataset.tab === state.tab ? 0 : -1;
+    }
+    const walled = state.wall && state.tab !== "compare";
+    mapsTab.hidden = state.tab !== "maps" || walled;
+    wallPart.hidden = !walled;
+    ownTab.hidden = state.tab !== "image" || walled;
+    compareTab.hidden = state.tab !== "compare";
+    for (const field of ["rule", "colours", "order"]) root.querySelector(`[data-field=${field}]`).value = state[field];
+    const scale = root.querySelector("[data-field=gain]");
+    if (![...scale.options].some((o) => Number(o.value) === state.gain)) scale.append(h("option", {value: state.gain}, `${state.gain}×`));
+    scale.value = String(state.gain);
+    if (document.activeElement !== find) find.value = state.search;
+    nine.forEach((part) => part.forEach((cell, i) => cell.setAttribute("aria-pressed", String(i === state.rank))));
+    maximum.hidden = !state.position;
+    drawLayers();
+    drawStrip();
+    if (walled) drawWall();
+    if (state.tab === "image") drawOwn();
+    if (state.tab === "compare") drawCompare();
+    mark();
+  }
+
+  // What is on the page but belongs to another map is dimmed until its own comes.
+  function mark() {
+    const same = (m) => m && ["layer", "channel", "rule"].every((n) => m[n] === state[n]);
+    stage.classList.toggle("zx-stale", !same(got.page));
+    facts.classList.toggle("zx-stale", !same(got.facts));
+    stage.lastChild.classList.toggle("zx-stale", !same(got.detail) || got.detail.rank !== state.rank);
+  }
+
+  function drawLayers() {
+    const shown = got.strip;
+    if (layers.children.length && layers.dataset.drawn === String(Boolean(shown))) {
+      for (const one of layers.querySelectorAll("button")) {
+        const chosen = one.dataset.layer === state.layer;
+        if (chosen && one.getAttribute("aria-pressed") !== "true") layers.scrollLeft = one.offsetLeft - layers.clientWidth / 2 + one.offsetWidth / 2;
+        one.setAttribute("aria-pressed", String(chosen));
+      }
+      return;
+    }
+    layers.dataset.drawn = String(Boolean(shown));
+    fill(layers, h("span", {class: "zx-soft"}, "photo ›"), about.layers.map((l) => {
+      const sheet = shown && shown[l.name];
+      const small = Array.from({length: 3}, (_, i) => (sheet && i < sheet.columns ? tile(sheet, i) : h("canvas", {"aria-hidden": "true", width: 1, height: 1})));
+      return h("button", {type: "button", "data-layer": l.name, "aria-pressed": String(l.name === state.layer), title: l.refused ? `${l.name}: patches alone. ${l.refused}` : `${l.name}, maps of ${l.shape.join(" × ")}`,
+        onclick: () => ask({layer: l.name})}, h("span", {class: "zx-three-small"}, small), h("span", {}, h("b", {}, l.name), h("small", {}, `${l.maps} maps · ${l.sees}`)));
+    }), about.rest.length ? h("span", {class: "zx-soft"}, `› ${about.rest.join(" › ")}`) : null);
+  }
+
+  function drawStrip() {
+    const channels = order();
+    const at = channels.indexOf(state.channel);
+    fill(count, h("b", {}, state.channel), h("small", {}, channels.length && channels.length < layerOf(state.layer).maps ? `${at + 1} of ${channels.length} found` : `of ${layerOf(state.layer).maps}`));
+    fill(all, state.wall ? "one map" : `▦ all ${channels.length || ""} at once`);
+    all.setAttribute("aria-pressed", String(state.wall));
+    fill(words, got.layer?.words || "");
+    words.hidden = !got.layer?.words;
+    for (const option of sort.querySelectorAll("option")) option.hidden = option.value === "your picture" && !got.own?.answers?.length;
+    bars.setAttribute("aria-valuemax", Math.max(channels.length - 1, 0));
+    bars.setAttribute("aria-valuenow", Math.max(at, 0));
+    bars.setAttribute("aria-valuetext", `map ${state.channel} of ${state.layer}`);
+    const wide = Math.max(Math.round(bars.clientWidth || 600), 1);
+    Object.assign(bars, {width: wide, height: 28});
+    const context = bars.getContext("2d");
+    const styles = getComputedStyle(root);
+    const [ink, lit] = [styles.getPropertyValue("--zx-bar").trim() || "#b9c3d0", styles.getPropertyValue("--zx-mark").trim() || "#e69f00"];
+    const step = wide / Math.max(channels.length, 1);
+    channels.forEach((c, i) => {
+      context.fillStyle = i === at ? lit : ink;
+      const tall = i === at ? 28 : 3 + 25 * (got.layer.bars[c] || 0);
+      context.fillRect(i * step, 28 - tall, Math.max(step - (step > 3 ? 1 : 0), i === at ? 4 : 0.5), tall);
+    });
+    const sheets = thumbs();
+    const room = Math.max(Math.floor((shelf.clientWidth || 600) / (THUMB + 2)), 1);
+    const first = Math.max(0, Math.min(at - Math.floor(room / 2), channels.length - room));
+    fill(shelf, channels.slice(first, first + room).map((c) =>
+      h("button", {type: "button", tabindex: -1, title: `map ${c}`, class: c === state.channel ? "zx-chosen" : "", onclick: () => ask({channel: c, wall: false})},
+        sheets ? tile(sheets.projections, c) : h("span", {}, c))));
+  }
+
+  function drawPage() {
+    const page = got.page;
+    if (page.layer !== state.layer && asked > answered) return;
+    fill(sentence, page.sentence || (page.refused ? `Patches alone: ${page.refused}` : ""));
+    stage.classList.toggle("zx-empty", Boolean(page.sentence));
+    picks.parentElement.hidden = !page.sentence && !page.projections;
+    fill(reading, page.scale || "");
+    if (page.sentence) {
+      fill(live, page.sentence);
+      return;
+    }
+    const strongest = Math.max(...page.values, 1e-30);
+    nine[0].forEach((cell, i) => {
+      const there = page.there[i];
+      cell.disabled = nine[1][i].disabled = !there;
+      const text = there ? `${page.names[i]} ${number(page.values[i])}` : "no picture";
+      const name = `${page.layer} map ${page.channel}, ${i + 1}: ${text}`;
+      drawTile(i, name);
+      nine[0][i].setAttribute("aria-label", `patch of ${name}`);
+      nine[1][i].setAttribute("aria-label", `projection of ${name}`);
+      fill(cell.querySelector(".zx-caption bdi"), there ? page.names[i] : "no picture");
+      fill(cell.querySelector(".zx-caption b"), there ? number(page.values[i]) : null);
+      for (const part of nine) part[i].querySelector(".zx-level").style.width = there ? percent(Math.max(page.values[i], 0) / strongest) : 0;
+    });
+    fill(live, `${page.layer} map ${page.channel}`);
+  }
+
+  function drawTile(i, name) {
+    const page = got.page;
+    const canvas = draw(nine[0][i].querySelector("canvas"), page.patches, i, `patch of ${name}`);
+    if (!page.projections) return;
+    draw(nine[1][i].querySelector("canvas"), page.projections, i, `projection of ${name}`);
+    if (blended) {
+      const context = canvas.getContext("2d");
+      context.globalAlpha = 0.6;
+      context.drawImage(nine[1][i].querySelector("canvas"), 0, 0);
+      context.globalAlpha = 1;
+    }
+  }
+
+  function drawDetail() {
+    const d = got.detail;
+    stage.lastChild.hidden = Boolean(d.sentence);
+    if (d.sentence) return;
+    fill(heading, `${d.rank + 1} · ${got.page?.names?.[d.rank] || d.name}, ${number(d.value)}`);
+    heading.title = d.name;
+    fill(unit, d.words);
+    unit.title = `${d.name}. ${d.words}`;
+    draw(photo.querySelector("canvas"), {...d.photo, columns: 1}, 0, `photograph ${d.name}`);
+    draw(fires.querySelector(".zx-grey"), {...d.photo, columns: 1}, 0);
+    draw(fires.querySelector(".zx-heat"), {...d.heat, columns: 1}, 0);
+    put(photo.querySelector(".zx-box"), d.box);
+    put(fires.querySelector(".zx-heat"), d.area);
+    const [left, top, right, bottom] = d.area;
+    const [rows, cols] = d.shape;
+    const cell = [(right - left) / cols, (bottom - top) / rows];
+    put(fires.querySelector(".zx-dot"), [left + d.position[1] * cell[0], top + d.position[0] * cell[1], left + (d.position[1] + 1) * cell[0], top + (d.position[0] + 1) * cell[1]]);
+    fires.setAttribute("aria-label", `where the map fires; unit at row ${d.position[0]}, column ${d.position[1]}; arrow keys ask another`);
+    draw(patch.querySelector("canvas"), {...d.patch, columns: 1}, 0, `patch of ${d.name}`);
+    back.hidden = !d.projection;
+    if (d.projection) draw(back.querySelector("canvas"), {...d.projection, columns: 1}, 0, `projection of ${d.name}`);
+    fill(back.querySelector(".zx-caption"), d.value <= 0 ? "silent here" : "projection");
+    back.classList.toggle("zx-silent", d.value <= 0);
+    places.forEach((input, i) => { input.value = d.position[i]; input.max = d.shape[i] - 1; });
+  }
+
+  function put(element, [left, top, right, bottom]) {
+    Object.assign(element.style, {left: `${100 * left}%`, top: `${100 * top}%`, width: `${100 * (right - left)}%`, height: `${100 * (bottom - top)}%`});
+  }
+
+  function askPlace(row, column) {
+    const d = got.detail;
+    if (!d || d.layer !== state.layer || d.channel !== state.channel) return;
+    const position = [row, column].map((v, i) => Math.max(0, Math.min(v, d.shape[i] - 1)));
+    if (String(position) !== String(state.position || d.position)) ask({position});
+  }
+  fires.addEventListener("pointerdown", (e) => {
+    const box = fires.getBoundingClientRect();
+    const [left, top, right, bottom] = got.detail.area;
+    const [x, y] = [(e.clientX - box.left) / box.width, (e.clientY - box.top) / box.height];
+    askPlace(Math.floor(((y - top) / (bottom - top)) * got.detail.shape[0]), Math.floor(((x - left) / (right - left)) * got.detail.shape[1]));
+  });
+  fires.addEventListener("keydown", (e) => {
+    const step = {ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1]}[e.key];
+    if (!step) return;
+    e.preventDefault();
+    e.stopPropagation();
+    const [row, column] = state.position || got.detail.position;
+    askPlace(row + step[0], column + step[1]);
+  });
+
+  function mapButton(c, text, size = "") {
+    const sheets = thumbs();
+    return h("button", {type: "button", class: `zx-map ${size}`, title: `to map ${c}`, onclick: () => ask({channel: c, search: "", wall: false, tab: "maps"})},
+      sheets ? [tile(sheets.projections, c), tile(sheets.patches, c)] : null, h("span", {}, h("b", {}, c), h("small", {}, text)));
+  }
+
+  const ruleBars = (rows, most) => h("ul", {class: "zx-list"}, rows.map(([name, share, text]) =>
+    h("li", {}, h("bdi", {title: name}, name), h("span", {class: "zx-rule", style: {width: `${Math.max(1, (100 * share) / most)}%`}}), h("span", {}, text))));
+
+  function drawFacts() {
+    const f = got.facts;
+    if (!f || f.layer !== state.layer) return;
+    const g = f.histogram;
+    const parts = [];
+    if (f.warnings.length) parts.push(h("ul", {class: "zx-warnings", "aria-label": "health warnings"}, f.warnings.map(([what, remedy]) => h("li", {}, what, " ", h("span", {class: "zx-soft"}, `Remedy: ${remedy}.`)))));
+    const first = [h("p", {class: "zx-soft"}, f.words)];
+    if (f.filter) first.push(h("p", {class: "zx-filter"}, tile({...f.filter, columns: 1}, 0, "its filter"), " filter ", tile({...f.spectrum, columns: 1}, 0, "spectrum of its filter"), " spectrum, ±½ cycles/px"));
+    if (g) {
+      const most = Math.max(...g.counts);
+      const text = `Histogram of the map's maximum over ${g.measured} pictures, from ${number(g.low)} to ${number(g.high)}`;
+      parts.push(h("section", {}, h("h3", {}, `over ${g.measured} pictures`, h("small", {class: "zx-soft"}, ` fires on ${percent(g.active)}`)),
+        h("svg", {viewBox: "0 0 240 50", preserveAspectRatio: "none", role: "img", "aria-label": text, class: "zx-histogram"}, g.counts.map((n, i) => {
+          const tall = n ? Math.max(1.5, 50 * Math.sqrt(n / most)) : 0;
+          const value = g.low + ((i + 1) * (g.high - g.low)) / g.counts.length;
+          return h("rect", {x: i * 10, y: 50 - tall, width: 9, height: tall, class: value > g.shown ? "zx-top" : value <= 0 ? "zx-none" : "zx-some"});
+        })),
+        h("div", {class: "zx-faces"}, g.faces.map(([value, name], i) => h("figure", {}, tile(f.faces, i, name), h("figcaption", {}, value <= 0 ? "silent" : number(value)))))));
+    }
+    if (f.labels) {
+      const most = f.labels.rows[0][1];
+      parts.push(h("section", {}, h("h3", {}, `its top ${f.labels.of} come from`), ruleBars(f.labels.rows.map(([name, n]) => [name, n, String(n)]), most),
+        h("p", {class: "zx-soft", title: "(its mean in that class − its mean in the others) / their sum: 0 none, 1 that class alone"}, `selectivity ${f.labels.selectivity} for `, h("bdi", {}, f.labels.favourite))));
+    }
+    if (f.near?.length) parts.push(h("section", {}, h("h3", {}, "answers like it"), h("div", {class: "zx-row"}, f.near.map(([c, r]) => mapButton(c, `r ${r.toFixed(2)}`)))));
+    if (!g) first.push(h("p", {class: "zx-soft"}, "More is measured while nothing else is to be done …"));
+    fill(known, parts, h("section", {class: "zx-all-known"}, first));
+    mark();
+  }
+
+  function drawControl() {
+    const c = got.control;
+    control.hidden = !c.sheet;
+    if (!c.sheet) return;
+    fill(control, h("h3", {}, "from learning?"), h("div", {class: "zx-row"}, Array.from({length: c.sheet.columns}, (_, i) => tile(c.sheet, i, `control ${i + 1}`))),
+      h("p", {class: "zx-soft", title: "mean cosine between the first three projections and those of the same units after the weights of each layer were shuffled"}, "With shuffled weights: ", h("b", {}, c.alike.toFixed(2)), " alike."));
+  }
+
+  function drawWall() {
+    if (wallPart.hidden) return;
+    const sheets = thumbs();
+    const channels = order();
+    if (!sheets) {
+      fill(wall, h("p", {class: "zx-soft"}, "The maps are drawn …"));
+      return;
+    }
+    const dead = new Set(got.layer.dead);
+    const drawn = `${state.layer} ${wallOf} ${channels.join()}`;
+    if (wall.dataset.drawn !== drawn) {
+      wall.dataset.drawn = drawn;
+      fill(wall, channels.map((c) => h("button", {type: "button", "data-map": c, class: dead.has(c) ? "zx-dead" : "", title: `map ${c}${dead.has(c) ? ", dead" : ""}`, "aria-label": `map ${c}`},
+        tile(sheets[wallOf], c))));
+    }
+    for (const one of wall.querySelectorAll(".zx-chosen")) one.classList.remove("zx-chosen");
+    wall.querySelector(`[data-map="${state.channel}"]`)?.classList.add("zx-chosen");
+  }
+  const mapAt = (e) => e.target.closest?.("[data-map]");
+  wall.addEventListener("click", (e) => { const one = mapAt(e); if (one) { peek.hidden = true; ask({channel: Number(one.dataset.map), wall: false, tab: "maps"}); } });
+  for (const kind of ["pointerover", "focusin"]) wall.addEventListener(kind, (e) => { const one = mapAt(e); if (one && !one.classList.contains("zx-dead")) { peek.dataset.map = one.dataset.map; send({kind: "peek", channel: Number(one.dataset.map)}); } });
+  for (const kind of ["pointerleave", "focusout"]) wall.addEventListener(kind, () => { peek.hidden = true; peek.dataset.map = ""; });
+  function drawPeek(m) {
+    const one = wall.querySelector(`[data-map="${m.channel}"]`);
+    if (!one || !m.sheet || peek.dataset.map !== String(m.channel)) return;
+    fill(peek, h("b", {}, `map ${m.channel}`), h("div", {class: "zx-nine"}, Array.from({length: about.shown}, (_, i) => tile(m.sheet, i))));
+    peek.hidden = false;
+    const [box, outer] = [one.getBoundingClientRect(), wallPart.getBoundingClientRect()];
+    peek.style.left = `${Math.min(Math.max(box.left - outer.left - 60, 0), Math.max(outer.width - 176, 0))}px`;
+    peek.style.top = `${box.bottom - outer.top + 4}px`;
+  }
+
+  // ---------------------------------------------------------------------------------------------- your picture
+
+  const frame = h("div", {class: "zx-frame"}, h("canvas", {}), h("div", {class: "zx-square", tabindex: 0, role: "slider", "aria-label": "square that is used", "aria-valuemin": 0, "aria-valuemax": 100}));
+  const samples = h("div", {class: "zx-row zx-samples"});
+  const file = h("input", {type: "file", class: "zx-unseen", id: `file-${Math.random().toString(36).slice(2)}`, accept: "image/*", "aria-label": "choose a picture", onchange: (e) => { if (e.target.files[0]) upload(e.target.files[0]); e.target.value = ""; }});
+  const path = h("input", {type: "text", placeholder: "or its path, then Enter", "aria-label": "path of a picture of your own", onchange: (e) => ask({image: e.target.value})});
+  const camera = navigator.mediaDevices?.getUserMedia ? button("camera", "take a picture", shoot) : null;
+  const said = h("div", {class: "zx-said"});
+  const rows = h("div", {class: "zx-cards"});
+  fill(ownTab, h("div", {class: "zx-side"}, h("p", {class: "zx-soft"}, "Choose a picture, drop one here, or paste it; or try one of these."), samples, h("div", {class: "zx-row"}, file, h("label", {class: "zx-choose", for: file.id}, "choose a picture"), camera), path, frame, said), rows);
+
+  async function upload(blob) {
+    send({kind: "upload", name: blob.name || "picture"}, [await blob.arrayBuffer()]);
+  }
+  ownTab.addEventListener("dragover", (e) => { e.preventDefault(); ownTab.classList.add("zx-drop"); });
+  ownTab.addEventListener("dragleave", () => ownTab.classList.remove("zx-drop"));
+  ownTab.addEventListener("drop", (e) => { e.preventDefault(); e.stopPropagation(); ownTab.classList.remove("zx-drop"); if (e.dataTransfer.files[0]) upload(e.dataTransfer.files[0]); });
+  document.addEventListener("paste", (e) => {
+    const item = [...(e.clipboardData?.items || [])].find((i) => i.type.startsWith("image/"));
+    if (item && state.tab === "image" && root.isConnected && root.contains(document.activeElement)) upload(item.getAsFile());
+  }, {signal: closing.signal});
+
+  async function shoot() {
+    let stream;
+    try {
+      stream = await navigator.mediaDevices.getUserMedia({video: true});
+    } catch {
+      say("The browser gives no camera to this page.");
+      return;
+    }
+    const video = h("video", {autoplay: true, playsinline: true});
+    video.srcObject = stream;
+    const end = () => { stream.getTracks().forEach((track) => track.stop()); box.remove(); };
+    const box = h("div", {class: "zx-camera"}, video, h("div", {class: "zx-row"}, button("take it", "this picture", () => {
+      const canvas = h("canvas", {width: video.videoWidth, height: video.videoHeight});
+      canvas.getContext("2d").drawImage(video, 0, 0);
+      canvas.toBlob((blob) => upload(new File([blob], "camera.png")));
+      end();
+    }), button("close", "without a picture", end)));
+    frame.before(box);
+  }
+
+  function drawSamples() {
+    const s = got.samples;
+    fill(samples, s.places.map((i, at) => button(tile(s.sheet, at, s.names[at]), s.names[at], () => send({kind: "sample", place: i}))));
+  }
+
+  function drawOwn() {
+    const o = got.own;
+    frame.hidden = !o?.picture;
+    if (document.activeElement !== path) path.value = state.image;
+    if (!o) return;
+    if (o.picture) {
+      draw(frame.querySelector("canvas"), {...o.picture, columns: 1, width: 0, height: 0}, 0, "your picture");
+      const [width, height] = o.size;
+      const short = Math.min(width, height);
+      put(frame.lastChild, [(o.at * (width - short)) / width, (o.at * (height - short)) / height, (o.at * (width - short) + short) / width, (o.at * (height - short) + short) / height]);
+      frame.lastChild.setAttribute("aria-valuenow", Math.round(100 * o.at));
+      frame.style.aspectRatio = `${width} / ${height}`;
+    }
+    const share = (name, p) => [name, p, percent(p)];
+    fill(said, h("p", {class: "zx-soft"}, o.note), o.classes.length ? [h("h3", {}, "what the network calls it"), ruleBars(o.classes.map(([name, p]) => share(name, p)), 1)]
+      : o.picture ? h("p", {}, `${about.model} has no class names, so there are no probabilities to show.`) : null);
+    if (o.sentence) {
+      fill(rows, h("p", {class: "zx-sentence", role: "alert"}, o.sentence));
+      return;
+    }
+    fill(rows, h("div", {class: "zx-title"}, h("h3", {}, `the maps of ${o.layer} that it excites most`), h("span", {class: "zx-soft"}, `${o.caption} Sort strip and wall by “your picture” for all of them.`)),
+      o.channels.map((c, i) => h("button", {type: "button", class: "zx-card", title: `to map ${c}`, onclick: () => ask({tab: "maps", channel: c, search: "", wall: false})},
+        h("span", {}, h("b", {}, `map ${c}`), ` ${number(o.values[i])} · ${percent(o.shares[i])}`),
+        h("span", {class: "zx-trio"}, [["patches", "your patch"], ["projections", "what it picks out"], ["usual", "usually likes"]].filter(([n]) => o[n]).map(([n, text]) =>
+          h("span", {}, tile(o[n], i, `${text}, map ${c}`), h("small", {}, text)))))));
+  }
+
+  let dragged = null;
+  const slide = (e) => {
+    const box = frame.getBoundingClientRect();
+    const [width, height] = got.own.size;
+    const short = Math.min(width, height) / Math.max(width, height);
+    const along = width > height ? (e.clientX - box.left) / box.width : (e.clientY - box.top) / box.height;
+    return short === 1 ? 0.5 : Math.max(0, Math.min((along - short / 2) / (1 - short), 1));
+  };
+  frame.addEventListener("pointerdown", (e) => { dragged = slide(e); frame.setPointerCapture(e.pointerId); });
+  frame.addEventListener("pointermove", (e) => { if (dragged !== null) { dragged = slide(e); got.own.at = dragged; drawOwn(); } });
+  frame.addEventListener("pointerup", () => { if (dragged !== null) send({kind: "square", at: dragged}); dragged = null; });
+  frame.lastChild.addEventListener("keydown", (e) => {
+    const step = {ArrowLeft: -0.1, ArrowUp: -0.1, ArrowRight: 0.1, ArrowDown: 0.1}[e.key];
+    if (!step) return;
+    e.preventDefault();
+    e.stopPropagation();
+    send({kind: "square", at: Math.max(0, Math.min(got.own.at + step, 1))});
+  });
+
+  // ------------------------------------------------------------------------------------------------ comparisons
+
+  const versus = select("compare", about.versus.map((v) => [v, v === "methods" ? "methods" : `with ${v}`]), "versus", (v) => ask({versus: v}));
+  const compared = h("div", {class: "zx-compared"});
+  fill(compareTab, h("div", {class: "zx-title"}, versus), compared);
+
+  function drawCompare() {
+    root.querySelector("[data-field=versus]").value = state.versus;
+    const m = state.versus === "methods" ? got.methods : got.models;
+    compared.classList.toggle("zx-stale", !m || m.layer !== state.layer || m.channel !== state.channel || (m.versus || "methods") !== state.versus);
+    if (!m || (m.versus || "methods") !== state.versus) return;
+    if (state.versus === "methods") {
+      if (m.sentence) {
+        fill(compared, h("p", {class: "zx-sentence"}, m.sentence));
+        return;
+      }
+      const cells = about.columns.map((name) => h("div", {}, h("b", {}, name), h("p", {class: "zx-soft"}, about.sentences[name])));
+      const tall = m.sheet.image.height / m.sheet.height;
+      for (let i = 0; i < tall * m.sheet.columns; i += 1) cells.push(tile(m.sheet, i, `${about.columns[i % m.sheet.columns]}, picture ${Math.floor(i / m.sheet.columns) + 1}`));
+      fill(compared, h("h3", {}, `${m.layer} map ${m.channel}: a row for each of its strongest pictures`), h("div", {class: "zx-methods", style: {"gridTemplateColumns": `repeat(${m.sheet.columns}, minmax(0, 1fr))`}}, cells), h("p", {class: "zx-soft"}, m.scale));
+      return;
+    }
+    fill(compared, h("div", {class: "zx-title"}, tile({...m.photo, columns: 1}, 0, `photograph ${m.name}`), h("p", {}, h("b", {}, m.name), h("br"), "The maps of a layer that this photograph excites most: what each sees of it, and what it picks out. Maps of two networks share nothing but the photograph: compare what they pick, not their numbers.")),
+      h("div", {class: "zx-pairs"}, m.models.map((one, i) => h("section", {}, h("h3", {}, one.title), one.sentence ? h("p", {}, one.sentence)
+        : h("div", {class: "zx-cards"}, one.captions.map(([c, v], at) => h("div", {class: "zx-card"}, h("span", {}, h("b", {}, `map ${c}`), ` ${number(v)}`),
+          h("span", {class: "zx-trio"}, tile(m[`patches${i}`], at, `patch, map ${c}`), tile(m[`projections${i}`], at, `projection, map ${c}`)))))))));
+  }
+
+  // ------------------------------------------------------------------------------------------------------- keys
+
+  function turn(by) {
+    const channels = order();
+    const at = Math.max(0, Math.min(channels.indexOf(state.channel) + by, channels.length - 1));
+    if (channels.length && channels[at] !== state.channel) ask({channel: channels[at]});
+  }
+  function random() {
+    const channels = order();
+    if (channels.length) ask({channel: channels[Math.floor(Math.random() * channels.length)], wall: false});
+  }
+  function climb(by) {
+    const names = about.layers.map((l) => l.name);
+    const to = names[names.indexOf(state.layer) + by];
+    if (to) ask({layer: to});
+  }
+  const keys = {
+    ArrowLeft: () => turn(-1), ArrowRight: () => turn(1), ArrowUp: () => climb(1), ArrowDown: () => climb(-1),
+    PageUp: () => turn(-10), PageDown: () => turn(10), Home: () => turn(-1e9), End: () => turn(1e9),
+    r: random, a: () => ask({wall: !state.wall}), "?": () => help.showModal(),
+    " ": () => { blended = !blended; if (got.page && !got.page.sentence) drawPage(); },
+  };
+  root.addEventListener("keydown", (e) => {
+    if (e.ctrlKey || e.metaKey || e.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(e.target.tagName) || help.open) return;
+    if (e.key === " " && e.target.tagName === "BUTTON") return; // which it presses
+    const digit = /^[1-9]$/.test(e.key) && Number(e.key) <= about.shown;
+    if (!digit && !(e.key in keys)) return;
+    e.preventDefault();
+    e.stopPropagation();
+    if (digit) ask({rank: Number(e.key) - 1});
+    else keys[e.key]();
+  });
+  const slideTo = (e) => {
+    const box = bars.getBoundingClientRect();
+    const channels = order();
+    const at = Math.max(0, Math.min(Math.floor(((e.clientX - box.left) / box.width) * channels.length), channels.length - 1));
+    if (channels.length && channels[at] !== state.channel) ask({channel: channels[at]});
+  };
+  bars.addEventListener("pointerdown", (e) => { bars.setPointerCapture(e.pointerId); slideTo(e); });
+  bars.addEventListener("pointermove", (e) => { if (e.buttons) slideTo(e); });
+
+  const listen = (content, buffers) => receive(content, buffers);
+  model.on("msg:custom", listen);
+  model.on("change:state", follow);
+  const sized = new ResizeObserver(() => drawStrip());
+  sized.observe(strip);
+  show();
+  send({kind: "ready"});
+  return () => {
+    model.off("msg:custom", listen);
+    model.off("change:state", follow);
+    sized.disconnect();
+    closing.abort();
+    clearTimeout(overdue);
+  };
+}
+
+export default {render};

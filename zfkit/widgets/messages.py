@@ -1,0 +1,87 @@
+"""What goes to the explorer's page: `about`, which it has to know once, and messages with their pictures."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import torch
+import traitlets as T
+from torch import nn
+
+from ..images.shrink import fitted, shrink
+from . import compare, drawing
+from .results import Sheet
+from .state import COLOURS, METHODS, ORDERS, RULES, TABS, State
+from .view import ExplorerView
+
+SENTENCES = {
+    "patch": "What the unit sees: the evidence. The rest is about this patch.",
+    "deconvnet": "Zeiler & Fergus: rectifies what comes back. Reads like the patch's own edges.",
+    "guided": "Springenberg et al.: keeps only what is positive both ways. The crispest; look for what it leaves out.",
+    "gradient": "Simonyan et al.: what would change the activation most. Noisy, and faithful to the network.",
+    "shuffled weights": "The control: deconvnet after shuffling every layer's weights. What it still shows comes from "
+    "the picture, not from learning.",
+}
+_HERE = Path(__file__).parent
+
+
+class Page(anywidget.AnyWidget):
+    """The page in the browser: `about` says once what there is, `state` what is chosen; all else comes in messages."""
+
+    _esm = _HERE / "explorer.js"
+    _css = _HERE / "explorer.css"
+    about = T.Dict().tag(sync=True)
+    state = T.Dict().tag(sync=True)
+
+
+class Parcel:
+    """A message with its pictures: each stands in the content as the number of a buffer, and how it is cut apart."""
+
+    def __init__(self, kind: str, **content: Any) -> None:
+        self.content: dict[str, Any] = {"kind": kind, **content}
+        self.buffers: list[bytes] = []
+
+    def add(self, **pictures: Sheet | bytes | None) -> Parcel:
+        """Put sheets or single pictures into it, by name; what is not there is None."""
+        for name, picture in pictures.items():
+            sheet = Sheet(picture, 1, 0, 0) if isinstance(picture, bytes) and picture else picture or None
+            packed = None
+            if isinstance(sheet, Sheet):
+                packed = {"buffer": len(self.buffers), **sheet._asdict()}
+                self.buffers.append(packed.pop("content"))
+            self.content[name] = packed
+        return self
+
+
+def about(v: ExplorerView) -> dict[str, Any]:
+    """What the page has to know once."""
+    network = v.model.network
+    rest = [(name, network.steps[name].module) for name in network.layers if name not in v.layers]
+    layers = [
+        {
+            "name": name, "maps": v.count(name), "sees": v.facts.sees(name), "shape": v.shapes[name][1:],
+            "refused": v.refusals.get(name, ""),
+        }
+        for name in v.layers
+    ]  # fmt: skip
+    return {
+        "model": v.model.name, "count": len(v.photos), "source": v.facts.source, "where": v.photos.source,
+        "layers": layers, "tabs": TABS, "rules": RULES, "colours": COLOURS, "orders": ORDERS, "shown": v.shown,
+        "rest": [f"{name} {m.out_features}" for name, m in rest if isinstance(m, nn.Linear)],
+        "versus": [METHODS, *v.others], "columns": compare.COLUMNS, "sentences": SENTENCES, "empty": v.empty,
+        "alone": os.environ.get("SERVER_SOFTWARE", "").startswith("voila"),
+    }  # fmt: skip
+
+
+def of(state: State) -> dict[str, Any]:
+    """What tells the page which view a message belongs to."""
+    return {"layer": state.layer, "channel": state.channel, "rule": state.rule, "tab": state.tab}
+
+
+def small_pictures(pictures: torch.Tensor, side: int) -> Sheet:
+    """Whole pictures, uint8 (n, 3, H, W), small and side by side."""
+    tiles = shrink(pictures, fitted(pictures.shape[-2], pictures.shape[-1], side))
+    return Sheet(drawing.sheet(tiles, len(tiles), "jpeg"), len(tiles), tiles.shape[-2], tiles.shape[-1])
