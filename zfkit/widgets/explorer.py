@@ -499,5 +499,4 @@ def explore(
 
 def bundled_others(model: VisionModel) -> Others:
     """The bundled networks other than this one, loaded when they are first asked for."""
-    names = ("zfnet64", "alexnet64", "squeezenet1_1")
-    return {name: partial(load_model, name) for name in names if name != model.name}
+    return {n: partial(load_model, n) for n in ("zfnet64", "alexnet64", "squeezenet1_1") if n != model.name}
