@@ -4,8 +4,8 @@
 
 For every convolutional layer of zfnet64 on the bundled photographs: a click on the layer ("layer"), then the arrow key
 on the strip of maps, until the frame that shows the new projections ("page turning", `--pause` ms between two keys, so
-that neighbours may have been computed ahead); the key r, which draws a map ("far jump"), with nothing kept on disk; some
-of these maps again, which are kept then ("kept"); and the key a, until the frame with the wall of all maps ("wall").
+that neighbours may have been computed ahead); the key r, which draws a map ("far jump"), with nothing kept on disk;
+some of these maps again, which are kept then ("kept"); and the key a, until the frame with all maps ("wall").
 `--warm` leaves the page alone for so many seconds first. Both ends are read from the page's own clock: the time stamp
 of the key's event, and the first task after the frame that shows it. The kernel's memory and CPU time stand below.
 """
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,13 @@ def drive(
     """All layers in one front end."""
     rows: list[list[str]] = []
     page.wait_for(".zx .zx-tile canvas[role=img]")
-    find = lambda selector: page.tab.locator(f".zx {selector}")  # noqa: E731
-    press = page.tab.keyboard.press
+
+    def find(selector: str) -> Any:
+        return page.tab.locator(f".zx {selector}")
+
+    def press(key: str) -> None:
+        page.tab.keyboard.press(key)
+
     page.tab.wait_for_timeout(max(1000 * warm, 20 * pause))
 
     def note(layer: str, way: str, taken: list[float | None]) -> None:
@@ -91,9 +97,8 @@ def drive(
             jumps.append(measure(page, lambda: press("r"), pause))
             channels.append(int(find(".zx-count b").inner_text()))
         note(layer, "far jump", jumps)
-        again = [
-            measure(page, lambda c=c: jump(page, c), pause) for c in channels[:: max(len(channels) // 10, 1)]
-        ]
+        some = channels[:: max(len(channels) // 10, 1)]
+        again = [measure(page, partial(jump, page, channel), pause) for channel in some]
         note(layer, "kept", again)
         note(layer, "wall", [measure(page, lambda: press("a"), 4000, WALL)])
         press("a")

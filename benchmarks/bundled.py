@@ -1,29 +1,58 @@
-"""Makes what ships in zfkit/topk/data: the bundled networks' tables on the bundled photographs, and their records.
+"""Makes what ships in zfkit/topk/data: the bundled networks' tables on the bundled photographs, and their records;
+and in zfkit/widgets/data, zfnet64's profiles and thumbnails on them, for the explorer.
 
 A map's record is the 99.9 % quantile of its maximum over pictures like those that its network was trained on; only
 these numbers are kept, nothing of the pictures.
 
 .venv/bin/python benchmarks/bundled.py --tiny "tiny/valid-*.parquet" --imagenet "imagenet/test-*.parquet"
 .venv/bin/python benchmarks/bundled.py --only tables    # needs neither
+.venv/bin/python benchmarks/bundled.py --only explorer  # likewise, once the table is there
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
+import tempfile
 import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors.torch import save_file
 from torch import Tensor
 
 import zfkit
+from zfkit.checksums import sealed
 from zfkit.deconv import fits_inside
 from zfkit.nets.activations import features
 from zfkit.topk.bundled import DATA, QUANTILE
+from zfkit.widgets import ExplorerView, kept
 
 
 def maximum(layer: str, outputs: Tensor, index: Tensor) -> Tensor:  # (n, C, H, W) -> (n, C)
     return outputs.flatten(2).amax(2)
+
+
+def explorer() -> None:
+    """Profiles, in half precision, and thumbnails of every layer of zfnet64."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["ZFKIT_CACHE"] = folder
+        shutil.rmtree(kept.DATA, ignore_errors=True)
+        model, photos = zfkit.load_model("zfnet64", device="cpu"), zfkit.load_images("photos", progress=False)
+        view = ExplorerView(model, photos, zfkit.topk.mined(model, photos))
+        for layer in view.layers:
+            view.facts.measure(layer)
+            view.thumbnails(layer)
+            for name in ("profile", "thumbnails"):
+                found = view.facts.kept.load(layer, name)
+                assert found is not None
+                tensors, words = found
+                if name == "profile":
+                    tensors["values"] = tensors["values"].half()
+                file = kept.DATA / f"{model.name}-{photos.source}" / f"{layer}-{name}.safetensors"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                save_file(tensors, file, sealed(tensors, words))
 
 
 def main() -> None:
@@ -32,8 +61,11 @@ def main() -> None:
     )
     parser.add_argument("--tiny", help="Parquet of Tiny ImageNet's validation set")
     parser.add_argument("--imagenet", help="Parquet of ImageNet photographs")
-    parser.add_argument("--only", choices=("tables", "records"), help="make these alone")
+    parser.add_argument("--only", choices=("tables", "records", "explorer"), help="make these alone")
     args = parser.parse_args()
+    if args.only == "explorer":
+        explorer()
+        return
     if args.only != "tables" and not (args.tiny and args.imagenet):
         parser.error("records need --tiny and --imagenet")
     DATA.mkdir(exist_ok=True)

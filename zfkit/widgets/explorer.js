@@ -168,7 +168,7 @@ function render({model, el}) {
 
   const button = (words, title, onclick, attributes = {}) => h("button", {type: "button", title, onclick, ...attributes}, words);
   const select = (label, options, field, onchange) => h("label", {class: "zx-select"}, h("span", {}, label), " ",
-    h("select", {"data-field": field, onchange: (e) => onchange(e.target.value)}, options.map(([value, words]) => h("option", {value}, words))));
+    h("select", {"data-field": field, "aria-label": label || null, onchange: (e) => onchange(e.target.value)}, options.map(([value, words]) => h("option", {value}, words))));
 
   if (about.empty) {
     fill(root, h("div", {class: "zx-head"}, h("h2", {}, about.model)), h("p", {}, about.empty));
@@ -219,7 +219,7 @@ function render({model, el}) {
   const words = h("p", {class: "zx-soft zx-words"});
   const sort = select("sort", about.orders.map((o) => [o, {index: "number"}[o] || o]), "order", (order) => ask({order}));
   const find = h("input", {type: "search", placeholder: "class or picture", "aria-label": "find maps by class or picture",
-    onchange: (e) => ask({search: e.target.value})});
+    onchange: (e) => ask({search: e.target.value}), onkeydown: (e) => { if (e.key === "Enter") ask({search: e.target.value}); }});
   const all = button("", "all maps of this layer", () => ask({wall: !state.wall}), {class: "zx-all"});
   strip.append(count, h("div", {class: "zx-film"}, bars, shelf, words),
     h("div", {class: "zx-tools"}, sort, find, button("random", "a map drawn at random (r)", random), all));
@@ -297,7 +297,7 @@ function render({model, el}) {
 
   // What is on the page but belongs to another map is dimmed until its own comes.
   function mark() {
-    const same = (m) => m && ["layer", "channel", "rule"].every((n) => m[n] === state[n]);
+    const same = (m) => m && ["layer", "channel", "rule", "colours", "gain"].every((n) => m[n] === state[n]);
     stage.classList.toggle("zx-stale", !same(got.page));
     facts.classList.toggle("zx-stale", !same(got.facts));
     stage.lastChild.classList.toggle("zx-stale", !same(got.detail) || got.detail.rank !== state.rank);

@@ -1,13 +1,12 @@
 """The explorer: every layer and feature map of a network at the end of a slider.
 
 `explore` opens it. What it shows is computed by `view.ExplorerView` and by `compare` from one small value,
-`state.State`, and drawn by the page's JavaScript, `explorer.js`. `Explorer` is what lies between: what a request of the
-page changes in the state, and in which order the worker computes what the state asks for.
+`state.State`, and drawn by the page, `explorer.js`. `Explorer` is what lies between: what a request of the page changes
+in the state, and in which order the worker computes what the state asks for.
 
-Messages to the page have a `kind` and carry the state that they belong to, so that it never shows a caption beside
-pictures of another map: "page" (nine patches and projections), "detail" (one of them), "facts", "control", "layer"
-(order of the maps), "strip" and "thumbnails", "own", "samples", "methods", "models", "peek", "saved", "said",
-"progress", and "ack" to every request.
+Messages to the page have a `kind` and say which map they belong to, so that it never shows a caption beside pictures of
+another: "page" (nine patches and projections), "detail" (one of them), "facts", "control", "layer" (order of the maps),
+"strip", "thumbnails", "own", "samples", "methods", "models", "peek", "saved", "said", "progress", and "ack".
 """
 
 from __future__ import annotations
@@ -335,8 +334,7 @@ class Explorer(Panel):
 
     def _paint_own(self, state: State, step: OnStep) -> None:
         if "samples" not in self.sent:
-            n = len(self.view.photos)
-            places = sorted({i * n // SAMPLES for i in range(SAMPLES)})
+            places = sorted({i * len(self.view.photos) // SAMPLES for i in range(SAMPLES)})
             shown = self.view.model.shown(self.view.photos.take(places))
             names = [self.view.facts.short(i) for i in places]
             self.post(Parcel("samples", places=places, names=names).add(sheet=small_pictures(shown, FACE)))

@@ -183,7 +183,7 @@ class Facts:
         C = len(self.top[layer].max)
         if values is None or places is None or values.shape != (len(places), C) or not len(places):
             return False
-        self._take_profile(layer, values.numpy(), places.tolist())
+        self._take_profile(layer, values.float().numpy(), places.tolist())
         return True
 
     def measure_frequency(self, layer: str, on_step: OnStep | None = None) -> None:

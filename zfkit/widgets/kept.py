@@ -1,7 +1,8 @@
 """What the explorer has computed and keeps on disk for the next time: thumbnails, profiles, projected pages.
 
 Everything is keyed by the bytes of weights and pictures, and has a checksum: what does not fit, or is damaged, is made
-again. The folder is a part of zfkit's cache, of which `zfkit cache` says how large it is, and which it clears.
+again. The folder is a part of zfkit's cache, of which `zfkit cache` says how large it is, and which it clears. Profiles
+and thumbnails of zfnet64 on the bundled photographs ship (`benchmarks/bundled.py` makes them).
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from ..nets.model import VisionModel
 from ..topk.table import TopK
 
 FORMAT = "1"
+DATA = Path(__file__).parent / "data"
+KEY = "key"  # its name among the metadata: what the content belongs to
 MOST = 4 * 10**9  # bytes in zfkit's cache, from where on what was not used for the longest is deleted
 EVERY = 50  # files, between two looks at how much there is
 
@@ -33,26 +36,28 @@ class Kept:
 
     def __init__(self, model: VisionModel, photos: ImageSet, top: TopK) -> None:
         self.model, self.photos, self.top = model, photos, top
-        self._folders: dict[str, Path] = {}
+        self._keys: dict[str, str] = {}
         self._written = 0
 
-    def _folder(self, layer: str) -> Path:
-        """One for each layer: with the weights that lead to it, the pictures, and the table's places in its name."""
-        if layer not in self._folders:
+    def key(self, layer: str) -> str:
+        """Of the weights that lead to the layer, the pictures, and the table's places."""
+        if layer not in self._keys:
             t = self.top[layer]
             parts = (FORMAT, self.model.fingerprint([layer]), self.photos.fingerprint(), str(self.top.inside))
-            key = digest([layer, *parts, t.image, t.row, t.col])
-            self._folders[layer] = cache_folder("explorer") / key
-        return self._folders[layer]
+            self._keys[layer] = digest([layer, *parts, t.image, t.row, t.col])
+        return self._keys[layer]
 
     def load(self, layer: str, name: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         """Tensors and words that were saved under this name; None where there are none, or not as they were."""
         if not self.photos.lasting:
             return None
-        file = self._folder(layer) / f"{name}.safetensors"
-        with suppress(ZfkitError, OSError):
-            if file.is_file():
-                return read_sealed(file)
+        shipped = DATA / f"{self.model.name}-{self.photos.source}"
+        for file in (shipped / f"{layer}-{name}", cache_folder("explorer") / self.key(layer) / name):
+            with suppress(ZfkitError, OSError):
+                if (file := file.with_name(f"{file.name}.safetensors")).is_file():
+                    tensors, words = read_sealed(file)
+                    if words.get(KEY) == self.key(layer):
+                        return tensors, words
         return None
 
     def save(self, layer: str, name: str, content: Content, words: Mapping[str, str] | None = None) -> None:
@@ -63,11 +68,10 @@ class Kept:
             key: torch.frombuffer(bytearray(value), dtype=torch.uint8) if isinstance(value, bytes) else value
             for key, value in content.items()
         }
-        metadata = sealed(tensors, words or {})
+        metadata = sealed(tensors, {**(words or {}), KEY: self.key(layer)})
+        file = cache_folder("explorer") / self.key(layer) / f"{name}.safetensors"
         with suppress(OSError):
-            write_whole(
-                self._folder(layer) / f"{name}.safetensors", lambda part: save_file(tensors, part, metadata)
-            )
+            write_whole(file, lambda part: save_file(tensors, part, metadata))
             if self._written % EVERY == 0:
                 limit_cache(MOST)
             self._written += 1

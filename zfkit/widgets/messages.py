@@ -78,7 +78,7 @@ def about(v: ExplorerView) -> dict[str, Any]:
 
 def of(state: State) -> dict[str, Any]:
     """What tells the page which view a message belongs to."""
-    return {"layer": state.layer, "channel": state.channel, "rule": state.rule, "tab": state.tab}
+    return {name: getattr(state, name) for name in ("layer", "channel", "rule", "colours", "gain", "tab")}
 
 
 def small_pictures(pictures: torch.Tensor, side: int) -> Sheet:
