@@ -366,7 +366,9 @@ def test_app_notebook_and_its_template_are_in_place():
     app = json.loads((root / "zfkit" / "widgets" / "page" / "app.ipynb").read_text())
     assert "zfkit.explore(" in "".join(app["cells"][-1]["source"])
     target = (root / "Makefile").read_text().split("\napp:")[1].split("\n\n")[0]
-    assert "--token" in target and "--template=zfkit" in target  # where it listens is tested on the server itself
+    assert (
+        "--token" in target and "--template=zfkit" in target
+    )  # where it listens is tested on the server itself
 
 
 # -------------------------------------------------------------------------------------------------- bad input

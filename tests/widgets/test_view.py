@@ -14,6 +14,7 @@ from torch import nn
 import zfkit
 from zfkit.batching import Cancelled
 from zfkit.errors import ZfkitError
+from zfkit.figures.network import heat
 from zfkit.figures.pictures import to_picture
 from zfkit.images.imageset import ImageSet
 from zfkit.topk.profile import Profile
@@ -201,7 +202,7 @@ def test_heat_map_lies_over_what_its_units_see(view):
         assert (left + (row + 0.5) / 8 * (right - left)) * SIDE == pytest.approx((box.left + box.right) / 2)
     values = torch.zeros(8, 8)
     values[3, 5] = 2.0
-    shown = drawing.over(Image.new("RGB", (SIDE, SIDE), (100,) * 3), drawing.heat(values), area, 360)
+    shown = drawing.over(Image.new("RGB", (SIDE, SIDE), (100,) * 3), heat(values), area, 360)
     shown = np.asarray(shown).astype(int)
     bright, box = np.argwhere(np.ptp(shown, axis=2) > 30), field.box(3, 5)
     middle = np.array([(box.top + box.bottom) / 2, (box.left + box.right) / 2]) * 10

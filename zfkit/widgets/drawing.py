@@ -57,17 +57,6 @@ def sheet(pictures: Tensor, columns: int, kind: Literal["png", "jpeg", "webp"] =
     return encode(tile_sheet(tiles, columns, (pictures.shape[-1], pictures.shape[-2]), gap=0), kind)
 
 
-def heat(values: Tensor) -> Image.Image:
-    """A feature map (h, w) as colours over a photograph: nothing at 0 and below, bright yellow at its maximum."""
-    share = (values.float().clamp(min=0) / values.max().clamp(min=torch.finfo(torch.float32).tiny)).numpy()
-    stops = np.array([0, 0.35, 0.7, 1.0])
-    colours = np.array([[70, 20, 110], [200, 50, 80], [250, 150, 40], [255, 245, 170]], np.float32)
-    channels = [np.interp(share, stops, colours[:, c]) for c in range(3)]
-    return Image.fromarray(
-        np.stack([*channels, 255 * np.clip(share * 1.6, 0, 0.9)], -1).round().astype(np.uint8), "RGBA"
-    )
-
-
 def over(photo: Image.Image, colours: Image.Image, area: Sequence[float], side: int) -> Image.Image:
     """A map's colours over the greyed photograph, as the page shows them; `area` as `map_area` gives it."""
     grey = fitted(photo, side).convert("L").point(lambda v: v * 0.55 + 20).convert("RGB")

@@ -532,7 +532,7 @@ function render({model, el}) {
   const camera = navigator.mediaDevices?.getUserMedia ? button("camera", "take a picture", shoot) : null;
   const said = h("div", {class: "zx-said"});
   const rows = h("div", {class: "zx-cards"});
-  fill(ownTab, h("div", {class: "zx-side"}, h("p", {class: "zx-soft"}, "Choose a picture, drop one here, or paste it; or try one of these."), samples, h("div", {class: "zx-row"}, file, h("label", {class: "zx-choose", for: file.id}, "choose a picture"), camera), path, frame, said), rows);
+  fill(ownTab, h("div", {class: "zx-side"}, h("p", {class: "zx-soft"}, "Choose a picture, drop one here, or paste it; or try one of these."), samples, h("div", {class: "zx-row"}, file, h("label", {class: "zx-choose", for: file.id}, "choose a picture"), camera), about.alone ? null : path, frame, said), rows);
 
   async function upload(blob) {
     send({kind: "upload", name: blob.name || "picture"}, [await blob.arrayBuffer()]);

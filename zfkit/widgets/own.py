@@ -30,9 +30,8 @@ def read_own(
     Raises ImageError, in words, for what is no picture, a damaged one, or one too small or too large.
     """
     if isinstance(content, str):
-        if os.environ.get("SERVER_SOFTWARE", "").startswith(
-            "voila"
-        ):  # who looks at a page is not who owns the disk
+        # Who looks at a page is not who owns the disk.
+        if os.environ.get("SERVER_SOFTWARE", "").startswith("voila"):
             raise ImageError("A page reads no paths; choose the file instead.")
         path = Path(content).expanduser()
         if not path.is_file():

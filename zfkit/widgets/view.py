@@ -28,6 +28,7 @@ from ..deconv.rules import Options, Rule
 from ..deconv.windows import paste
 from ..errors import LayerError, ZfkitError, unknown
 from ..figures.natural import NOTE, NaturalColours
+from ..figures.network import heat
 from ..figures.pictures import number, square_columns, to_picture
 from ..images.imageset import ImageSet, expect_rgb
 from ..images.shrink import fitted, shrink
@@ -358,7 +359,7 @@ class ExplorerView:
         )
         photo = encode(to_picture(self.model.shown(pixels)[0]), "jpeg")
         return Detail(
-            photo, encode(drawing.heat(values)), encode(patch[0], "jpeg"), projection,
+            photo, encode(heat(values)), encode(patch[0], "jpeg"), projection,
             tuple(v / S for v in box), (0.0, 0.0, 1.0, 1.0) if flat else drawing.map_area(field, (H, W), S),
             (H, W), (row, col), value, self.facts.about(image), words,
         )  # fmt: skip
