@@ -336,9 +336,12 @@ def test_static_picture_stands_beside_the_widget(explorer):
     shown = Image.open(io.BytesIO(base64.b64decode(data["image/jpeg"])))
     assert shown.size == explorer.snapshot().size and shown.width > 500
     snapshot = np.asarray(explorer.snapshot()).astype(int)
-    x, y, side = 22, 22 + 34 + 20, 396
-    patches = Image.open(io.BytesIO(explorer.view.grids(explorer.state).patches.content)).convert("RGB")
-    expected = np.asarray(patches.resize((side, side), Image.Resampling.NEAREST)).astype(int)
+    x, y, side = 22, 22 + 34 + 20, 130
+    patches = explorer.view.grids(explorer.state).patches
+    sheet = Image.open(io.BytesIO(patches.content)).convert("RGB")
+    middle = sheet.crop((patches.width, patches.height, 2 * patches.width, 2 * patches.height))
+    expected = np.asarray(middle.resize((side, side), Image.Resampling.NEAREST)).astype(int)
+    x, y = x + side + 3, y + side + 3  # beside and below the first one
     assert np.array_equal(snapshot[y : y + side, x : x + side], expected)
 
 

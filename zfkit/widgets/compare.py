@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -25,7 +24,7 @@ from . import drawing
 from .controls import encode
 from .drawing import class_name
 from .own import read_own
-from .results import Sheet
+from .results import Sheet, picture_of
 from .state import METHODS, RULES, State
 from .view import CONTROL, TILE, ExplorerView
 
@@ -202,7 +201,7 @@ def own_figure(view: ExplorerView, state: State, own: Own | None) -> Image.Image
         ("what they pick out", own.projections),
         ("usually like", own.usual),
     )
-    blocks = [(words, _opened(sheet, 72)) for words, sheet in named if sheet]
+    blocks = [(words, picture_of(sheet, 72)) for words, sheet in named if sheet]
     maps = "; ".join(
         f"map {c}: {number(v)}, {share:.0%} of its strongest here"
         for c, v, share in zip(own.channels, own.values, own.shares, strict=True)
@@ -217,21 +216,12 @@ def figure(view: ExplorerView, state: State) -> Image.Image:
     if state.versus == METHODS:
         title = f"{view.model.name} {state.layer}, map {state.channel}: methods"
         sheet, sentence = methods(view, state)
-        picture = _opened(sheet, 132) if sheet else Image.new("RGB", (480, 4), "white")
+        picture = picture_of(sheet, 132) if sheet else Image.new("RGB", (480, 4), "white")
         lines = [sentence or f"From left to right: {', '.join(COLUMNS)}. {view.scale_line(state)}"]
         return drawing.with_caption([("", picture)], title, lines, [1])
     blocks, lines = [], [f"The maps that {view.facts.about(max(view.unit(state)[0], 0))} excites most."]
     for each in models(view, state):
         if each.patches and each.projections:
-            blocks += [(each.title, _opened(each.patches, 72)), ("", _opened(each.projections, 72))]
+            blocks += [(each.title, picture_of(each.patches, 72)), ("", picture_of(each.projections, 72))]
         lines.append(f"{each.title}: {each.sentence or ', '.join(f'map {c}' for c, _ in each.captions)}.")
     return drawing.with_caption(blocks, f"{view.model.name} and {state.versus}", lines, [1] * len(blocks))
-
-
-def _opened(sheet: Sheet, tile: int) -> Image.Image:
-    """A sheet with tiles of so many px."""
-    picture = Image.open(io.BytesIO(sheet.content)).convert("RGB")
-    rows = picture.height // sheet.height
-    crisp = 2 * max(sheet.height, sheet.width) <= tile
-    how = Image.Resampling.NEAREST if crisp else Image.Resampling.BICUBIC
-    return picture.resize((sheet.columns * tile, rows * tile), how)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
+from ..figures.pictures import tile_sheet
 from ..nets.model import VisionModel
+from .drawing import fitted
 from .kept import as_bytes
 
 
@@ -56,6 +60,18 @@ class Detail(NamedTuple):
     name: str = ""
     words: str = ""
     sentence: str = ""
+
+
+def picture_of(sheet: Sheet, tile: int, gap: int = 3) -> Image.Image:
+    """A sheet as one picture to be kept, with tiles of so many px and white between them."""
+    picture = Image.open(io.BytesIO(sheet.content)).convert("RGB")
+    width, height = sheet.width, sheet.height
+    tiles = [
+        fitted(picture.crop((x, y, x + width, y + height)), tile)
+        for y in range(0, picture.height, height)
+        for x in range(0, picture.width, width)
+    ]
+    return tile_sheet(tiles, sheet.columns, (tile, tile), gap)
 
 
 def written(grids: Grids) -> tuple[dict[str, bytes | Tensor], dict[str, str]]:

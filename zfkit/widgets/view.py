@@ -40,7 +40,7 @@ from . import drawing
 from .controls import encode
 from .facts import SHOWN, Facts
 from .kept import as_bytes
-from .results import Detail, Grids, Sheet, read_grids, size_of, written
+from .results import Detail, Grids, Sheet, picture_of, read_grids, size_of, written
 from .state import METHODS, State
 
 PIECE = 3  # of a map's pictures are projected at once ahead of time: few enough that nobody waits long
@@ -426,10 +426,13 @@ class ExplorerView:
         sentence = self.empty or self.dead(state.layer, state.channel)
         if sentence:
             return drawing.with_caption([("", Image.new("RGB", (480, 4), "white"))], title, [sentence])
-        grids, detail, side = self.grids(state), self.detail(state), 396
-        blocks = [("what excites it", _picture(grids.patches, side))]
+        grids, detail = self.grids(state), self.detail(state)
+        columns = square_columns(self.shown)
+        tile, side = (396 - 3 * (columns - 1)) // columns, 396
+        assert grids.patches is not None
+        blocks = [("what excites it", picture_of(grids.patches, tile))]
         if grids.projections:
-            blocks.append((f"what it picks out · {state.rule}", _picture(grids.projections, side)))
+            blocks.append((f"what it picks out · {state.rule}", picture_of(grids.projections, tile)))
         names = "; ".join(
             f"{i + 1} {name} {number(value)}"
             for i, (name, value) in enumerate(zip(grids.names, grids.values, strict=True))
@@ -440,7 +443,7 @@ class ExplorerView:
             f"Units see {self.facts.sees(state.layer)}. "
             + (self.scale_line(state) if grids.projections else self.refusals[state.layer] + "."),
         ]
-        columns = [len(blocks)]
+        rows = [len(blocks)]
         if not detail.sentence:
             third = (2 * side - 14) // 3
             photo, colours, last = (
@@ -456,8 +459,8 @@ class ExplorerView:
             ]
             blocks.append(("the unit in the frame", drawing.fitted(last, third)))
             lines.append(f"Below: {detail.name}. {detail.words}")
-            columns.append(3)
-        return drawing.with_caption(blocks, title, lines, columns)
+            rows.append(3)
+        return drawing.with_caption(blocks, title, lines, rows)
 
     def code(self, state: State) -> str:
         """The lines that reproduce the view."""
@@ -482,10 +485,3 @@ class ExplorerView:
 
 def _grids_key(state: State) -> tuple[Any, ...]:
     return "grids", state.layer, state.channel, state.rule, state.colours, state.gain
-
-
-def _picture(sheet: Sheet | None, side: int) -> Image.Image:
-    """The tiles of a sheet in a square of so many px."""
-    assert sheet is not None
-    picture = Image.open(io.BytesIO(sheet.content)).convert("RGB")
-    return drawing.fitted(picture, side)
