@@ -18,7 +18,7 @@ from ..errors import ImageError, ZfkitError
 from ..experiments.correspondence import Correspondence, correspondence
 from ..figures.experiments import PART_COLOURS
 from ..figures.pictures import to_picture
-from ..nets.model import VisionModel
+from ..nets.model import VisionModel, expect_model
 from .controls import Picker, button, choice, encode, row, text
 from .drawing import fitted
 from .panel import Panel, guarded
@@ -46,6 +46,7 @@ class PartsExplorer(Panel):
         **options: Any,
     ) -> None:
         super().__init__("Draw a box around the same part in every picture", _STYLE)
+        expect_model(model)
         self.add_class("zfkit-parts")
         if not isinstance(pictures, Tensor) or pictures.dim() != 4 or len(pictures) < 2:
             raise ImageError("expected at least 2 uint8 RGB pictures (N, 3, H, W)")

@@ -25,7 +25,7 @@ from ..deconv.receptive_field import receptive_field
 from ..errors import LayerError, ZfkitError, unknown
 from ..figures.style import FOLDED, kept_and_folded
 from ..frequency.gratings import GratingResponse, fold, grating_response, gratings, wave
-from ..nets.model import VisionModel
+from ..nets.model import VisionModel, expect_model
 from .controls import Picker, Picture, choice, encode, row, slider, text
 from .panel import Panel, changed
 from .worker import Job
@@ -74,7 +74,9 @@ class GratingView:
     """
 
     def __init__(self, models: VisionModel | Sequence[VisionModel]) -> None:
-        several = [models] if isinstance(models, VisionModel) else list(models)
+        several = list(models) if isinstance(models, list | tuple) else [models]
+        for model in several:
+            expect_model(model)
         if not several:
             raise ZfkitError("there must be at least one network to look at")
         self.models = {m.name: m for m in several}

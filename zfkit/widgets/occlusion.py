@@ -25,7 +25,7 @@ from ..experiments.occlusion import (
     shown_colour,
 )
 from ..figures.pictures import to_picture
-from ..nets.model import VisionModel
+from ..nets.model import VisionModel, expect_model
 from .controls import Picker, encode, row, slider, text
 from .drawing import class_bars, class_name, fitted
 from .panel import Panel
@@ -79,6 +79,7 @@ class OcclusionExplorer(Panel):
         fill: Colour = None,
     ) -> None:
         super().__init__("Which part of the picture does the answer hang on?")
+        expect_model(model)
         self.add_class("zfkit-occlusion")
         if not isinstance(image, Tensor) or image.dim() != 3:
             raise ImageError("expected one uint8 RGB picture (3, H, W), as photos[0][0] is")
