@@ -74,7 +74,7 @@ class GratingView:
     """
 
     def __init__(self, models: VisionModel | Sequence[VisionModel]) -> None:
-        several = list(models) if isinstance(models, list | tuple) else [models]
+        several: list[Any] = list(models) if isinstance(models, list | tuple) else [models]
         for model in several:
             expect_model(model)
         if not several:
