@@ -410,6 +410,19 @@ def test_the_widget_says_what_the_map_says(tiny):
         assert widget.wait() and (widget.state.at_row, widget.state.col) == (12, 20)
         p = widget.answer(12, 20, 8).probability[1]
         assert f"P(b) goes from {result.whole_probability:.2f} to {p:.2f}" in widget.words.value
+        assert widget.wait()
+        visited = {(12, 12), (12, 20)}  # it began in the middle
+        for at in ((0, 0), (2, 3), (4, 4)):
+            widget.set(at_row=at[0], col=at[1])
+            assert widget.wait()
+            visited.add(at)
+        lost = {
+            at: max(float(result.whole_probability - widget.answer(*at, 8).probability[1]), 0)
+            for at in visited
+        }
+        for y, x in ((0, 0), (3, 4), (5, 5), (15, 21), (31, 31)):
+            over = [lost[r, q] for r, q in visited if r <= y < r + 8 and q <= x < q + 8]
+            assert float(widget.taken(8)[y, x]) == pytest.approx(sum(over) / max(len(over), 1), abs=1e-6)
         widget.size.value = 30  # as large as that, it has to move
         assert widget.wait() and (widget.state.at_row, widget.state.col) == (2, 2)
         assert (place.rows, place.cols) == (3, 3)

@@ -24,10 +24,11 @@ from ..experiments.occlusion import (
     probabilities,
     shown_colour,
 )
+from ..figures.network import heat
 from ..figures.pictures import to_picture
 from ..nets.model import VisionModel, expect_model
-from .controls import Picker, encode, row, slider, text
-from .drawing import class_bars, class_name, fitted
+from .controls import Picker, Picture, encode, row, slider, text
+from .drawing import class_bars, class_name, fitted, over
 from .panel import Panel
 from .worker import Job
 
@@ -100,8 +101,12 @@ class OcclusionExplorer(Panel):
         self.picker = Picker("first row and column of the square", SIDE, SIDE * H // W)
         self.picker.on_pick(lambda at_row, col: self.by_user(at_row=at_row, col=col))
         self.words, self.before, self.after = (text("", name) for name in ("words", "before", "after"))
+        self.painted = Picture("where the squares so far took most from the class", SIDE, SIDE * H // W)
+        self._seen: dict[
+            int, dict[tuple[int, int], float]
+        ] = {}  # by size and place, what is left of the class
         words = VBox([row(self.before, self.after), self.words, self.size], layout=Layout(flex="1 1 300px"))
-        self.content.children = [row(self.picker, words)]
+        self.content.children = [row(self.picker, self.painted, words)]
         self.refresh()
 
     def _checked_size(self, size: int) -> int:
@@ -116,6 +121,14 @@ class OcclusionExplorer(Panel):
         colour = torch.tensor(self.colour).round().to(torch.uint8)[:, None, None]
         picture[:, at_row : at_row + size, col : col + size] = colour
         return Answer(picture, probability, self.whole, activity / self.sum if self.sum else 0.0)
+
+    def taken(self, size: int) -> Tensor:
+        """(H, W) how much probability of the class squares of this size took, on average of those over each pixel."""
+        lost, count = torch.zeros(2, *self.image.shape[1:])
+        for (at_row, col), left in self._seen.get(size, {}).items():
+            lost[at_row : at_row + size, col : col + size] += max(float(self.whole[self.target]) - left, 0.0)
+            count[at_row : at_row + size, col : col + size] += 1
+        return lost / count.clamp(min=1)
 
     def settled(self, **changes: Any) -> OcclusionState:
         """The state after these changes; a square that grows alone is moved back into the picture."""
@@ -144,6 +157,11 @@ class OcclusionExplorer(Panel):
         answer = self.answer(state.at_row, state.col, state.size)
         step()
         self.picker.show(encode(fitted(to_picture(answer.picture), SIDE)))
+        self._seen.setdefault(state.size, {})[state.at_row, state.col] = float(
+            answer.probability[self.target]
+        )
+        colours = heat(self.taken(state.size))
+        self.painted.show(encode(over(to_picture(self.image), colours, (0, 0, 1, 1), SIDE)))
         for control, words, probability in (
             (self.before, "without the square", answer.whole),
             (self.after, "with it", answer.probability),
