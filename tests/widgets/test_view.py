@@ -183,6 +183,22 @@ def test_a_unit_that_somebody_picked_is_projected(world, view):
     assert detail.value == pytest.approx(value) and f"Row 6, column 2 of 8 × 8: {value:.3g}" in detail.words
 
 
+def test_of_a_unit_that_sees_more_than_the_picture_the_picture_is_shown(world):
+    torch.manual_seed(4)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 21, stride=4, padding=10), nn.ReLU(), nn.Conv2d(4, 4, 5, padding=2)
+    ).double()
+    model, photos = wrapped(net, classes=None), world[1]
+    assert zfkit.receptive_field(model, "2").size > SIDE
+    view = ExplorerView(model, photos, zfkit.mine(model, photos, ["2"], progress=False))
+    detail = view.detail(State("2", 1))
+    image, place = view.unit(State("2", 1))
+    whole = zfkit.project(model, model.preprocess(photos[image][0]), "2", 1, [place])[0]
+    expected = drawing.coloured(whole[None])[0].permute(1, 2, 0).int().numpy()
+    assert np.abs(opened(detail.projection) - expected).max() <= 1
+    assert np.abs(tile_of(view.grids(State("2", 1)).projections, 0) - expected).max() <= 1
+
+
 def test_a_silent_place_says_so(world, view):
     _, photos, top = world
     picture = photos.take([int(top["conv2"].image[3, 0])])

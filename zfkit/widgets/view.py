@@ -24,6 +24,7 @@ from torch import Tensor
 from ..batching import OnStep
 from ..checks import square_side
 from ..deconv.project import Deconvnet, Tape, forward, refusals
+from ..deconv.receptive_field import window_in
 from ..deconv.rules import Options, Rule
 from ..deconv.windows import paste
 from ..errors import LayerError, ZfkitError, unknown
@@ -332,20 +333,13 @@ class ExplorerView:
             on_step(1, 1)
         flat = values.dim() == 0  # units of fully connected layers have no places
         values = values.view(1, 1) if flat else values
-        left, top, right, bottom = box = field.box(row, col)
-        size = fitted(bottom - top, right - left, TILE)
-        patch = shrink(
-            cut_windows(
-                self.model.shown(pixels),
-                torch.tensor([0]),
-                torch.tensor([[top, left]]),
-                (bottom - top, right - left),
-            ),
-            size,
-        )
+        rows, columns = window_in(self.model, S, layer)  # all of the picture where the unit sees more
+        corner = torch.tensor([[row * rows.stride + rows.low, col * columns.stride + columns.low]])
+        whole = rows.size, columns.size
+        size = fitted(*whole, TILE)
+        patch = shrink(cut_windows(self.model.shown(pixels), torch.tensor([0]), corner, whole), size)
         if window is not None:
-            origin = window.origin - torch.tensor([[top, left]], device=window.origin.device)
-            seen = self.model.shown(paste(back, origin, (bottom - top, right - left))).cpu()
+            seen = self.model.shown(paste(back, window.origin - corner.to(back.device), whole)).cpu()
             projection = encode(self.coloured(shrink(seen, size), state, on_step)[0])
         H, W = values.shape
         best, value = divmod(int(values.argmax()), W), float(values[row, col])
@@ -360,8 +354,8 @@ class ExplorerView:
         photo = encode(to_picture(self.model.shown(pixels)[0]), "jpeg")
         return Detail(
             photo, encode(heat(values)), encode(patch[0], "jpeg"), projection,
-            tuple(v / S for v in box), (0.0, 0.0, 1.0, 1.0) if flat else drawing.map_area(field, (H, W), S),
-            (H, W), (row, col), value, self.facts.about(image), words,
+            tuple(v / S for v in field.box(row, col)),
+            (0.0, 0.0, 1.0, 1.0) if flat else drawing.map_area(field, (H, W), S), (H, W), (row, col), value, self.facts.about(image), words,
         )  # fmt: skip
 
     def other(self, name: str) -> VisionModel:
