@@ -355,7 +355,8 @@ class ExplorerView:
         return Detail(
             photo, encode(heat(values)), encode(patch[0], "jpeg"), projection,
             tuple(v / S for v in field.box(row, col)),
-            (0.0, 0.0, 1.0, 1.0) if flat else drawing.map_area(field, (H, W), S), (H, W), (row, col), value, self.facts.about(image), words,
+            (0.0, 0.0, 1.0, 1.0) if flat else drawing.map_area(field, (H, W), S),
+            (H, W), (row, col), value, self.facts.about(image), words,
         )  # fmt: skip
 
     def other(self, name: str) -> VisionModel:
