@@ -123,6 +123,8 @@ RECORDED = [
     ("05_watching_features_form", "at epochs " + ", ".join(["{:.0f}"] * 5), "conv{}: settled at epoch"),
     ("05_watching_features_form", "15: " + ", ".join(["{:.0f}"] * 5), "conv{}: settled at epoch, cut off"),
     ("07_can_you_trust_the_picture", "likeness of {:.2f}", "deconvnet shares picture, all weights but the channel's"),
+    ("07_can_you_trust_the_picture", "becomes {:.2f} | floor", "trained, natural colours: likeness to the photo"),
+    ("07_can_you_trust_the_picture", "0.36 becomes {:.2f}", "untrained, natural colours: likeness to the photo"),
     ("08_occlusion", "{:.2f} ± 0.04 of it is left", "left on the object"),
     ("08_occlusion", "correlation {:.2f}", "correlation: own projection"),
     ("09_invariance", "layer 1 by {:.2f}", "shift 1: low layer moves by"),
