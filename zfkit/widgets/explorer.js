@@ -6,7 +6,10 @@ const SILENCE = 8000; // ms without an answer of the kernel, after which that is
 const THUMB = 44; // px, of a map on the strip
 
 function h(tag, attributes = {}, ...children) {
-  const element = tag === "svg" || tag === "rect" || tag === "line" ? document.createElementNS(SVG, tag) : document.createElement(tag);
+  const drawn = ["svg", "rect"].includes(tag);
+  const element = drawn ? document.createElementNS(SVG, tag) : document.createElement(tag);
+  // Notebooks would take keys for their own shortcuts: they look for this at what has the focus, before what is around.
+  if (!drawn) element.dataset.lmSuppressShortcuts = "true";
   for (const [name, value] of Object.entries(attributes)) {
     if (value === undefined || value === null || value === false) continue;
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
@@ -51,7 +54,7 @@ function render({model, el}) {
   let wallOf = "projections";
   let blended = false;
   const closing = new AbortController();
-  const root = h("div", {class: "zx", "data-lm-suppress-shortcuts": "true"});
+  const root = h("div", {class: "zx"});
   el.append(root);
 
   // ------------------------------------------------------------------------------------------- to and from Python
