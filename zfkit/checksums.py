@@ -116,13 +116,14 @@ def _read_small(path: Path) -> pa.Table:
     """A table of at most MOST_VALUES in each column; ValueError for a larger one, before it is unpacked.
 
     Parquet packs what is repeated into a few bytes: its footer says how many values there are, and texts are read as
-    places in a dictionary until their length is known.
+    places in a dictionary until their length is known. Opened once: another process may replace the file meanwhile.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     sizes: Counter[str] = Counter()
-    with pq.ParquetFile(path) as file:
+    with pa.OSFile(str(path)) as opened:
+        file = pq.ParquetFile(opened)
         leaves = [file.schema.column(i) for i in range(len(file.schema))]
         for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
             for i, leaf in enumerate(leaves):
@@ -131,9 +132,8 @@ def _read_small(path: Path) -> pa.Table:
                 sizes[leaf.path] += max(values, column.total_uncompressed_size // 16)
         texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
         schema = file.schema_arrow
-    _expect_few(sizes)
-    with pq.ParquetFile(path, read_dictionary=texts) as file:
-        table = file.read()
+        _expect_few(sizes)
+        table = pq.ParquetFile(opened, read_dictionary=texts).read()
     for name, column in zip(table.column_names, table.columns, strict=True):
         for values in column.chunks:
             while pa.types.is_list(values.type):

@@ -96,6 +96,7 @@ def results():
         "selectivity_figure": [found],
         "shift_figure": [[shift_consistency(classifier(), noise(4, 22), 4)]],
         "steps_figure": [table],
+        "top_figure": [top],
         "training_figure": [bundled_runs()[0].history],
         "transfer_figure": [transfer(model, images, images, ["0"], per_class=[2], splits=2, **quiet)],
     }

@@ -54,7 +54,7 @@ def test_a_healthy_place_has_nothing_broken_and_reads_as_markdown():
     assert list(dict.fromkeys(c.section for c in report.checks)) == SECTIONS
     facts = {c.what: c.found for c in report.checks}
     assert facts["torch"] == metadata.version("torch")
-    assert facts["photographs"] == "17 of 17"
+    assert facts["photographs"] == "220 of 220"
     digest = hashlib.sha256((doctor.WEIGHTS / "zfnet64.safetensors").read_bytes()).hexdigest()
     assert f"SHA-256 {digest[:12]}" in facts["weights of zfnet64"]
     text = report.markdown()

@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from tiny import image_set, random_pixels
+from tiny import image_set, network, random_pixels
 from torch import nn
 
 import zfkit
@@ -665,6 +665,25 @@ def test_two_processes_that_save_one_table_leave_one_whole_table(tmp_path):
     for w in writers:
         w.stdout.close()
     assert [p.name for p in tmp_path.iterdir()] == ["t.parquet"]
+
+
+def test_a_table_that_is_replaced_while_it_is_read_is_the_one_that_was_opened(tmp_path, monkeypatch):
+    model = network(0)
+    first, second = (
+        zfkit.mine(model, image_set(random_pixels(3, random_seed=seed)), ["3"], k=1, progress=False)
+        for seed in (1, 2)
+    )
+    path, parquet_file = first.save(tmp_path / "t.parquet"), pq.ParquetFile
+
+    def replaced_behind(*args, **options):
+        file = parquet_file(*args, **options)
+        second.save(path)
+        return file
+
+    monkeypatch.setattr(pq, "ParquetFile", replaced_behind)
+    assert zfkit.TopK.load(path).table().equals(first.table())
+    monkeypatch.undo()
+    assert zfkit.TopK.load(path).table().equals(second.table()) and not first.table().equals(second.table())
 
 
 HOLD = """

@@ -149,12 +149,16 @@ def curves(
 
 def top_figure(top: TopK) -> Figure:
     """How strongly the maps of each layer that was mined answer at most, from the strongest to the weakest: a chart."""
-    series = {}
-    for layer, found in top.layers.items():
-        strongest = found.max.sort(descending=True).values.numpy()
-        series[layer] = [100 * (i + 0.5) / len(strongest) for i in range(len(strongest))], strongest
-    axes = "maps, strongest first, % of the layer", "strongest activation"
-    return curves(series, shades(len(series)), title=f"{top.model} on {top.images}", labels=axes)
+    chart = new_chart(title=f"{top.model} on {top.images}", height=340)
+    for (layer, found), colour in zip(top.layers.items(), shades(len(top.layers)), strict=True):
+        strongest, maps = found.max.sort(descending=True)
+        x = [100 * (i + 0.5) / len(maps) for i in range(len(maps))]
+        told = f"{layer}, map %{{customdata}}: %{{y:.3g}}"
+        y, customdata = strongest.tolist(), maps.tolist()
+        draw(chart, (1, 1), layer, line_color=colour, told=told, x=x, y=y, customdata=customdata)
+    chart.update_xaxes(title_text="maps, strongest first, % of the layer")
+    chart.update_yaxes(title_text="strongest activation", exponentformat="power")
+    return chart
 
 
 def note(chart: Figure, where: Where, x: Any, y: Any, text: str, colour: str = SOFT, **options: Any) -> None:
