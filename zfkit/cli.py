@@ -266,17 +266,12 @@ def _atlas(args: argparse.Namespace) -> None:
         _atlas_through_notebook(args)
         return
     model, images = _inputs(args)
-    what: dict[str, Any] = {
-        "layers": args.layers,
-        "maps": args.maps,
-        "k": args.k,
-        "options": Options(args.rule),
-    }
+    what: dict[str, Any] = {name: getattr(args, name) for name in ("layers", "maps", "k", "patches_only")}
+    what["options"] = Options(args.rule)
     if args.dry_run:
         print(estimate_atlas(model, images, **what))
         return
-    own = {"random_seed": args.seed, "patches_only": args.patches_only, "colours": args.colours}
-    atlas = write_atlas(model, images, args.out, **what, **own)
+    atlas = write_atlas(model, images, args.out, **what, random_seed=args.seed, colours=args.colours)
     _say_where(args, TopK.load(atlas.table))
 
 
@@ -314,15 +309,19 @@ def _atlas_through_notebook(args: argparse.Namespace) -> None:
     if unknown:
         raise ZfkitError(f"{notebook.name} has no parameter {unknown}: it does not make the atlas")
     out.mkdir(parents=True, exist_ok=True)
-    expect_own(out / notebook.name)
+    expect_own(executed := out / notebook.name)
+    if executed.exists() and executed.samefile(notebook):
+        raise ZfkitError(
+            f"{notebook.name} itself lies in {str(args.out)!r}, and would be replaced: say another --out"
+        )
     try:
         papermill.execute_notebook(
-            str(notebook), str(out / notebook.name), parameters, kernel_name="python3", execution_timeout=900,
+            str(notebook), str(executed), parameters, kernel_name="python3", execution_timeout=900,
             store_widget_state=False,
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         raise ZfkitError(
-            f"{notebook.name} stopped with {error.ename}: {error.evalue} (see {out / notebook.name})"
+            f"{notebook.name} stopped with {error.ename}: {error.evalue} (see {executed})"
         ) from None
     _say_where(args, TopK.load(out / "topk.parquet"))
 

@@ -94,8 +94,8 @@ def expect_own(*paths: Path) -> None:
         except OSError as error:
             raise WriteError(path, error) from None
         if not any(mark in ends for mark in _OWN):
-            what = "zfkit did not write the one that is there: move it away, or choose another folder"
-            raise WriteError(path, OSError(errno.EEXIST, what))
+            what = "zfkit did not write the one that is there, or an earlier version did: move it away, or choose "
+            raise WriteError(path, OSError(errno.EEXIST, f"{what}another folder"))
 
 
 # Names that nobody else gives to anything: of files and folders on the way to a result, by machine and process.

@@ -36,19 +36,7 @@ def pictures(tmp_path):
 
 
 def command(name, pictures, out):
-    line = [
-        name,
-        "--images",
-        f"folder:{pictures}",
-        "--size",
-        "64",
-        "-k",
-        "2",
-        "--layers",
-        "conv1",
-        "--out",
-        str(out),
-    ]
+    line = [name, *"--size 64 -k 2 --layers conv1 --images".split(), f"folder:{pictures}", "--out", str(out)]
     return line + (["--maps", "2"] if name == "atlas" else [])
 
 
@@ -172,23 +160,35 @@ def test_what_the_user_wrote_is_not_replaced(name, file, pictures, tmp_path, cap
     folder = tmp_path / "out"
     folder.mkdir()
     held = user_file(folder / file)
+    nb, grid = str(tmp_path / "nb.ipynb"), str(tmp_path / "grid.yaml")
     line = {
-        "sweep": [
-            "sweep",
-            str(tmp_path / "nb.ipynb"),
-            "--grid",
-            str(tmp_path / "grid.yaml"),
-            "--out",
-            str(folder),
-        ],
-        "notebook": ["atlas", "--notebook", str(tmp_path / "nb.ipynb"), "--out", str(folder)],
+        "sweep": ["sweep", nb, "--grid", grid, "--out", str(folder)],
+        "notebook": ["atlas", "--notebook", nb, "--out", str(folder)],
     }.get(name) or command(name, pictures, folder)
     assert main(line) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert file in said and re.search(
-        r"zfkit did not write the one that is there: move it|holds something else", said
+    there = (
+        "zfkit did not write the one that is there, or an earlier version did: move it|holds something else"
     )
+    assert file in said and re.search(there, said)
     assert [(p.name, p.read_bytes()) for p in folder.iterdir()] == [(file, held)]
+
+
+def test_nor_a_notebook_by_what_it_leaves_in_its_own_folder(tmp_path, capsys, monkeypatch):
+    """Also one that papermill executed before, whose mark is zfkit's; by `zfkit sweep`, the run of an earlier sweep."""
+    pytest.importorskip("papermill")
+    monkeypatch.setattr("papermill.execute_notebook", lambda *_, **__: pytest.fail("it is executed"))
+    notebook = new_notebook(cells=[new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})])
+    notebook.metadata["papermill"] = {}
+    notebook.metadata["zfkit"] = {"status": "failed", "key": "", "parameters": {}}
+    (tmp_path / "maps=1.ipynb").write_text(held := nbformat.writes(notebook))
+    (tmp_path / "grid.yaml").write_text("maps: [1]")
+    nb, grid, out = str(tmp_path / "maps=1.ipynb"), str(tmp_path / "grid.yaml"), str(tmp_path)
+    assert main(["atlas", "--notebook", nb, "--out", out]) == 2
+    assert "maps=1.ipynb itself lies in" in capsys.readouterr().err
+    assert main(["sweep", nb, "--grid", grid, "--out", out]) == 2
+    assert "is no notebook that this sweep left, and would be overwritten" in capsys.readouterr().err
+    assert (tmp_path / "maps=1.ipynb").read_text() == held
 
 
 def test_an_earlier_atlas_is_replaced(pictures, tmp_path):

@@ -87,20 +87,12 @@ def test_the_cell_is_read_as_it_stands(parameters):
     assert parameters["model"].choices is None, "quoted words are examples unless the comment says one of"
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "got"),
-    [
-        ("rule", "guided", "guided"),
-        ("maps", "all", "all"),
-        ("maps", np.int64(3), 3),
-        ("rate", 1, 1.0),
-        ("rate", torch.tensor(0.5), 0.5),
-        ("limit", 10, 10),
-        ("layers", ("conv2",), ["conv2"]),
-        ("model", Path("a.safetensors"), "a.safetensors"),
-        ("anything", {"deep": [1, None, "x"]}, {"deep": [1, None, "x"]}),
-    ],
-)
+@pytest.mark.parametrize("name, value, got", [
+    ("rule", "guided", "guided"), ("maps", "all", "all"), ("maps", np.int64(3), 3), ("rate", 1, 1.0),
+    ("rate", torch.tensor(0.5), 0.5), ("limit", 10, 10), ("layers", ("conv2",), ["conv2"]),
+    ("model", Path("a.safetensors"), "a.safetensors"),
+    ("anything", {"deep": [1, None, "x"]}, {"deep": [1, None, "x"]}),
+])  # fmt: skip
 def test_values_that_fit_are_taken(parameters, name, value, got):
     (run,) = expand([{name: value}], parameters)
     assert run.given == {name: got}
@@ -659,7 +651,7 @@ record("square", x * x)"""
         (["it.ipynb", "--max-runs", "1"], "2 values for x; at most 1 are run"),
         (["it.ipynb", "--jobs", "0"], "jobs must be a whole number from 1 on, not 0"),
         (["it.ipynb", "--timeout", "0"], "timeout, in seconds, must be a finite number, at least 1"),
-        (["it.ipynb", "--out", "mine"], "x=1.ipynb' is no notebook of a sweep, and would be overwritten"),
+        (["it.ipynb", "--out", "mine"], "x=1.ipynb' is no notebook that this sweep left, and would"),
         (["typo.ipynb"], "Did you mean 'ex'? There are: ex (parameters of typo.ipynb)"),
     ],
 )

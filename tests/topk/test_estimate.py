@@ -66,19 +66,7 @@ def test_the_disk_is_maps_times_what_each_takes(tmp_path):
     assert table.stat().st_size <= estimate.table_bytes + 20_000  # Parquet packs what repeats
 
 
-GIVEN = [
-    "mine",
-    "--images",
-    "textures",
-    "--size",
-    "64",
-    "--limit",
-    "20",
-    "--layers",
-    "conv1",
-    "--device",
-    "cpu",
-]
+GIVEN = "mine --images textures --size 64 --limit 20 --layers conv1 --device cpu".split()
 
 
 def test_the_command_says_it_before_it_starts_and_stops_there_if_asked(tmp_path, capsys):
@@ -136,21 +124,42 @@ def test_that_of_an_atlas_covers_projecting(monkeypatch, tmp_path, capsys):
         said = page.estimate_atlas(model, images, maps=maps, k=4).splitlines()
         assert said[0].startswith("60 pictures, 12 feature maps: about 0:00:0")
         assert said[1] == f"projecting {count} of their maps: at most about 0:00:{3 * count:02}"
-    line = [
-        "atlas",
-        "--images",
-        "photos-small",
-        "--limit",
-        "4",
-        "--size",
-        "64",
-        "--layers",
-        "conv1",
-        "--dry-run",
-    ]
-    assert main([*line, "--out", str(tmp_path / "never")]) == 0
+    line = "atlas --images photos-small --limit 4 --size 64 --layers conv1 --dry-run --out".split()
+    assert main([*line, str(tmp_path / "never")]) == 0
     assert "projecting 24 of their maps: at most about 0:01:12" in capsys.readouterr().out
+    assert main([*line, str(tmp_path / "never"), "--patches-only"]) == 0
+    assert capsys.readouterr().out.endswith("\npatches alone, without projections\n")
     assert not (tmp_path / "never").exists()
+
+
+def test_that_of_an_atlas_counts_what_will_be_done_and_no_more(monkeypatch):
+    """On a clock that moves by 2 s with every unit: what is refused takes none, missing units are paid for."""
+    clock, project, model, images = Clock(), page.project_many, exact_model(), pictures(60)
+
+    def slow(model, images, top, wanted, **options):
+        places = torch.cat([top[layer].image[channels] for layer, channels in wanted.items()])
+        clock.now += 2 * int((places >= 0).sum())
+        return project(model, images, top, wanted, **options)
+
+    monkeypatch.setattr(page, "time", clock)
+    monkeypatch.setattr(page, "project_many", slow)
+    monkeypatch.setattr(page, "refusals", lambda *_: {"3": "it has no gradient"})
+    said = "projecting 5 of their maps: at most about 0:00:40"  # 5 maps of "0", 4 units each
+    assert page.estimate_atlas(model, images, maps=5, k=4).splitlines()[1] == said
+
+    top = zfkit.mine(model, images, model.conv_layers, k=4, progress=False)
+    for name in model.conv_layers:
+        top[name].image[:, 1:] = -1  # of all four units one is left
+    with monkeypatch.context() as few:
+        few.setattr(page, "mine", lambda *_, **__: top)
+        few.setattr(page, "project_many", lambda *a, **_: setattr(clock, "now", clock.now + 2))
+        assert page.estimate_atlas(model, images, maps=5, k=4).splitlines()[1] == said
+
+    monkeypatch.setattr(page, "shipped", lambda *_, **__: zfkit.mine(model, images, k=4, progress=False))
+    for name in ("mine", "estimate_mining"):
+        monkeypatch.setattr(page, name, lambda *_, **__: pytest.fail("write_atlas would not mine"))
+    ships = "60 pictures, 12 feature maps: their table ships, none is mined"
+    assert page.estimate_atlas(model, images, maps=5, k=4).splitlines() == [ships, said]
 
 
 def test_a_table_is_drawn_layer_by_layer():

@@ -95,7 +95,6 @@ def write_atlas(
     Raises LayerError for unknown layers or channels, and ZfkitError where `out` cannot be written, or holds
     files of these names that zfkit did not write.
     """
-    expect_model(model)
     one_of(colours, "colours", get_args(Colours))
     names, maps = asked_maps(model, layers, maps, top)
     expect_room(model, images.size, names)
@@ -151,36 +150,43 @@ def estimate_atlas(
     maps: Maps = 24,
     k: int = 9,
     options: Options = Options(),
+    patches_only: bool = False,
 ) -> str:
     """What `write_atlas` will take, in two lines: mining, from a few timed batches, and projecting, at most.
 
-    One map of each layer is projected from the first pictures. Many share pictures, and their passes, and take less.
+    One map of each layer is projected, from the first pictures unless a table ships. Many maps share pictures, and
+    their passes, and take less.
     """
     names, maps = asked_maps(model, layers, maps)
-    channels = {name: model.network.shapes[name][0] for name in names}
-    if isinstance(maps, Mapping):
-        channels = {name: len(maps[name]) for name in names}
-    elif maps != "all":
-        channels = {name: min(maps, count) for name, count in channels.items()}
-    inside = fits_inside(model, names, images.size)
-    mining = estimate_mining(model, images, names, k, inside=inside)
-    few = images[: 2 * k]
-    top = mine(model, few, names, min(k, len(few)), inside=inside, progress=False)
-    alone = refusals(model, names, images.size, options)
-    seconds = 0.0
+    counts = {name: model.network.shapes[name][0] for name in names}
+    inside, most = fits_inside(model, names, images.size), min(k, len(images))
+    alone = names if patches_only else refusals(model, names, images.size, options)
+    if top := shipped(model, images, names, k, inside=inside):
+        mining = f"{len(images):,} pictures, {sum(counts.values()):,} feature maps: their table ships, none is mined"
+    else:
+        mining = str(estimate_mining(model, images, names, k, inside=inside))
+        images = images[: 2 * k]
+        top = mine(model, images, names, most, inside=inside, progress=False)
+    seconds, count = 0.0, 0
     for name in [name for name in names if name not in alone]:
+        asked = len(maps[name]) if isinstance(maps, Mapping) else counts[name]
+        asked = min(maps, asked) if isinstance(maps, int) else asked
+        units = (top[name].image >= 0).sum(1)
         started = time.perf_counter()
-        strongest = [int(top[name].max.argmax())]
-        project_many(model, few, top, {name: strongest}, options=options, tile=TILE)
-        seconds += channels[name] * (time.perf_counter() - started)
+        project_many(model, images, top, {name: [int(units.argmax())]}, options=options, tile=TILE)
+        seconds += asked * (time.perf_counter() - started) * most / max(int(units.max()), 1)
+        count += asked
+    if not count:
+        return f"{mining}\npatches alone, without projections"
     projecting = timedelta(seconds=math.ceil(seconds))
-    return f"{mining}\nprojecting {sum(channels.values()):,} of their maps: at most about {projecting}"
+    return f"{mining}\nprojecting {count:,} of their maps: at most about {projecting}"
 
 
 def asked_maps(
     model: VisionModel, layers: Sequence[str] | None, maps: Maps, top: TopK | None = None
 ) -> tuple[list[str], int | Literal["all"] | dict[str, list[int]]]:
     """Layers by name, and how many of their maps, "all", or which by layer. Raises LayerError for what is not there."""
+    expect_model(model)
     asked = list(maps) if isinstance(maps, Mapping) and layers is None else layers
     mined = model.conv_layers if top is None else [name for name in model.layers if name in top.layers]
     names = layer_names(asked, model.layers, mined)

@@ -133,9 +133,9 @@ def plan_sweep(
         for name in (f"{run.name}.ipynb", f"{run.name}.failed.ipynb"):
             if file := files.pop(name, None):
                 executed = _read_executed(file)
-                if executed is None:
+                if executed is None or file.samefile(path):
                     raise ZfkitError(
-                        f"{str(file)!r} is no notebook of a sweep, and would be overwritten: move it away"
+                        f"{str(file)!r} is no notebook that this sweep left, and would be overwritten: move it away"
                     )
                 held = executed.metadata[KEY]
                 if held["status"] == "finished" and held["key"] == _key(run, code) and not again:
