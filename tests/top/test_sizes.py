@@ -99,6 +99,25 @@ def test_tables_that_unpack_to_much_are_refused_by_what_they_say(column, said, t
             read(file)
 
 
+LONG, TEXT = "x" * 10**6, pa.string()
+
+
+@pytest.mark.parametrize("values, kind", [
+    ([LONG], pa.large_list(TEXT)), ([LONG] * 2, pa.list_(TEXT, 2)), ({"a": LONG}, pa.struct({"a": TEXT})),
+    ([("a", LONG)], pa.map_(TEXT, TEXT)), ([[LONG]], pa.list_(pa.large_list(TEXT))),
+    ([{"a": LONG}], pa.list_(pa.struct({"a": TEXT}))),
+])  # fmt: skip
+def test_columns_whose_texts_nobody_counts_are_refused(values, kind, tmp_path):
+    pq.write_table(
+        pa.table({"it": pa.array([values] * 20, kind)}), tmp_path / "t.parquet", compression="zstd"
+    )
+    with (
+        little_memory(2**26),
+        pytest.raises(ZfkitError, match=r"its column 'it' holds .*, and only values and"),
+    ):
+        read_table(tmp_path / "t.parquet")
+
+
 def test_texts_of_a_table_are_as_they_were_written(tmp_path):
     texts = ["a", None, "ö" * 100, ""]
     table = pa.table({
