@@ -413,17 +413,12 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_work(tmp_path, monke
         assert str(out) in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "options, words",
-    [
-        ({"maps": "some"}, "maps.* 'some'"),
-        ({"maps": {"conv2": [8]}}, "channels .* 0 to 7 of 'conv2'"),
-        ({"maps": {"conv9": [8]}}, "no layer 'conv9'"),
-        ({"maps": {"conv2": [1]}, "layers": ["conv1"]}, "nothing of conv1"),
-        ({"layers": []}, "no layer was named"),
-        ({"k": 0}, "k must be a whole number"),
-    ],
-)
+@pytest.mark.parametrize("options, words", [
+    ({"maps": "some"}, "maps.* 'some'"), ({"maps": {"conv2": [8]}}, "channels .* 0 to 7 of 'conv2'"),
+    ({"maps": {"conv9": [8]}}, "no layer 'conv9'"),
+    ({"maps": {"conv2": [1]}, "layers": ["conv1"]}, "nothing of conv1"),
+    ({"layers": []}, "no layer was named"), ({"k": 0}, "k must be a whole number"),
+])  # fmt: skip
 def test_what_cannot_be_shown_is_refused(tmp_path, options, words):
     with pytest.raises(zfkit.ZfkitError, match=words):
         written(tmp_path / "out", **options)

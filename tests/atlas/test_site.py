@@ -25,7 +25,7 @@ from zfkit.errors import ImageError, WriteError, ZfkitError
 from zfkit.figures import NaturalColours
 from zfkit.images.colour import signed_to_rgb
 from zfkit.images.imageset import ImageSet
-from zfkit.topk.profile import sources
+from zfkit.topk.profile import label_of, sources
 
 MODEL = "small"
 
@@ -402,6 +402,7 @@ def test_pictures_without_a_class_are_no_class_of_their_own(memory):
     """Selectivity and counts are over the labelled pictures alone, streamed or in memory."""
     images, labels = partly_labelled(memory)
     index = torch.arange(len(images))
+    assert [label_of(images, i) for i in index] == ["" if i < 0 else ("cat", "dog")[i] for i in labels]
     measured = zfkit.topk.profile.profile(wrapped(), images, ["conv2"], index=index)["conv2"]
     assert measured.kind == "class" and set(measured.label) == {"", "cat", "dog"}
     share, favourite = measured.selectivity
@@ -413,6 +414,22 @@ def test_pictures_without_a_class_are_no_class_of_their_own(memory):
         counts, n = measured.top_labels(c)
         positive = (measured.values[:, c] > 0) & (labels >= 0)
         assert n == positive.sum() and sum(often for _, often in counts) == n
+
+
+def test_the_lines_of_python_load_these_pictures_or_leave_the_place_open(tmp_path):
+    """What the page prints is run; parts of a set and sets of one's own are loaded by no such call."""
+    for split in ("train", "val"):
+        (tmp_path / "my'set" / split / "a").mkdir(parents=True)
+        grey = np.arange(50 * 60, dtype=np.uint16).reshape(50, 60) + 9 * (split == "train")
+        Image.fromarray(grey).save(tmp_path / "my'set" / split / "a" / "x.png")
+    load = partial(zfkit.load_images, progress=False)
+    given = load(f"folder:{tmp_path}/my'set", size=(40, 44), split="train", value_range=(0, 4000))
+    for i, images in enumerate((given, load("textures:seed=3", size=40, limit=3, split="train"))):
+        line = data(written(tmp_path / f"{i}", images=images, maps=1) / "site.js")["load"]
+        assert eval(line, {"zfkit": zfkit}).fingerprint() == images.fingerprint()
+    images = load("textures", size=40, limit=3)
+    assert data(written(tmp_path / "part", images=images[1:], maps=1) / "site.js")["load"] == ""
+    assert pictures().loaded == ""
 
 
 # ------------------------------------------------------------------------------------------- in a real browser

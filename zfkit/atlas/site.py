@@ -30,7 +30,6 @@ from ..files import only_writer, private_prefix, sweep_away, write_whole
 from ..health.maps import map_warnings
 from ..images.album import photographs
 from ..images.imageset import ImageSet, expect_rgb
-from ..images.sources import SOURCES
 from ..nets.activations import expect_room
 from ..nets.model import VisionModel, expect_model
 from ..topk.bundled import reach, records, shipped
@@ -46,7 +45,7 @@ FORMAT = 1
 RULES: tuple[Rule, ...] = ("deconvnet", "guided", "gradient")
 PROFILED = 400  # pictures in which every map is measured
 PORTION = 512  # maps of a layer whose tiles are in memory at once
-HELD_BYTES = 7 * 2**27  # of tiles that layers which share passes hold together: room for all of zfnet64's
+HELD_BYTES = 7 * 2**27  # of tiles that layers which share passes hold together, or one of 512 maps with k = 9
 NEAREST, INPUTS, LABELS, STRONGEST = 8, 8, 6, 8  # of each map that are listed; maps of a layer for a picture
 BINS = 24  # of a map's histogram
 
@@ -237,14 +236,8 @@ class NetworkPart:
             if self.images.lasting:
                 state = state_file(writable_folder(self.folder), self.model, self.images, settings)
             top = shipped(self.model, self.images, self.layers, self.k, inside=inside) or mine(
-                self.model,
-                self.images,
-                self.layers,
-                self.k,
-                inside=inside,
-                checkpoint=state,
-                progress=progress,
-            )
+                self.model, self.images, self.layers, self.k, inside=inside, checkpoint=state, progress=progress
+            )  # fmt: skip
         top.check(self.model, self.images)
         if not file.is_file():
             top.save(file)
@@ -324,29 +317,16 @@ class NetworkPart:
         rows, columns = field_in(self.model, self.images.size, layer)
         field = Field(rows, columns)
         table = self.top[layer]
-        notes = (
-            [f"Patches alone, without projections: {self.reasons[layer]}."] if layer in self.reasons else []
-        )
+        why = self.reasons.get(layer, "")
         return {
-            "name": layer,
-            "folder": self.folders[layer],
-            "count": len(table.max),
-            "dead": int((table.max <= 0).sum()),
-            "shape": list(self.model.network.shapes[layer]),
-            "field": field.size,
-            "stride": field.stride,
-            "inside": self.top.inside,
-            "notes": notes + list(sheets.notes),
-            "rules": list(sheets.rules),
+            "name": layer, "folder": self.folders[layer], "shape": list(self.model.network.shapes[layer]),
+            "count": len(table.max), "dead": int((table.max <= 0).sum()), "inside": self.top.inside,
+            "field": field.size, "stride": field.stride, "rules": list(sheets.rules),
+            "notes": [f"Patches alone, without projections: {why}."] * bool(why) + list(sheets.notes),
+            "tile": list(sheets.tile), "thumb": list(sheets.thumb), "filters": sheets.has_filters,
             "natural": sheets.natural is not None,
-            "tile": list(sheets.tile),
-            "thumb": list(sheets.thumb),
-            "filters": sheets.has_filters,
-            "channels": data["channels"],
-            "reach": data["reach"],
-            "selectivity": data["selectivity"],
-            "frequency": data["frequency"],
-        }
+            **{name: data[name] for name in ("channels", "reach", "selectivity", "frequency")},
+        }  # fmt: skip
 
     def _layer_data(
         self, layer: str, measured: Profile, boxes: np.ndarray, frequency: np.ndarray
@@ -429,22 +409,13 @@ def _front(
 ) -> dict[str, Any]:
     """What the first page says."""
     return {
-        "version": __version__,
-        "made": datetime.date.today().isoformat(),
-        "k": k,
-        "crisp": CRISP,
-        "maps": MAPS,
-        "natural": NOTE,
-        "images": images.source,
-        "load": _load(images),
-        "count": len(images),
-        "size": in_px(images.size),
-        "shape": pair(images.size),
+        "version": __version__, "made": datetime.date.today().isoformat(),
+        "k": k, "crisp": CRISP, "maps": MAPS, "natural": NOTE, "images": images.source, "load": images.loaded,
+        "count": len(images), "size": in_px(images.size), "shape": pair(images.size),
         "credits": [f"{p.name}: {p.licence}" for p in photographs()] if images.source.startswith("photos") else [],
         "models": [
             {
-                "folder": name,
-                "name": model.name,
+                "folder": name, "name": model.name,
                 "data": str(model.provenance.get("data", "")),
                 "top1": str(model.provenance.get("top1", "")),
                 "recorded": bool(records(model)),
@@ -455,13 +426,6 @@ def _front(
             for name, model, part in zip(names, networks, fronts, strict=True)
         ],
     }  # fmt: skip
-
-
-def _load(images: ImageSet) -> str:
-    """What loads these pictures in Python; "" where they are no source of zfkit's."""
-    source = SOURCES.get(images.source.partition(":")[0])
-    size = "" if source is None or images.size == source.size else f", size={images.size}"
-    return f"zfkit.load_images({json.dumps(images.source)}{size}, limit={len(images)})" if source else ""
 
 
 def _short(values: np.ndarray) -> list[float | None]:

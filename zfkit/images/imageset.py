@@ -106,7 +106,7 @@ class ImageSet:
     """Ordered pictures of one size: uint8 RGB (3, H, W), or of other bands (C, H, W), with labels and names.
 
     Attributes:
-        source: the text `load_images` was called with.
+        source: the text `load_images` was called with. loaded: that call; "" for any other set, and for parts of one.
         size: the side in pixels, or (height, width) of pictures that are no squares.
         bands: C, 3 but for tensors and arrays of others.
         classes: class names; a label is a place in them.
@@ -145,6 +145,7 @@ class ImageSet:
         remarks: Remarks | None = None,
     ) -> None:
         self.source, self.size, self.bands, self.classes = source, size, bands, tuple(classes)
+        self.loaded = ""
         self.windows, self.blocks = windows, blocks
         self.skipped = list(skipped)
         self._read, self._names = read, names
@@ -284,7 +285,7 @@ class ImageSet:
 
     def first(self, count: int) -> None:
         """Keep the first so many pictures of a set that is not in memory yet."""
-        self._names = self._names[:count]
+        self._names, self.loaded = self._names[:count], ""
         if self.windows is not None:
             self.windows = Windows(*(w[:count] for w in self.windows))
 

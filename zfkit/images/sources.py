@@ -6,6 +6,7 @@ Here are the registry, folders and torchvision; `parquet`, `album` and `textures
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,15 +32,8 @@ SPLITS = {
     "train": ("train", "training", "trainval"),
     "val": ("val", "valid", "validation", "test", "testing"),
 }
-PICTURES = (
-    "images",
-    "image",
-    "imgs",
-    "img",
-    "jpegimages",
-    "pictures",
-    "photos",
-)  # names of folders, no classes
+# Names of folders, no classes.
+PICTURES = ("images", "image", "imgs", "img", "jpegimages", "pictures", "photos")
 BESIDE = ("annotations", "labels", "masks", "")  # what lies beside them
 
 # From the text after the colon, and the keywords size, split and root, to the pictures.
@@ -153,7 +147,12 @@ def load_images(
     images.source = source
     if limit is not None:
         images.first(limit)
-    return images.in_memory(progress) if images.fits_memory else images
+    images = images.in_memory(progress) if images.fits_memory else images
+    given = {"size": size, "limit": limit, "root": root and str(root)}
+    given["split"] = None if split == "val" else split
+    said = [f", {name}={value!r}" for name, value in (given | options).items() if value is not None]
+    images.loaded = f"zfkit.load_images({json.dumps(source)}{''.join(said)})"
+    return images
 
 
 # --------------------------------------------------------------------------------------------------- folders

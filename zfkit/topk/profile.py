@@ -19,7 +19,7 @@ from ..images.given import one_picture
 from ..images.imageset import ImageSet
 from ..nets.activations import features
 from ..nets.graph import Concat, Network, Step
-from ..nets.model import VisionModel
+from ..nets.model import VisionModel, expect_model
 
 
 def activations(model: VisionModel, pictures: Any, layer: str, *, progress: bool = True) -> Tensor:
@@ -33,7 +33,7 @@ def activations(model: VisionModel, pictures: Any, layer: str, *, progress: bool
 
     >>> zfkit.activations(model, "cat.jpg", "conv3")[0, 17].max()
     """
-    model.network.find(layer)
+    expect_model(model).network.find(layer)
     if isinstance(pictures, str | Path) or getattr(pictures, "ndim", 4) == 3:
         pictures = one_picture(pictures, model.input_size)[None]
     of_paths = isinstance(pictures, list | tuple) and all(isinstance(p, str | Path) for p in pictures)
@@ -119,24 +119,22 @@ def selectivity_index(means: Tensor, there: Tensor | None = None) -> Tensor:
 
 
 def label_of(photos: ImageSet, i: int) -> str:
-    """Class of picture i, or the photograph it was cut from; "" where neither is known."""
-    labels = photos.known_labels()
-    if labels is not None and 0 <= int(labels[i]) < len(photos.classes):
-        return str(photos.classes[int(labels[i])])
-    return photos.name(i).split(" (")[0] if photos.windows is not None else ""
+    """Label of picture i, as `labels_of` has it; "" where the picture would have to be read for it."""
+    to_read = photos.classes and photos.known_labels() is None
+    return "" if to_read else str(labels_of(photos, [i])[0][0])
 
 
 def labels_of(photos: ImageSet, index: Sequence[int]) -> tuple[np.ndarray, str]:
     """Labels of the pictures at these places, and what they are: "class", "photograph" or "".
 
-    Classes where any of the pictures has one, and "" for those that have none; else the photographs that they were
-    cut from.
+    Classes where any picture of the set has one (of these, where labels have to be read), and "" for those that have
+    none; else the photographs that they were cut from.
     """
-    if photos.classes:
+    if count := len(photos.classes):
         known = photos.known_labels()
         numbers = [int(known[i]) if known is not None else photos[i][1] for i in index]
-        labels = [str(photos.classes[n]) if 0 <= n < len(photos.classes) else "" for n in numbers]
-        if any(labels):
+        labels = [str(photos.classes[n]) if 0 <= n < count else "" for n in numbers]
+        if any(labels) or (known is not None and bool(((known >= 0) & (known < count)).any())):
             return np.array(labels), "class"
     if photos.windows is not None:
         return np.array([photos.name(i).split(" (")[0] for i in index]), "photograph"
