@@ -6,7 +6,8 @@ import literal
 import numpy as np
 import pytest
 import torch
-from tiny import noise, tiny_model
+from PIL import Image
+from tiny import noise, random_pixels, tiny_model
 from torch import nn
 
 import zfkit
@@ -97,5 +98,25 @@ def test_what_cannot_be_shown_is_said():
     ):
         with pytest.raises(LayerError, match=words):
             stages(model, picture, layer, channel)
-    with pytest.raises(ImageError, match="one picture"):
+    with pytest.raises(ImageError, match="one uint8 RGB picture"):
         stages(model, picture[None], "conv3", 0)
+
+
+def test_a_picture_may_be_an_array_a_path_or_of_other_bands(tmp_path):
+    model, rows = tiny_model(), random_pixels(1, 32)[0]
+    Image.fromarray(rows).save(tmp_path / "it.png")
+    there = [
+        stages(model, it, "conv2", 1)[0].there
+        for it in (torch.tensor(rows).permute(2, 0, 1), rows, tmp_path / "it.png")
+    ]
+    assert torch.equal(there[0], there[1]) and torch.equal(there[0], there[2])
+    fig1 = [figures.there_and_back(model, it, "conv2", 1) for it in (rows, str(tmp_path / "it.png"))]
+    assert fig1[0].tobytes() == fig1[1].tobytes()
+
+    model = zfkit.wrap_model(nn.Sequential(nn.Conv2d(5, 2, 3)), mean=3, scale=2, input_size=8, show=(4, 2, 0))
+    picture = torch.arange(5 * 81, dtype=torch.uint8).view(5, 9, 9)
+    assert torch.equal(stages(model, picture, "0", 1)[0].there, 2 * (picture.float() - 3))
+    assert holds(
+        figures.there_and_back(model, picture, "0", 1),
+        figures.montage(picture[None, [4, 2, 0]], 1, 192),
+    )

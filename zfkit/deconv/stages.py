@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..checks import channel_list
-from ..errors import ImageError, LayerError
+from ..errors import LayerError
+from ..images.given import one_picture
 from ..nets.activations import activations
 from ..nets.model import VisionModel, expect_model
 from .project import Deconvnet, forward, strongest
@@ -32,21 +35,20 @@ class Stage:
     back: Tensor
 
 
-def stages(model: VisionModel, picture: Tensor, layer: str, channel: int) -> list[Stage]:
+def stages(
+    model: VisionModel, picture: Tensor | np.ndarray | str | Path, layer: str, channel: int
+) -> list[Stage]:
     """The picture, and every operation from it to a layer, for the strongest unit of one of its maps.
 
     Args:
-        picture: (3, H, W) uint8.
+        picture: uint8 (3, H, W), or of the network's other bands, an array (H, W, 3), or a path, which is brought to
+            the network's size.
         layer: one that gives maps.
 
-    Raises LayerError for an unknown layer or channel, and for a layer without maps.
+    Raises LayerError for an unknown layer or channel, and for a layer without maps; ImageError for what is no picture.
     """
-    expect_model(model)
-    if picture.dim() != 3:
-        raise ImageError(
-            f"expected one picture, uint8 (3, H, W) as photos[0][0] is, got {tuple(picture.shape)}"
-        )
-    pixels, deconvnet = picture[None], Deconvnet(model.network, [layer])
+    pixels = one_picture(picture, expect_model(model).input_size, len(model.mean))[None]
+    deconvnet = Deconvnet(model.network, [layer])
     x = model.preprocess(pixels)
     tape = forward(model, deconvnet, x)
     output = tape.outputs[layer]

@@ -119,7 +119,8 @@ def mark(
 ) -> None:
     """A line through a whole panel at `x=` or `y=`, with words of its own."""
     add = chart.add_vline if "x" in at else chart.add_hline
-    words = {"annotation_text": text, "annotation_font": {"size": 11, "color": SOFT}} if text else {}
+    font, behind = {"size": 11, "color": SOFT}, "rgba(255, 255, 255, 0.7)"  # lines may pass there
+    words = {"annotation_text": text, "annotation_font": font, "annotation_bgcolor": behind} if text else {}
     line = {"color": colour, "width": 1.3, "dash": dash}
     add(**at, row=where[0], col=where[1], line=line, exclude_empty_subplots=False, **words)
 

@@ -102,10 +102,9 @@ def filters(model: VisionModel, layer: str | None = None, columns: int = 12) -> 
 
     Raises LayerError for filters that do not look at a picture.
     """
-    name = model.conv_layers[0] if layer is None else layer
-    weight = (
-        getattr(model.network.find(name).layer, "weight", torch.empty(0)).detach().float()
-    )  # (C, c, kh, kw)
+    name = expect_model(model).conv_layers[0] if layer is None else layer
+    found = expect_model(model).network.find(name).layer
+    weight = getattr(found, "weight", torch.empty(0)).detach().float()  # (C, c, kh, kw)
     if weight.dim() != 4 or weight.shape[1] != len(model.mean):
         raise LayerError(
             f"{name!r} has no filters that look at a picture: take {model.conv_layers[0]!r}, or project"
@@ -123,7 +122,7 @@ def heat_map(
     Each unit is drawn at the middle of what it sees. The picture is uint8 (3, H, W), an array (H, W, 3), or a path,
     which is brought to the network's size; `side` is the longer one of what is returned, in pixels.
     """
-    pixels = one_picture(picture, model.input_size)
+    pixels = one_picture(picture, expect_model(model).input_size)
     maps = activations(model, pixels, layer, progress=False)[0]
     whole_number(channel, f"channel of {layer!r}", 0, len(maps) - 1, LayerError)
     if maps.dim() != 3:
@@ -158,7 +157,9 @@ def heat(values: Tensor) -> Image.Image:
     return Image.fromarray(np.stack([*channels, alpha], -1).round().astype(np.uint8), "RGBA")
 
 
-def there_and_back(model: VisionModel, picture: Tensor, layer: str, channel: int) -> Image.Image:
+def there_and_back(
+    model: VisionModel, picture: Tensor | np.ndarray | str | Path, layer: str, channel: int
+) -> Image.Image:
     """The convnet beside its deconvnet, as the paper's Fig. 1, with one photograph's own maps: a picture.
 
     Right, from below: the photograph, and what each operation makes of it. Left, from above: the strongest unit of the
@@ -166,10 +167,12 @@ def there_and_back(model: VisionModel, picture: Tensor, layer: str, channel: int
     the same on both sides; each tile has its own symmetric scale around grey = 0. Steps without maps are left out.
 
     Args:
-        picture: (3, H, W) uint8, as photos[0][0]; best not much larger than what a unit of the layer sees.
+        picture: uint8 (3, H, W), as photos[0][0], an array (H, W, 3), or a path, which is brought to the network's
+            size; best not much larger than what a unit of the layer sees.
 
-    Raises LayerError for a layer or map that is not there.
+    Raises LayerError for a layer or map that is not there, ImageError for what is no picture.
     """
+    picture = one_picture(picture, expect_model(model).input_size, len(model.mean))
     shown = [stage for stage in reversed(stages(model, picture, layer, channel)) if stage.there.dim() == 3]
     rows: list[tuple[Stage, list[int], Image.Image, Image.Image]] = []
     for stage in shown[:-1]:

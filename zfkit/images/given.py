@@ -203,13 +203,15 @@ class Files:
         return state.st_size, state.st_mtime_ns
 
 
-def one_picture(value: Tensor | np.ndarray | str | Path, size: Size) -> Tensor:
+def one_picture(value: Tensor | np.ndarray | str | Path, size: Size, bands: int = 3) -> Tensor:
     """A picture as uint8 (3, H, W): a tensor of that kind, an array (H, W, 3), or a path, which is brought to `size`.
 
-    Raises ImageError for anything else.
+    A tensor may have so many `bands` instead of three. Raises ImageError for anything else.
     """
     if isinstance(value, str | Path):
         return open_image(value, size)
     if isinstance(value, np.ndarray) and value.ndim == 3 and value.dtype == np.uint8 and value.shape[2] == 3:
         value = torch.from_numpy(np.ascontiguousarray(value)).permute(2, 0, 1)
+    if isinstance(value, Tensor) and value.dtype == torch.uint8 and value.shape[:-2] == (bands,):
+        return value
     return uint8_rgb(value, axes=3)
