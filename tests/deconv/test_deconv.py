@@ -412,15 +412,8 @@ def test_windows_equal_whole_images_at_corners_borders_and_inside():
         maps = outputs[layer]
         bottom, right = maps.shape[2] - 1, maps.shape[3] - 1
         middle = (bottom // 2, right // 2)
-        units = [
-            (0, 0),
-            (0, right),
-            (bottom, 0),
-            (bottom, right),
-            (0, right // 2),
-            (bottom // 2, right),
-            middle,
-        ]
+        units = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
+        units += [(0, right // 2), (bottom // 2, right), middle]
         channels = [11 * n % maps.shape[1] for n in range(len(units))]
         batch = image.expand(len(units), -1, -1, -1)
         found = zfkit.project(model, batch, layer, channels, units)
@@ -674,11 +667,7 @@ def test_the_deconvnet_rule_is_the_gradient_with_rectified_relus(name, monkeypat
 
 @pytest.mark.parametrize(
     "head",
-    [
-        lambda n, x: x.view(x.size(0), -1),
-        lambda n, x: x.reshape(x.shape[0], -1),
-        lambda n, x: torch.flatten(x, 1),
-    ],
+    [lambda n, x: x.view(x.size(0), -1), lambda n, x: x.reshape(x.shape[0], -1), lambda n, x: x.flatten(1)],
     ids=["view", "reshape", "flatten"],
 )
 def test_maps_flattened_by_hand(head):

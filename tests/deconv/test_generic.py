@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import operator
 import re
 
@@ -444,6 +445,22 @@ class Several(nn.Module):
             y = block(x)
             x = between(y)
         return x
+
+
+def test_what_is_part_of_an_operation_is_found_in_one_walk(monkeypatch):
+    """Behind 40 shortcuts, along which 2^40 ways lead; the graph has its nodes in order."""
+    graph, looked, trace = torch.fx.Graph(), [], importlib.import_module("zfkit.nets.trace")
+    x = y = graph.placeholder("x")
+    for _ in range(40):
+        y = graph.call_function(operator.add, (y, graph.call_function(F.relu, (y,))))
+
+    def inside(node):
+        looked.append(node)
+        assert len(looked) <= 2 * 81, "no node is looked at twice"
+        return node is not x
+
+    monkeypatch.setattr(trace, "_is_inside", inside)
+    assert trace._inside(y) == list(graph.nodes)[1:] and trace._sources(y) == [x]
 
 
 @given(st.lists(st.sampled_from(DRAWN), min_size=2, max_size=3))

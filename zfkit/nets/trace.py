@@ -204,16 +204,24 @@ def _is_inside(node: fx.Node) -> bool:
 
 def _sources(node: fx.Node) -> list[fx.Node]:
     """What a node reads; through ``x.chunk(2)``, whose result is no tensor but several, what the chunks are made of."""
-    sources: list[fx.Node] = []
-    for n in node.all_input_nodes:
-        sources += [s for s in (_sources(n) if _is_inside(n) else [n]) if s not in sources]
-    return sources
+    return [n for n, inside in _around(node, {}).items() if not inside]
 
 
 def _inside(node: fx.Node) -> list[fx.Node]:
     """The nodes that are part of this one, each behind what it reads, and itself at the end."""
-    parts = [part for n in node.all_input_nodes if _is_inside(n) for part in _inside(n)]
-    return [*dict.fromkeys(parts), node]
+    return [n for n, inside in _around(node, {}).items() if inside]
+
+
+def _around(node: fx.Node, seen: dict[fx.Node, bool]) -> dict[fx.Node, bool]:
+    """Add to `seen` what a node reads, and what is part of it, each once: is it part?"""
+    for n in node.all_input_nodes:
+        if n not in seen:
+            if _is_inside(n):
+                _around(n, seen)
+            else:
+                seen[n] = False
+    seen[node] = True
+    return seen
 
 
 def _is_several(node: fx.Node) -> bool:
