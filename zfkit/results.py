@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import html
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class Result:
+class Result(abc.ABC):
     """What an analysis returned. A class of results says which function of `zfkit.figures` draws it.
 
     >>> class Aliasing(Result, figure="aliasing_figure"): ...
@@ -24,15 +25,13 @@ class Result:
         if "__repr__" not in vars(cls):  # before `dataclass` writes one with every number of every tensor
             cls.__repr__ = Result.__repr__  # type: ignore[method-assign]
 
+    @abc.abstractmethod
     def table(self) -> pd.DataFrame:
         """The numbers, as a data frame."""
-        raise NotImplementedError
 
     def plot(self, **options: Any) -> Any:
         """The figure of this result, by the function of `zfkit.figures` that takes it, which says more."""
-        figures = importlib.import_module(
-            "zfkit.figures"
-        )  # further down, and heavy: only when it is asked for
+        figures = importlib.import_module("zfkit.figures")  # further down, and heavy: when it is asked for
         return getattr(figures, self._figure)(self, **options)
 
     def __repr__(self) -> str:

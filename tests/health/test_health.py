@@ -326,14 +326,9 @@ def test_alexnet64_has_what_the_paper_saw(alexnet64, photos64):
         assert finding.pictures.shape[1:] == (3, 64, 64)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=() if n == "stride 4" else pytest.mark.slow)
-        for n in PLANTS
-        if n != "swapped RGB"
-    ],
-)
+@pytest.mark.parametrize("name", [
+    pytest.param(n, marks=() if n == "stride 4" else pytest.mark.slow) for n in PLANTS if n != "swapped RGB"
+])  # fmt: skip
 def test_what_is_planted_in_zfnet64_is_found_and_nothing_else(name, zfnet64, photos64):
     """Swapped colours show on pictures like those of the training only, which these are not."""
     planted = plant(zfnet64, name, seed=1)
@@ -412,14 +407,11 @@ def test_figure_has_a_panel_of_pictures_for_each_finding_with_maps():
     assert [axes.get_title() for axes in figure.axes[:4]] == titles
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"limit": 0}, "limit.* must be a whole number.* not 0"),
-        ({"batch_size": 0}, "batch_size must be a whole number"),
-        ({"thresholds": {"dead": 1}}, "thresholds must be Thresholds"),
-    ],
-)
+@pytest.mark.parametrize("options, message", [
+    ({"limit": 0}, "limit.* must be a whole number.* not 0"),
+    ({"batch_size": 0}, "batch_size must be a whole number"),
+    ({"thresholds": {"dead": 1}}, "thresholds must be Thresholds"),
+])  # fmt: skip
 def test_bad_arguments(options, message):
     with pytest.raises(zfkit.ZfkitError, match=message):
         diagnose(wrapped(network()), pictures(), progress=False, **options)

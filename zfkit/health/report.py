@@ -324,18 +324,7 @@ class Report(Result, figure="report_figure"):
         """Data frame, a row for each finding: severity, layer, fault, number, threshold, maps, and the texts."""
         import pandas as pd
 
-        names = (
-            "severity",
-            "layer",
-            "fault",
-            "number",
-            "threshold",
-            "told",
-            "measure",
-            "source",
-            "remedy",
-            "paper",
-        )
+        names = "severity layer fault number threshold told measure source remedy paper".split()
         rows = [{n: getattr(f, n) for n in names} | {"channels": f.channels} for f in self.findings]
         columns = [*names[:5], "channels", *names[5:]]
         return pd.DataFrame(rows, columns=columns)
@@ -364,6 +353,8 @@ class Report(Result, figure="report_figure"):
                 lines += [_wrap(t, "    ") for t in (told, f"remedy: {f.remedy}", f"paper: {f.paper}")]
         lines += [_wrap(f"[not looked at] {remark}", "") for remark in self.remarks]
         return "\n".join(lines)
+
+    __repr__ = __str__  # for a plain console
 
     def _kinds(self) -> list[tuple[Finding, list[str]]]:
         """The first finding of each kind, and in which other layers it was found."""
