@@ -91,4 +91,4 @@ reference: .venv/dev
 	$(BIN)/python benchmarks/reference.py --data "$(or $(DATA),$(error say DATA=folder, with train-*.parquet and valid-*.parquet))" $(REFERENCE)
 
 clean:
-	rm -rf .venv demo dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv demo site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

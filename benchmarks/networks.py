@@ -55,7 +55,18 @@ starnet_s1 tf_efficientnet_b0 tinynet_e tresnet_m vgg11_bn vovnet39a xception41p
 """.split()
 RULES: tuple[Rule, ...] = ("deconvnet", "guided", "gradient")
 SIDES = (40, 64, 96, 128, 160, 224, 256, 299)  # px
-COLUMNS = ("family", "network", "rule", "px", "layers", "right", "largest error", "seconds", "why not")
+COLUMNS = (
+    "family",
+    "network",
+    "rule",
+    "px",
+    "layers",
+    "right",
+    "nothing",
+    "largest error",
+    "seconds",
+    "why not",
+)
 
 
 class OutOfTime(BaseException):
@@ -92,10 +103,11 @@ def build(family: str, name: str) -> nn.Module:
 
 
 def check(family: str, name: str, rules: Sequence[Rule] = RULES) -> Iterator[dict[str, Any]]:
-    """One row a rule: layers, layers that were projected and right, the largest error, seconds.
+    """One row a rule: layers, layers that were projected and right, those of nothing, the largest error, seconds.
 
     Layers are all the network's own convolutions that the picture reaches, whether zfkit lists them or not. Of each a
-    unit is drawn whose projection is not 0 everywhere, if five draws bring one.
+    unit is drawn whose projection is not 0 everywhere, if five draws bring one. Where none does, nothing should come
+    back, and nothing is said of what would: such layers are counted apart.
     """
     net = build(family, name)
     side = next(s for s in SIDES if runs(net, s))
@@ -103,7 +115,7 @@ def check(family: str, name: str, rules: Sequence[Rule] = RULES) -> Iterator[dic
     x = torch.randn(1, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     draw = random.Random(0)
     for rule in rules:
-        start, worst, right, reasons = time.perf_counter(), 0.0, 0, set()
+        start, worst, right, nothing, reasons = time.perf_counter(), 0.0, 0, 0, set()
         convolutions = [n for n, module in net.named_modules() if isinstance(module, nn.Conv2d)]
         given, source = oracle.outputs(net, x, convolutions, rule)
         given = {n: y for n, y in given.items() if y.requires_grad}
@@ -118,8 +130,6 @@ def check(family: str, name: str, rules: Sequence[Rule] = RULES) -> Iterator[dic
                 (expected,) = torch.autograd.grad(y[0, channel, row, col], source, retain_graph=True)
                 if expected.any():
                     break
-            else:
-                reasons.add(f"nothing of {layer} gets to the picture")
             try:
                 pixels, window = deconvnet.reverse(
                     tape, layer, torch.tensor([0]), torch.tensor([channel]), torch.tensor([[row, col]])
@@ -131,9 +141,10 @@ def check(family: str, name: str, rules: Sequence[Rule] = RULES) -> Iterator[dic
             scale = float(expected.abs().max())
             error = float((found - expected).abs().max()) / (scale or 1.0)
             worst = max(worst, error)
-            right += error < 1e-10
+            right += error < 1e-10 and scale > 0
+            nothing += error < 1e-10 and scale == 0
         yield line(
-            family, name, rule, side, len(given), right, f"{worst:.0e}",
+            family, name, rule, side, len(given), right, nothing, f"{worst:.0e}",
             f"{time.perf_counter() - start:.1f}", "; ".join(sorted(reasons)),
         )  # fmt: skip
 
@@ -165,7 +176,7 @@ def measured(family: str, name: str, rule: Rule, limit: int) -> dict[str, Any]:
     try:
         return next(check(family, name, [rule]))
     except (Exception, OutOfTime) as error:
-        return line(family, name, rule, *[""] * 5, f"{type(error).__name__}: {error}")
+        return line(family, name, rule, *[""] * 6, f"{type(error).__name__}: {error}")
     finally:
         signal.alarm(0)
 
@@ -181,15 +192,15 @@ def read(file: Path | None) -> dict[tuple[str, str], list[dict[str, Any]]]:
 
 
 def is_right(row: dict[str, Any]) -> bool:
-    """In every convolutional layer?"""
-    return int(row["layers"] or 0) == int(row["right"] or 0) > 0
+    """In every convolutional layer of which something gets to the picture?"""
+    return int(row["layers"] or 0) - int(row["nothing"] or 0) == int(row["right"] or 0) > 0
 
 
 def table(by_network: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
     """What was measured, in Markdown: how many are right, what the others fail on, and how many layers each has."""
     lines = [
-        "| networks | rule | right in every layer | their layers | largest error |",
-        "|---|---|---|---|---|",
+        "| networks | rule | right in every layer | their layers | of these nothing comes back | largest error |",
+        "|---|---|---|---|---|---|",
     ]
     layers: dict[str, list[str]] = {}
     for family, rule in product(("torchvision", "timm"), RULES):
@@ -197,15 +208,18 @@ def table(by_network: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
         right = [r for r in mine if is_right(r)]
         if mine:
             worst = max((float(r["largest error"]) for r in right), default=0.0)
-            numbers = f"{len(right)} | {sum(int(r['layers']) for r in right)} | {worst:.0e}"
-            lines.append(f"| {len(mine)} of {family} | {rule} | {numbers} |")
+            layers_and_nothing = [sum(int(r[column]) for r in right) for column in ("layers", "nothing")]
+            cells = (f"{len(mine)} of {family}", rule, len(right), *layers_and_nothing, f"{worst:.0e}")
+            lines.append(f"| {' | '.join(map(str, cells))} |")
         if rule == RULES[0]:
             layers[family] = [f"{r['network']} {r['layers']}" for r in right]
     wrong = []
     for (family, name), rows in by_network.items():
-        counts = [f"{r['rule']} {r['right'] or 0} of {r['layers'] or '?'}" for r in rows if not is_right(r)]
-        if counts:
-            wrong.append(f"- {family} {name}: {', '.join(counts)}; {rows[0]['why not']}")
+        failed = [r for r in rows if not is_right(r)]
+        counts = [f"{r['rule']} {r['right'] or 0} of {r['layers'] or '?'}" for r in failed]
+        why = dict.fromkeys(r["why not"] for r in failed if r["why not"])
+        if failed:
+            wrong.append(f"- {family} {name}: {', '.join(counts)}; {'; '.join(why)}")
     named = [f"{family}: {', '.join(names)}." for family, names in layers.items()]
     return "\n\n".join(["\n".join(lines), "\n".join(wrong), *named])
 

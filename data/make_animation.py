@@ -74,7 +74,8 @@ def shot(page: Page, ring: tuple[float, float] | None = None) -> Image.Image:
     """What is on the screen, smaller; with a ring around a place."""
     frame = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     if ring is not None:
-        ImageDraw.Draw(frame).circle(ring, RING[0], outline=RING[1], width=5)
+        (x, y), r = ring, RING[0]
+        ImageDraw.Draw(frame).ellipse((x - r, y - r, x + r, y + r), outline=RING[1], width=5)
     return frame.resize((round(SIZE[0] * SCALE), round(SIZE[1] * SCALE)), Image.Resampling.LANCZOS)
 
 
