@@ -527,22 +527,8 @@ class Cli(Target):
         words = [t for t in TEXTS if t not in ("\0", "\ud800")]  # which no shell can hand over
         line = [command] if command else []
         if command in ("atlas", "mine"):
-            files = (
-                "w.safetensors",
-                "w.safetensors",
-                "w.safetensors",
-                "gone.safetensors",
-                "zfnet65",
-                "a.onnx",
-                "",
-            )
-            sources = (
-                "folder:pictures",
-                "folder:pictures",
-                "parquet:a.parquet",
-                "folder:x",
-                rng.choice(words),
-            )
+            files = (*["w.safetensors"] * 3, "gone.safetensors", "zfnet65", "a.onnx", "")
+            sources = (*["folder:pictures"] * 2, "parquet:a.parquet", "folder:x", rng.choice(words))
             line += ["--model", rng.choice(files), "--images", rng.choice(sources)]
             line += ["--size", rng.choice(("32", "32", "32", "8", "0", "x"))]
         elif command == "sweep":
@@ -624,12 +610,6 @@ class Grids(Target):
 
 
 TARGETS: dict[str, Callable[[Path], Target]] = {
-    "images": Images,
-    "parquet": Parquet,
-    "checkpoints": Checkpoints,
-    "onnx": Onnx,
-    "tables": Tables,
-    "specs": Specs,
-    "cli": Cli,
-    "grids": Grids,
+    target.__name__.lower(): target
+    for target in (Images, Parquet, Checkpoints, Onnx, Tables, Specs, Cli, Grids)
 }

@@ -49,13 +49,7 @@ def network(random_seed=0):
 
 @pytest.mark.parametrize(
     ("means", "index"),
-    [
-        ([3, 0, 0], 1.0),
-        ([2, 2, 2], 0.0),
-        ([3, 1, 1], 0.5),
-        ([0, 0, 0], 0.0),
-        ([1, 2, 3], (3 - 1.5) / (3 + 1.5)),
-    ],
+    [([3, 0, 0], 1), ([2, 2, 2], 0), ([3, 1, 1], 0.5), ([0, 0, 0], 0), ([1, 2, 3], (3 - 1.5) / (3 + 1.5))],
 )
 def test_index_in_closed_form(means, index):
     assert float(selectivity_index(torch.tensor(means).double()[:, None])) == pytest.approx(index)

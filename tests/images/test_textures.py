@@ -16,13 +16,8 @@ from zfkit import load_images
 from zfkit.errors import ImageError
 from zfkit.images.textures import CLASSES, HIGH, LOW, MIDDLE, SPLITS, draw, truth
 
-WAVES = [
-    "vertical grating",
-    "horizontal grating",
-    "diagonal grating",
-    "red-green stripes",
-    "blue-yellow stripes",
-]
+WAVES = ["vertical grating", "horizontal grating", "diagonal grating", "red-green stripes"]
+WAVES += ["blue-yellow stripes"]
 LATTICES = ["checks", "mesh", "dots"]
 PERIODIC = [*WAVES, *LATTICES, "rings", "bricks", "zigzag"]
 

@@ -326,16 +326,9 @@ def test_a_failed_download_of_weights_is_one_clear_line(failure, monkeypatch, tm
 
 def small(channels=3, classes=5) -> nn.Sequential:
     """Runs at any size from 5 px."""
-    return nn.Sequential(
-        OrderedDict(
-            conv=nn.Conv2d(channels, 4, 5),
-            relu=nn.ReLU(),
-            pool=nn.AdaptiveAvgPool2d(1),
-            flat=nn.Flatten(),
-            drop=nn.Dropout(),
-            fc=nn.Linear(4, classes),
-        )
-    )
+    first = {"conv": nn.Conv2d(channels, 4, 5), "relu": nn.ReLU(), "pool": nn.AdaptiveAvgPool2d(1)}
+    last = {"flat": nn.Flatten(), "drop": nn.Dropout(), "fc": nn.Linear(4, classes)}
+    return nn.Sequential(OrderedDict(first | last))
 
 
 def wrap(net: nn.Module | None = None, **changes) -> VisionModel:

@@ -90,17 +90,7 @@ def test_a_notebook_that_makes_no_atlas_is_refused_before_it_runs(tmp_path, caps
     "maps, which", [(["3,5"], {"conv1": [3, 5], "conv3": [3, 5]}), (["conv3:7"], {"conv3": [7]})]
 )
 def test_maps_can_be_named(pictures, tmp_path, maps, which):
-    options = [
-        "--out",
-        str(tmp_path / "atlas"),
-        "--size",
-        "64",
-        "--limit",
-        "4",
-        "--patches-only",
-        "--maps",
-        *maps,
-    ]
+    options = ["--out", str(tmp_path / "atlas"), *"--size 64 --limit 4 --patches-only --maps".split(), *maps]
     layers = ["--layers", "conv1", "conv3"] if len(which) == 2 else []
     assert main(["atlas", "--images", f"folder:{pictures}", *options, *layers]) == 0
     page = (tmp_path / "atlas" / "index.html").read_text()

@@ -231,14 +231,8 @@ dist.destroy_process_group()
 def test_no_pickle_travels_between_processes(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(WORKER.format(tests=str(ROOT / "tests"), out=str(tmp_path)))
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        str(script),
-    ]
+    options = "-m torch.distributed.run --standalone --nproc-per-node=2".split()
+    command = [sys.executable, *options, str(script)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     one = zfkit.mine(exact_model(), pictures(40), k=4, batch_size=7, progress=False)

@@ -19,13 +19,8 @@ def coarse_models(draw, size):
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
     kernel, stride, pad = draw(st.sampled_from([(3, 1, 1), (3, 2, 1), (2, 2, 0), (1, 1, 0)]))
     a, b = draw(st.integers(1, 4)), draw(st.integers(1, 4))
-    body = [
-        nn.Conv2d(3, a, kernel, stride, pad),
-        nn.ReLU(),
-        nn.MaxPool2d(2, 1),
-        nn.Conv2d(a, b, 2),
-        nn.ReLU(),
-    ]
+    body = [nn.Conv2d(3, a, kernel, stride, pad), nn.ReLU(), nn.MaxPool2d(2, 1)]
+    body += [nn.Conv2d(a, b, 2), nn.ReLU()]
     flat = nn.Sequential(*body)(torch.zeros(1, 3, size, size)).numel()
     net = nn.Sequential(*body, nn.Flatten(), nn.Linear(flat, 3))
     for p in net.parameters():

@@ -26,14 +26,9 @@ def bands(count, channels, height=H, width=W):
 
 def net(channels=3, classes=4):
     """conv, pool, conv; its units see 6 x 6 px, every 2 px."""
-    layers = (
-        nn.Conv2d(channels, 4, 3),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(4, 3, 2),
-        nn.AdaptiveAvgPool2d(1),
-    )
-    return random_weights(nn.Sequential(*layers, nn.Flatten(), nn.Linear(3, classes)).double())
+    body = nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 3, 2)
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, classes)
+    return random_weights(nn.Sequential(*body, *head).double())
 
 
 def wrapped(channels=3, **options):
@@ -199,16 +194,7 @@ def test_a_rectangle_in_a_shell(tmp_path, capsys):
     (tmp_path / "mine.py").write_text(MODULE)
     for i, pixels in enumerate(bands(3, 3, 30, 40)):
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
-    how = [
-        "--model",
-        f"{tmp_path}/mine.py:make_net",
-        "--mean",
-        "120",
-        "--scale",
-        "0.02",
-        "--input-size",
-        "14x26",
-    ]
+    how = [*"--mean 120 --scale 0.02 --input-size 14x26 --model".split(), f"{tmp_path}/mine.py:make_net"]
     table = tmp_path / "top.parquet"
     assert main(["mine", *how, "--images", f"folder:{tmp_path}", "--size", "14x26", "--out", str(table)]) == 0
     images = zfkit.load_images(f"folder:{tmp_path}", size=(14, 26), progress=False)
@@ -228,15 +214,8 @@ def test_one_s_own_network_goes_through_a_notebook(tmp_path, capsys, monkeypatch
     monkeypatch.setattr(papermill, "execute_notebook", lambda *args, **_: given.update(args[2]))
     monkeypatch.setattr("zfkit.cli._say_where", lambda *_: None)
     monkeypatch.setattr("zfkit.cli.TopK.load", lambda _: None)
-    lines = [
-        "model = ''",
-        "weights = ''",
-        "images = ''",
-        "maps = 1",
-        "seed = 0",
-        "out = ''",
-        "mean: float | None = None",
-    ]
+    lines = [f"{name} = ''" for name in ("model", "weights", "images", "out")]
+    lines += ["maps = 1", "seed = 0", "mean: float | None = None"]
     for more, code in (["input_size: int | list | None = None"], 0), ([], 2):
         source = "\n".join([*lines, *more])
         cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": source, "outputs": [],
