@@ -132,4 +132,6 @@ def test_curves_stand_under_their_names_with_their_limits():
     ]  # fmt: skip
     assert chart.layout.xaxis.title.text == "epoch" and chart.layout.yaxis.type == "log"
     (line,) = chart.layout.shapes
-    assert line.y0 == line.y1 == 2.5 and chart.layout.annotations[0].text == "guessing"
+    (words,) = chart.layout.annotations
+    assert line.y0 == line.y1 == 2.5 and words.text == "guessing"
+    assert words.bgcolor.startswith("rgba(255, 255, 255, 0."), "curves do not run over the words"
