@@ -367,17 +367,13 @@ def test_it_can_be_followed_and_cancelled(several, images):
         evolution(several, images, ["0"], progress=False, on_step=cancel)
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"layers": ["convolution"]}, "there is no layer 'convolution'"),
-        ({"layers": []}, "no layer was named"),
-        ({"channels": [0]}, "channels of 5 layers must be given by layer"),
-        ({"layers": "conv1", "channels": [4]}, "feature maps, 0 to 3 of 'conv1'"),
-        ({"layers": "conv1", "channels": {"conv2": [1]}}, "no layer looked at 'conv2'"),
-        ({"compare": 2.5}, "compare must be a whole number"),
-    ],
-)
+@pytest.mark.parametrize("options, message", [
+    ({"layers": ["convolution"]}, "there is no layer 'convolution'"), ({"layers": []}, "no layer was named"),
+    ({"channels": [0]}, "channels of 5 layers must be given by layer"),
+    ({"layers": "conv1", "channels": [4]}, "feature maps, 0 to 3 of 'conv1'"),
+    ({"layers": "conv1", "channels": {"conv2": [1]}}, "no layer looked at 'conv2'"),
+    ({"compare": 2.5}, "compare must be a whole number"),
+])  # fmt: skip
 def test_what_does_not_exist_is_refused(folder, small, options, message):
     with pytest.raises(ZfkitError, match=re.escape(message)):
         evolution(folder, small, progress=False, **options)

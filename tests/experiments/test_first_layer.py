@@ -95,16 +95,12 @@ def test_all_start_alike(kernel, stride, tmp_path):
     assert float(state["fc6.weight"].std()) == pytest.approx(0.01 * math.sqrt(256 / 48), rel=0.02)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        ((7, 3), "stride must be 2 or 4, not 3"),
-        ((8, 2), "kernel must be odd and at least 5 px with stride 2, not 8"),
-        ((5, 4), "at least 7 px with stride 4, not 5"),
-        (("7", 2), "not '7'"),
-        ((7, 2, False, "alexnet64"), "zfnet64"),
-    ],
-)
+@pytest.mark.parametrize("arguments, told", [
+    ((7, 3), "stride must be 2 or 4, not 3"),
+    ((8, 2), "kernel must be odd and at least 5 px with stride 2, not 8"),
+    ((5, 4), "at least 7 px with stride 4, not 5"), (("7", 2), "not '7'"),
+    ((7, 2, False, "alexnet64"), "zfnet64"),
+])  # fmt: skip
 def test_other_networks_are_refused(arguments, told):
     with pytest.raises(ModelError, match=told):
         first_layer(*arguments)
@@ -305,15 +301,11 @@ def test_a_nan_is_told():
     assert found.effect.isna().all() and not found.moves.any()
 
 
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (lambda t: t.drop(0), "kernel 11, stride 4, seed 0: 0 runs"),
-        (lambda t: pd.concat([t, t[:1]]), "kernel 11, stride 4, seed 0: 2 runs"),
-        (lambda t: t[t.seed == 0], "one seed only"),
-        (lambda t: t.rename(columns={"y": "z"}), "no column 'y'"),
-    ],
-)
+@pytest.mark.parametrize("change, told", [
+    (lambda t: t.drop(0), "kernel 11, stride 4, seed 0: 0 runs"),
+    (lambda t: pd.concat([t, t[:1]]), "kernel 11, stride 4, seed 0: 2 runs"),
+    (lambda t: t[t.seed == 0], "one seed only"), (lambda t: t.rename(columns={"y": "z"}), "no column 'y'"),
+])  # fmt: skip
 def test_tables_that_are_no_design_are_refused(change, told):
     with pytest.raises(ZfkitError, match=told):
         factorial_effects(change(design(FACTORS, 3, lambda c, s: 1.0)), FACTORS, ["y"])

@@ -310,28 +310,24 @@ def test_the_bundled_network_is_less_moved_in_its_high_layer(zfnet64, photos64):
 # ----------------------------------------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize(
-    ("options", "kind", "message"),
-    [
-        ({"motion": "flip"}, ZfkitError, "there is no motion 'flip'"),
-        ({"interpolation": "cubic"}, ZfkitError, "Did you mean 'bicubic'?"),
-        ({"window": 41}, ImageError, "pictures of 40 x 40 px are smaller than the window of 41 px"),
-        ({"oversample": 2}, ImageError, "smaller than the window of 64 px"),
-        ({"oversample": 0}, ZfkitError, "oversample"),
-        ({"values": [float("nan")]}, ZfkitError, "values must be a list of finite numbers"),
-        ({"values": 3}, ZfkitError, "values must be a list of finite numbers"),
-        ({"motion": "scale", "values": [0.5]}, ZfkitError, "scale 0.5 would shrink the picture"),
-        ({"index": [1]}, ImageError, "at least 2 pictures are needed"),
-        ({"index": [0, 3]}, ImageError, "index must name different pictures, 0 to 2"),
-        ({"index": [0, 0]}, ImageError, "index must name different pictures"),
-        ({"layers": ["conv9"]}, LayerError, "there is no layer 'conv9'"),
-        ({"layers": []}, LayerError, "no layer was named"),
-        ({"targets": [0]}, ZfkitError, "targets must name one class for each of the 3 pictures"),
-        ({"targets": [0, 1, "z"]}, ZfkitError, "there is no class 'z'"),
-        ({"fill": "grey"}, ImageError, "there is no fill 'grey'"),
-        ({"fill": -1}, ImageError, "fill"),
-    ],
-)
+@pytest.mark.parametrize("options, kind, message", [
+    ({"motion": "flip"}, ZfkitError, "there is no motion 'flip'"),
+    ({"interpolation": "cubic"}, ZfkitError, "Did you mean 'bicubic'?"),
+    ({"window": 41}, ImageError, "pictures of 40 x 40 px are smaller than the window of 41 px"),
+    ({"oversample": 2}, ImageError, "smaller than the window of 64 px"),
+    ({"oversample": 0}, ZfkitError, "oversample"),
+    ({"values": [float("nan")]}, ZfkitError, "values must be a list of finite numbers"),
+    ({"values": 3}, ZfkitError, "values must be a list of finite numbers"),
+    ({"motion": "scale", "values": [0.5]}, ZfkitError, "scale 0.5 would shrink the picture"),
+    ({"index": [1]}, ImageError, "at least 2 pictures are needed"),
+    ({"index": [0, 3]}, ImageError, "index must name different pictures, 0 to 2"),
+    ({"index": [0, 0]}, ImageError, "index must name different pictures"),
+    ({"layers": ["conv9"]}, LayerError, "there is no layer 'conv9'"),
+    ({"layers": []}, LayerError, "no layer was named"),
+    ({"targets": [0]}, ZfkitError, "targets must name one class for each of the 3 pictures"),
+    ({"targets": [0, 1, "z"]}, ZfkitError, "there is no class 'z'"),
+    ({"fill": "grey"}, ImageError, "there is no fill 'grey'"), ({"fill": -1}, ImageError, "fill"),
+])  # fmt: skip
 def test_bad_input_is_refused(tiny, options, kind, message):
     with pytest.raises(kind, match=message.replace("?", r"\?")):
         invariance(tiny, noise(3, 40), **options)

@@ -350,23 +350,17 @@ def test_elsewhere_takes_other_photographs_each_once(tiny):
 # ----------------------------------------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize(
-    ("options", "kind", "message"),
-    [
-        ({"size": 33}, ImageError, "a square in a picture of 32 x 32 px, must be"),
-        ({"size": 6.5}, ZfkitError, "size"),
-        ({"size": 4, "stride": 5}, ZfkitError, "stride, which skips pixels"),
-        ({"target": 5}, ZfkitError, "a class of mine must be a whole number from 0 to 4"),
-        ({"target": True}, ZfkitError, "a class of mine"),
-        ({"target": "z"}, ZfkitError, "there is no class 'z'"),
-        ({"layer": "conv9"}, LayerError, "there is no layer 'conv9'"),
-        ({"layer": "fc6"}, LayerError, "'fc6' has no feature maps"),
-        ({"channel": 4}, LayerError, "channel of 'conv5' must be a whole number from 0 to 3"),
-        ({"strongest": "mean"}, ZfkitError, "there is no way to choose the strongest map 'mean'"),
-        ({"fill": [1, 2]}, ImageError, "fill"),
-        ({"batch_size": 0}, ZfkitError, "batch_size"),
-    ],
-)
+@pytest.mark.parametrize("options, kind, message", [
+    ({"size": 33}, ImageError, "a square in a picture of 32 x 32 px, must be"),
+    ({"size": 6.5}, ZfkitError, "size"), ({"size": 4, "stride": 5}, ZfkitError, "stride, which skips pixels"),
+    ({"target": 5}, ZfkitError, "a class of mine must be a whole number from 0 to 4"),
+    ({"target": True}, ZfkitError, "a class of mine"), ({"target": "z"}, ZfkitError, "there is no class 'z'"),
+    ({"layer": "conv9"}, LayerError, "there is no layer 'conv9'"),
+    ({"layer": "fc6"}, LayerError, "'fc6' has no feature maps"),
+    ({"channel": 4}, LayerError, "channel of 'conv5' must be a whole number from 0 to 3"),
+    ({"strongest": "mean"}, ZfkitError, "there is no way to choose the strongest map 'mean'"),
+    ({"fill": [1, 2]}, ImageError, "fill"), ({"batch_size": 0}, ZfkitError, "batch_size"),
+])  # fmt: skip
 def test_bad_input_is_refused(tiny, options, kind, message):
     with pytest.raises(kind, match=message):
         occlude(tiny, picture(32), **options)

@@ -237,19 +237,15 @@ def test_windows_are_compared_with_those_of_another_photograph():
 # -------------------------------------------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize(
-    ("images", "options", "kind", "message"),
-    [
-        (4, {"layers": "conv5"}, LayerError, "there is no layer 'conv5'"),
-        (4, {"layers": "1"}, LayerError, "there is no layer '1'"),
-        (4, {"layers": []}, LayerError, "no layer was named"),
-        (4, {"rules": "guided"}, ZfkitError, "rules must be a list of deconvnet, guided, gradient"),
-        (4, {"rules": ("smooth",)}, ZfkitError, "there is no rule 'smooth'"),
-        (4, {"units": 1}, ZfkitError, "units"),
-        (4, {"draw": "zeros"}, ZfkitError, "there is no draw 'zeros'"),
-        (1, {}, ImageError, "has 1 picture; to compare with another, give 2 or more"),
-    ],
-)
+@pytest.mark.parametrize("images, options, kind, message", [
+    (4, {"layers": "conv5"}, LayerError, "there is no layer 'conv5'"),
+    (4, {"layers": "1"}, LayerError, "there is no layer '1'"),
+    (4, {"layers": []}, LayerError, "no layer was named"),
+    (4, {"rules": "guided"}, ZfkitError, "rules must be a list of deconvnet, guided, gradient"),
+    (4, {"rules": ("smooth",)}, ZfkitError, "there is no rule 'smooth'"),
+    (4, {"units": 1}, ZfkitError, "units"), (4, {"draw": "zeros"}, ZfkitError, "there is no draw 'zeros'"),
+    (1, {}, ImageError, "has 1 picture; to compare with another, give 2 or more"),
+])  # fmt: skip
 def test_bad_input_is_refused(images, options, kind, message):
     with pytest.raises(kind, match=message):
         sanity_checks(pooled_network(), pictures(images), **{"layers": "6"} | options)

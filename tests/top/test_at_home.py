@@ -140,16 +140,13 @@ def test_zfkit_cache_shows_bounds_and_clears_what_is_zfkits_own(nowhere, monkeyp
 # --------------------------------------------------------------------------------------- what is not there
 
 
-@pytest.mark.parametrize(
-    "code, missing, extra",
-    [
-        ("zfkit.explore", "ipywidgets", "notebooks"),
-        ("zfkit.sweep('a.ipynb', 'grid.yaml')", "papermill", "notebooks"),
-        ("zfkit.fit('zfnet64-narrow', None, None)", "lightning", "train"),
-        ("main(['train', '--images', 'folder:/nowhere', '--val', 'photos'])", "lightning", "train"),
-        ("main(['sweep', 'a.ipynb', '--grid', 'grid.yaml'])", "papermill", "notebooks"),
-    ],
-)
+@pytest.mark.parametrize("code, missing, extra", [
+    ("zfkit.explore", "ipywidgets", "notebooks"),
+    ("zfkit.sweep('a.ipynb', 'grid.yaml')", "papermill", "notebooks"),
+    ("zfkit.fit('zfnet64-narrow', None, None)", "lightning", "train"),
+    ("main(['train', '--images', 'folder:/nowhere', '--val', 'photos'])", "lightning", "train"),
+    ("main(['sweep', 'a.ipynb', '--grid', 'grid.yaml'])", "papermill", "notebooks"),
+])  # fmt: skip
 def test_what_needs_an_extra_says_which_before_anything_else(code, missing, extra, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, missing, None)  # as where it is not installed
     vars(zfkit).pop("explore", None)

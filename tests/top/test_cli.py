@@ -55,17 +55,14 @@ def test_models_lists_the_bundled_pair_with_its_accuracy(capsys):
     assert any(line.startswith("alexnet64") and "38.0" in line for line in lines)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--model", "zfnet65"], "there is no model 'zfnet65'. Did you mean 'zfnet64'?"),
-        (["--images", "phots"], "there is no image source 'phots'. Did you mean 'photos'?"),
-        (["--images", "folder:not/there"], "there is no folder 'not/there'"),
-        (["--layers", "conv9"], "there is no layer 'conv9'. Did you mean 'conv"),
-        (["--rule", "deconv"], "there is no rule 'deconv'. Did you mean 'deconvnet'?"),
-        (["--notebook", "none.ipynb"], "there is no notebook 'none.ipynb'"),
-    ],
-)
+@pytest.mark.parametrize("arguments, said", [
+    (["--model", "zfnet65"], "there is no model 'zfnet65'. Did you mean 'zfnet64'?"),
+    (["--images", "phots"], "there is no image source 'phots'. Did you mean 'photos'?"),
+    (["--images", "folder:not/there"], "there is no folder 'not/there'"),
+    (["--layers", "conv9"], "there is no layer 'conv9'. Did you mean 'conv"),
+    (["--rule", "deconv"], "there is no rule 'deconv'. Did you mean 'deconvnet'?"),
+    (["--notebook", "none.ipynb"], "there is no notebook 'none.ipynb'"),
+])  # fmt: skip
 def test_bad_input_is_one_line_and_exit_code_2(arguments, said, tmp_path, capsys):
     assert main(["atlas", "--limit", "2", "--out", str(tmp_path / "out"), *arguments]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]  # progress bars may stand above it

@@ -212,23 +212,15 @@ def test_yaml_is_read_as_both_kinds_of_grid(tmp_path, parameters):
     assert [r.given["maps"] for r in expand(read_grid(file), parameters)] == [1, "all"]
 
 
-@pytest.mark.parametrize(
-    ("text", "word"),
-    [
-        ("maps: [1\nrank: 2", "grid.yaml, line 2"),
-        ("maps: 1\nmaps: 2", "line 1: maps is there twice"),
-        ("maps: !!python/object/apply:os.system ['touch hacked']", "could not determine a constructor"),
-        ("[" * 5000, "grid.yaml"),
-        ("maps: 2024-13-45", "month must be in 1..12"),
-        ("maps: " + "9" * 5000, "grid.yaml"),
-        ("? [a, b]\n: 1", "unhashable"),
-        ("a: 1\n---\nb: 2", "found another document"),
-        ("x" * 1_100_000, "larger than 1 MB"),
-        ("\x00", "special characters are not allowed"),
-        (b"\xff\xfe\xfa\x89PNG", "grid.yaml"),
-        (None, "cannot read the grid"),
-    ],
-)
+@pytest.mark.parametrize("text, word", [
+    ("maps: [1\nrank: 2", "grid.yaml, line 2"), ("maps: 1\nmaps: 2", "line 1: maps is there twice"),
+    ("maps: !!python/object/apply:os.system ['touch hacked']", "could not determine a constructor"),
+    ("[" * 5000, "grid.yaml"), ("maps: 2024-13-45", "month must be in 1..12"),
+    ("maps: " + "9" * 5000, "grid.yaml"), ("? [a, b]\n: 1", "unhashable"),
+    ("a: 1\n---\nb: 2", "found another document"), ("x" * 1_100_000, "larger than 1 MB"),
+    ("\x00", "special characters are not allowed"), (b"\xff\xfe\xfa\x89PNG", "grid.yaml"),
+    (None, "cannot read the grid"),
+])  # fmt: skip
 def test_bad_yaml_is_refused_with_its_line(tmp_path, monkeypatch, text, word):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "grid.yaml"
@@ -639,22 +631,19 @@ record("square", x * x)"""
 # ------------------------------------------------------------------------------------------ hard knocks
 
 
-@pytest.mark.parametrize(
-    ("arguments", "word"),
-    [
-        (["none.ipynb"], "there is no notebook 'none.ipynb'"),
-        (["list.ipynb"], "list.ipynb is no Jupyter notebook"),
-        (["julia.ipynb"], "julia.ipynb is a notebook in julia"),
-        (["it.ipynb", "--grid", "none.yaml"], "cannot read the grid 'none.yaml'"),
-        (["it.ipynb", "--out", "grid.yaml"], "'grid.yaml' is a file"),
-        (["it.ipynb", "--out", "grid.yaml/below"], "cannot write"),
-        (["it.ipynb", "--max-runs", "1"], "2 values for x; at most 1 are run"),
-        (["it.ipynb", "--jobs", "0"], "jobs must be a whole number from 1 on, not 0"),
-        (["it.ipynb", "--timeout", "0"], "timeout, in seconds, must be a finite number, at least 1"),
-        (["it.ipynb", "--out", "mine"], "x=1.ipynb' is no notebook that this sweep left, and would"),
-        (["typo.ipynb"], "Did you mean 'ex'? There are: ex (parameters of typo.ipynb)"),
-    ],
-)
+@pytest.mark.parametrize("arguments, word", [
+    (["none.ipynb"], "there is no notebook 'none.ipynb'"),
+    (["list.ipynb"], "list.ipynb is no Jupyter notebook"),
+    (["julia.ipynb"], "julia.ipynb is a notebook in julia"),
+    (["it.ipynb", "--grid", "none.yaml"], "cannot read the grid 'none.yaml'"),
+    (["it.ipynb", "--out", "grid.yaml"], "'grid.yaml' is a file"),
+    (["it.ipynb", "--out", "grid.yaml/below"], "cannot write"),
+    (["it.ipynb", "--max-runs", "1"], "2 values for x; at most 1 are run"),
+    (["it.ipynb", "--jobs", "0"], "jobs must be a whole number from 1 on, not 0"),
+    (["it.ipynb", "--timeout", "0"], "timeout, in seconds, must be a finite number, at least 1"),
+    (["it.ipynb", "--out", "mine"], "x=1.ipynb' is no notebook that this sweep left, and would"),
+    (["typo.ipynb"], "Did you mean 'ex'? There are: ex (parameters of typo.ipynb)"),
+])  # fmt: skip
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, word):
     monkeypatch.chdir(tmp_path)
     written(Path("it.ipynb"), parameters="x = 0")

@@ -228,25 +228,17 @@ def test_bfloat16_is_close_and_float32_is_the_default(zfnet64, photos64):
 # ------------------------------------------------------------------------------------------------ bad input
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"layers": ["0", "conv9"]}, "no layer 'conv9'.*0"),
-        ({"layers": []}, "no layer was named"),
-        ({"k": 0}, "k must be a whole number"),
-        ({"per_photograph": 0}, "per_photograph must be a whole number"),
-        ({"batch_size": 0}, "batch_size must be a whole number"),
-        ({"checkpoint_every": 0}, "checkpoint_every must be a whole number"),
-        ({"precision": "fp16"}, "no precision 'fp16'"),
-        (
-            {"scheduler": "tcp://127.0.0.1:1", "checkpoint": "t.part"},
-            "with a scheduler, leave out the checkpoint",
-        ),
-        ({"model": nn.Conv2d(3, 1, 1)}, "got Conv2d: wrap it first"),
-        ({"images": [1, 2]}, r"the pictures must be ImageSet.*not list \[1, 2\]"),
-        ({"images": ImageSet(lambda i: None, [], size=8)}, "no pictures"),
-    ],
-)
+@pytest.mark.parametrize("options, message", [
+    ({"layers": ["0", "conv9"]}, "no layer 'conv9'.*0"), ({"layers": []}, "no layer was named"),
+    ({"k": 0}, "k must be a whole number"), ({"per_photograph": 0}, "per_photograph must be a whole number"),
+    ({"batch_size": 0}, "batch_size must be a whole number"),
+    ({"checkpoint_every": 0}, "checkpoint_every must be a whole number"),
+    ({"precision": "fp16"}, "no precision 'fp16'"),
+    ({"scheduler": "tcp://127.0.0.1:1", "checkpoint": "t.part"}, "with a scheduler, leave out the checkpoint"),
+    ({"model": nn.Conv2d(3, 1, 1)}, "got Conv2d: wrap it first"),
+    ({"images": [1, 2]}, r"the pictures must be ImageSet.*not list \[1, 2\]"),
+    ({"images": ImageSet(lambda i: None, [], size=8)}, "no pictures"),
+])  # fmt: skip
 def test_mining_refuses_what_it_cannot_do(options, message):
     given = {"model": conv_model(), "images": image_set(random_pixels(3, 8)), "progress": False}
     with pytest.raises(ZfkitError, match=message):

@@ -316,16 +316,13 @@ def test_ranks_without_a_picture_stay_empty():
     assert zfkit.project_top(model, images, top, "0", channels=[]).projection.shape == (0, 4, 3, 3, 3)
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"layer": "conv7"}, "'conv7' was not mined; this table has 0"),
-        ({"channels": [0, 2]}, r"channels must be .* 0 to 1 of '0', not \[0, 2\]"),
-        ({"channels": [0.5]}, r"channels must be .* 0 to 1 of '0', not \[0.5\]"),
-        ({"k": 3}, "k must be a whole number from 1 to 2, not 3"),
-        ({"rule": "deconv"}, "no rule 'deconv'. Did you mean 'deconvnet'"),
-    ],
-)
+@pytest.mark.parametrize("options, message", [
+    ({"layer": "conv7"}, "'conv7' was not mined; this table has 0"),
+    ({"channels": [0, 2]}, r"channels must be .* 0 to 1 of '0', not \[0, 2\]"),
+    ({"channels": [0.5]}, r"channels must be .* 0 to 1 of '0', not \[0.5\]"),
+    ({"k": 3}, "k must be a whole number from 1 to 2, not 3"),
+    ({"rule": "deconv"}, "no rule 'deconv'. Did you mean 'deconvnet'"),
+])  # fmt: skip
 def test_projecting_refuses_what_it_cannot_do(options, message):
     model, images = conv_model(), image_set(random_pixels(2, 8))
     top = zfkit.mine(model, images, k=2, progress=False)
