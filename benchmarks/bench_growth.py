@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ import time
 from typing import Any
 
 import numpy as np
-from common import machine, table
+from common import machine, resident, table
 from PIL import Image
 
 import zfkit
@@ -33,11 +32,6 @@ CASES = (
 DEEP = [("resnet50", 3), ("resnet50", 24), ("densenet121", 24)]
 
 
-def peak() -> float:
-    """MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def one(count: int, maps: int, side: int) -> dict[str, float]:
     """Mine all layers, then project the top 9 of so many maps spread over them."""
     model = zfkit.load_model("zfnet64", device="cpu")
@@ -45,10 +39,10 @@ def one(count: int, maps: int, side: int) -> dict[str, float]:
     pictures = ImageSet(
         lambda i: (Image.fromarray(pixels[i % 16] ^ (i % 251)), -1), [str(i) for i in range(count)], size=side
     )
-    before = peak()
+    before = resident()
     start = time.perf_counter()
     top = zfkit.mine(model, pictures, progress=False)
-    mined, memory = time.perf_counter() - start, peak() - before
+    mined, memory = time.perf_counter() - start, resident() - before
     share = {layer: range(maps * len(top[layer].value) // 1376) for layer in model.conv_layers}
     start = time.perf_counter()
     found = project_many(model, pictures, top, share)
@@ -58,7 +52,7 @@ def one(count: int, maps: int, side: int) -> dict[str, float]:
         "mine": mined,
         "mine memory": memory,
         "project": projected,
-        "project memory": peak() - before,
+        "project memory": resident() - before,
         "result": result,
     }
 
@@ -72,7 +66,7 @@ def of_deep_layers(name: str, maps: int) -> dict[str, float]:
         zfkit.write_atlas(
             model, photos, folder, layers=list(model.conv_layers)[-3:], maps=maps, progress=False
         )
-    return {"seconds": time.perf_counter() - start, "peak": peak()}
+    return {"seconds": time.perf_counter() - start, "peak": resident()}
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import machine, table
+from common import machine, resident, table
 from torch import nn
 
 import zfkit
@@ -74,12 +74,6 @@ def draw(folder: Path, count: int) -> None:
         part = file.with_suffix(".part")
         pq.write_table(pa.table({"image": images}), part, row_group_size=GROUP, compression="none")
         part.rename(file)
-
-
-def resident() -> float:
-    """Peak resident memory of this process so far, in MiB (Linux; `ru_maxrss` would begin at its parent's)."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
 
 
 def network() -> zfkit.VisionModel:

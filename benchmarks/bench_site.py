@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import machine, table
+from common import machine, resident, table
 
 import zfkit
 from zfkit.atlas.page import Maps
@@ -29,11 +28,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import browser as b  # type: ignore[import-not-found]
 
 MODELS = ["zfnet64", "squeezenet1_1", "torchvision:resnet18"]
-
-
-def peak() -> float:
-    """MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def usable(index: Path) -> float:
@@ -57,12 +51,12 @@ def one(name: str, maps: str, limit: int | None) -> dict[str, float]:
     inside = zfkit.deconv.fits_inside(model, layers, photos.size)
     top = shipped(model, photos, layers, inside=inside)
     top = top or zfkit.mine(model, photos, inside=inside, progress=False)
-    before = peak()
+    before = resident()
     with tempfile.TemporaryDirectory() as folder:
         chosen: Maps = "all" if maps == "all" else int(maps)
         start, used = time.perf_counter(), time.process_time()
         index = zfkit.write_site(model, photos, Path(folder) / "site", top=top, maps=chosen, progress=False)
-        seconds, highest = time.perf_counter() - start, peak()
+        seconds, highest = time.perf_counter() - start, resident()
         used = time.process_time() - used
         site = index.parent
         files = [p for p in site.rglob("*") if p.is_file()]

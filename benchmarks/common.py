@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine in words, and a table."""
+"""What the benchmarks share: the machine in words, a process's peak, and a table."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ def machine() -> str:
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     return f"{cpu}, {torch.get_num_threads()} threads{gpu}; {versions}"
+
+
+def resident() -> float:
+    """Peak resident memory of this process so far, in MiB (Linux; `ru_maxrss` would begin at its parent's)."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
