@@ -9,12 +9,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import yaml
 from PIL import Image
-from tiny import image_set, network, noise, random_pixels, tiny_model
+from tiny import hooked, image_set, network, noise, random_pixels, tiny_model
 from torch import nn
 
 import zfkit
@@ -87,9 +86,8 @@ def test_evolution_reads_checkpoints_of_torch(tmp_path, suffix, wrapped):
     assert read.epochs == truth.epochs == (0, 3, 10)
     for layer in truth.layers:
         assert torch.allclose(read.layers[layer].projection, truth.layers[layer].projection, atol=1e-6)
-    with pytest.raises(
-        zfkit.ZfkitError, match=r"does not say which network .* model=zfkit\.wrap_model.* pairs"
-    ):
+    said = r"does not say which network .* model=zfkit\.wrap_model.* pairs"
+    with pytest.raises(zfkit.ZfkitError, match=said):
         zfkit.evolution(tmp_path, images, **options)
 
 
@@ -196,9 +194,8 @@ def test_a_training_on_few_pictures_says_within_two_epochs_that_it_learns_nothin
     with pytest.warns(UserWarning) as said:
         assert main(command) == 0
     first = next(str(w.message) for w in said if "guessing" in str(w.message))
-    assert first.startswith(
-        "after 2 epochs the loss is still that of guessing, 2.77: nothing is learned"
-    )  # ln 16
+    # ln 16:
+    assert first.startswith("after 2 epochs the loss is still that of guessing, 2.77: nothing is learned")
     assert "64 pictures are 2 steps an epoch" in first and "--recipe he --batch-size 32" in first
     printed = capsys.readouterr().out
     assert "Nothing was learned" in printed and "zfkit atlas" not in printed
@@ -216,10 +213,8 @@ def test_a_table_of_one_map_says_which_pictures_and_where():
     assert len(table) == 2 and (table.channel == 4).all()
     for row in table.itertuples(index=False):
         _, label = images[row.image]
-        assert (
-            row.name == images.name(row.image)
-            and row[table.columns.get_loc("class")] == images.classes[label]
-        )
+        assert row.name == images.name(row.image)
+        assert row[table.columns.get_loc("class")] == images.classes[label]
         # By gradient: which pixels that unit sees.
         x = model.preprocess(images[row.image][0]).requires_grad_()
         model.net[:4](x)[0, 4, row.row, row.col].backward()
@@ -237,12 +232,8 @@ def test_a_picture_is_a_tensor_an_array_or_a_path(tmp_path):
     model, pixels = network(0), random_pixels(1)[0]
     Image.fromarray(pixels).save(tmp_path / "mine.png")
     options = {"size": 8, "stride": 8, "progress": False}
-    given = (
-        torch.from_numpy(pixels).permute(2, 0, 1),
-        pixels,
-        tmp_path / "mine.png",
-        str(tmp_path / "mine.png"),
-    )
+    file = tmp_path / "mine.png"
+    given = torch.from_numpy(pixels).permute(2, 0, 1), pixels, file, str(file)
     truth, *others = (zfkit.occlude(model, image, **options) for image in given)
     for other in others:
         assert torch.equal(other.image, truth.image) and torch.equal(other.activity, truth.activity)
@@ -254,8 +245,9 @@ def test_activations_are_what_a_hook_sees(tmp_path):
     model = tiny_model()
     arrays = random_pixels(3, model.input_size)
     pixels = torch.from_numpy(arrays).permute(0, 3, 1, 2)
-    with torch.no_grad():
-        expected = model.net.conv1(model.preprocess(pixels))
+    with hooked(model, ["conv1"]) as seen, torch.no_grad():
+        model.net(model.preprocess(pixels))
+    expected = seen["conv1"]
     for given in (image_set(arrays), pixels, arrays):
         torch.testing.assert_close(zfkit.activations(model, given, "conv1", progress=False), expected)
     Image.fromarray(arrays[1]).save(tmp_path / "a.png")
@@ -297,12 +289,15 @@ def test_filters_of_a_first_layer_in_one_call():
 
 
 def test_a_result_is_a_few_lines_a_table_and_a_figure():
-    kept = torch.arange(1.0, 97, dtype=torch.float64)
-    one = Aliasing("<b>", "conv1", (2, 2), kept, kept / 3, torch.rand(5, 2).double(), kept / 200)
+    kept, folded = torch.arange(1.0, 97, dtype=torch.float64), torch.arange(96.0, 0, -1, dtype=torch.float64)
+    one = Aliasing("<b>", "conv1", (2, 2), kept, folded, torch.rand(5, 2).double(), kept / 200)
     assert repr(one) == "Aliasing(model='<b>', layer='conv1', stride=(2, 2))"
     shown = one._repr_html_()
-    assert "&lt;b&gt;" in shown and "96 rows" in shown and shown.count("<tr") < 12 and "0.25" in shown
-    assert one.plot().to_dict() == figures.aliasing_figure([one]).to_dict()
+    assert "&lt;b&gt;" in shown and "96 rows" in shown and shown.count("<tr") < 12
+    assert "0.9897" in shown  # 96 / 97
+    dots, bar, _ = one.plot().data  # what folds of each filter's 97, in %, and of all, half
+    np.testing.assert_allclose(dots.y, 100 * np.arange(96, 0, -1) / 97)
+    assert list(bar.y) == pytest.approx([50, 50])
 
 
 def test_every_result_has_a_table_and_a_figure_and_is_said_in_few_words():
@@ -334,9 +329,22 @@ def test_patches_as_a_table_and_a_sheet():
     model, images = tiny_model(), image_set(random_pixels(6))
     top = zfkit.mine(model, images, "conv1", k=4, progress=False)
     patches = zfkit.project_top(model, images, top, "conv1", [2, 0], progress=False)
-    expected = top.table("conv1", model=model)
-    expected = pd.concat([expected[expected.channel == c] for c in (2, 0)], ignore_index=True)
-    pd.testing.assert_frame_equal(patches.table()[expected.columns], expected, check_dtype=False)
+    with hooked(model, ["conv1"]) as seen, torch.no_grad():
+        model.net(model.preprocess(images.take(range(6))))
+    table, pictures = patches.table(), images.take(range(6))
+    assert table.channel.tolist() == [2] * 4 + [0] * 4 and table["rank"].tolist() == [0, 1, 2, 3] * 2
+    for channel, rows in table.groupby("channel"):
+        maps = seen["conv1"][:, channel]
+        best = maps.flatten(1).amax(1).topk(4)
+        assert rows.image.tolist() == best.indices.tolist()
+        there = maps[tuple(torch.from_numpy(rows[["image", "row", "col"]].to_numpy()).T)]
+        assert rows.value.tolist() == pytest.approx(there.tolist(), rel=1e-6)
+        assert rows.value.tolist() == pytest.approx(best.values.tolist(), rel=1e-6)
+    for row, photo in zip(table.itertuples(), patches.photo.flatten(0, 1), strict=True):
+        # The kernel of 7 at stride 2 with padding 1 begins at 2 x - 1; grey lies beyond the picture.
+        assert (row.left, row.top) == (2 * row.col - 1, 2 * row.row - 1)
+        padded = nn.functional.pad(pictures[row.image], [1] * 4, value=128)
+        assert torch.equal(photo, padded[:, row.top + 1 : row.bottom + 1, row.left + 1 : row.right + 1])
     sheet, (left, right) = np.asarray(patches.plot()), figures.pair_of_montages(patches, 1)
     gap = sheet.shape[1] - 2 * (left.width + right.width + 2)
     at = left.width + right.width + 2 + gap

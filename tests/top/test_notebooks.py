@@ -111,38 +111,59 @@ def test_each_rule_is_noticed():
     assert "words, at most 1200" in " / ".join(broken_rules(nbformat.v4.new_notebook(cells=cells)))
 
 
+ERROR, PLAIN = "{}: top-1 error, %", "{} networks, 1 crops: top-1 error, %"
+LIKENESS = "{}, {} colours: likeness to the photo"
+# Notebook, what README says in its row, and the records in it: each, or one of each layer; "-" turns the sign.
 RECORDED = [
-    ("01_what_do_the_layers_see", ", ".join(["{:.2f}"] * 5) + " from layer 1", "conv{}: likeness of patches"),
-    ("03_training", "in `zfnet64` {} of 96 filters", "zfnet64: filters at the clip"),
-    ("04_which_frequencies", "{:.2f} of the energy in the middle band", "alexnet64 conv1: mid"),
-    ("04_which_frequencies", "{:.2f} of the band covered", "alexnet64 conv1: mid_coverage"),
-    ("04b_what_a_stride_folds", "{:.0%} of the first layer's energy", "alexnet64 conv1: share folded"),
-    ("04b_what_a_stride_folds", "{:.0%} of what layer 2", "alexnet64 reconstructions: above 1/3 cycle per pixel"),
-    ("04c_kernel_or_stride", "the stride takes {:.2f} ", "folded_pictures: stride"),
-    ("04c_kernel_or_stride", "the kernel adds {:.2f} ", "mid_coverage: kernel"),
-    ("05_watching_features_form", "at epochs " + ", ".join(["{:.0f}"] * 5), "conv{}: settled at epoch"),
-    ("05_watching_features_form", "15: " + ", ".join(["{:.0f}"] * 5), "conv{}: settled at epoch, cut off"),
-    ("07_can_you_trust_the_picture", "likeness of {:.2f}", "deconvnet shares picture, all weights but the channel's"),
-    ("07_can_you_trust_the_picture", "becomes {:.2f} | floor", "trained, natural colours: likeness to the photo"),
-    ("07_can_you_trust_the_picture", "0.36 becomes {:.2f}", "untrained, natural colours: likeness to the photo"),
-    ("08_occlusion", "{:.2f} ± 0.04 of it is left", "left on the object"),
-    ("08_occlusion", "correlation {:.2f}", "correlation: own projection"),
-    ("09_invariance", "layer 1 by {:.2f}", "shift 1: low layer moves by"),
-    ("09_invariance", "shift {:.0%}", "shift: same top class"),
-    ("10_correspondence", "answer's eyes {:.2f}", "classifier.3 right eye: relative"),
-    ("11_ablation", "{:.1f} becomes 7.7", "full: top-1 error, %"),
-    ("11_ablation", "textures {:.0f}, 32, 28", "1 networks, 1 crops: top-1 error, %"),
-    ("11b_transfer", "from {:.0f}% in the first block", "features.2: % right"),
-    ("11b_transfer", "{:.2f} in its last", "features.12: selectivity"),
+    ("01", ", ".join(["{:.2f}"] * 5) + " from layer 1", "conv{}: likeness of patches"),
+    ("03", "in `zfnet64` {} of 96 filters", "zfnet64: filters at the clip"),
+    ("04", "{:.2f} of the energy in the middle band", "alexnet64 conv1: mid"),
+    ("04", "{:.2f} of the band covered", "alexnet64 conv1: mid_coverage"),
+    ("04", "`zfnet64` {:.2f} and {:.2f};", "zfnet64 conv1: mid", "zfnet64 conv1: mid_coverage"),
+    ("04b", "{:.0%} of the first layer's energy", "alexnet64 conv1: share folded"),
+    ("04b", "{:.0%} of what layer 2", "alexnet64 reconstructions: above 1/3 cycle per pixel"),
+    ("04b", "{:.0%} and {:.0%} ", *("zfnet64 " + of for of in (
+        "conv1: share folded", "reconstructions: above 1/3 cycle per pixel"))),
+    ("04c", "the stride takes {:.2f} ", "-folded_pictures: stride"),
+    ("04c", "the kernel adds {:.2f} ", "mid_coverage: kernel"),
+    ("04c", "| kernel {:.2f} ±", "agreement: kernel"),
+    ("04c", "and stride {:.2f} ±", "agreement: stride"),
+    ("05", "at epochs " + ", ".join(["{:.0f}"] * 5), "conv{}: settled at epoch"),
+    ("05", "15: " + ", ".join(["{:.0f}"] * 5), "conv{}: settled at epoch, cut off"),
+    ("07", "likeness of {:.2f}", "deconvnet shares picture, all weights but the channel's"),
+    ("07", "floor: {:.2f}", "deconvnet shares nothing (unrelated units)"),
+    ("07", "{:.2f}, becomes {:.2f} |", *(LIKENESS.format("trained", c) for c in ("plain", "natural"))),
+    ("07", "{:.2f} becomes {:.2f} |", *(LIKENESS.format("untrained", c) for c in ("plain", "natural"))),
+    ("08", "{:.2f} ± 0.04 of it is left", "left on the object"),
+    ("08", "nearly as much: {:.2f} ± 0.03 less", "object minus mirrored"),
+    ("08", "correlation {:.2f} ± 0.09", "correlation: own projection"),
+    ("08", "other maps' projections: {:.2f} ± 0.07", "other maps'"),
+    ("09", "1 px moves layer 1 by {:.2f}", "shift 1: low layer moves by"),
+    ("09", "shift {:.0%}, scale {:.0%}", "shift: same top class", "scale: same top class"),
+    ("10", "answer's eyes {:.2f} and {:.2f}", *(f"classifier.3 {e} eye: relative" for e in ("right", "left"))),
+    ("11", "{:.1f} becomes {:.1f}% wrong", ERROR.format("full"), ERROR.format("without-3-4-6-7")),
+    ("11", "textures {:.0f}, {:.0f}, {:.0f}% wrong", *(PLAIN.format(count) for count in (1, 2, 3))),
+    ("11b", "from {:.0f}% in the first block", "features.2: % right"),
+    ("11b", "{:.2f} in its first block, {:.2f} in its last", "features.2: selectivity", "features.12: selectivity"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("notebook", "claim", "name"), RECORDED)
-def test_claims_are_the_numbers_that_notebooks_recorded(notebook, claim, name):
-    records = recorded(nbformat.read(FOLDER / f"{notebook}.ipynb", as_version=4))
-    names = [name.format(layer) for layer in range(1, 6)]  # one of each layer, or five times the same
-    said = claim.format(*(abs(records[n]) for n in names)).replace("%", " %")
-    assert said in (FOLDER / "README.md").read_text(encoding="utf-8")
+def printed_by(notebook):
+    outputs = (output for cell in notebook.cells for output in cell.get("outputs", ()))
+    return "".join(output.text for output in outputs if output.output_type == "stream")
+
+
+@pytest.mark.parametrize("entry", RECORDED, ids=lambda entry: f"{entry[0]}: {entry[1]}")
+def test_claims_are_the_numbers_that_notebooks_recorded(entry):
+    number, claim, *names = entry
+    notebook = nbformat.read(next(FOLDER.glob(f"{number}_*.ipynb")), as_version=4)
+    records, printed = recorded(notebook), printed_by(notebook)
+    names = [name.format(layer) for name in names for layer in range(1, 6 if "{}" in name else 2)]
+    said = claim.format(*(-records[n[1:]] if n[0] == "-" else records[n] for n in names)).replace("%", " %")
+    rows = (FOLDER / "README.md").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in rows if number in row.rstrip(" |").rpartition("| ")[2].split(", ")]
+    assert any(said in row for row in rows)
+    assert all(with_error in printed for with_error in re.findall(r"[\d.]+ ± [\d.]+", said))
 
 
 VGG = {"model": "torchvision:vgg11", "weights": "none"}
@@ -175,6 +196,5 @@ def test_notebooks_run_with_other_networks_and_a_folder_of_pictures(name, tmp_pa
     done = papermill.execute_notebook(
         source, None, mine | RUNS[name], "nbclient", "python3", progress_bar=False
     )
-    printed = "".join(o.text for c in done.cells for o in c.get("outputs", ()) if o.output_type == "stream")
-    assert "The text speaks of" in printed, "or its numbers would be taken for this network's"
+    assert "The text speaks of" in printed_by(done), "or its numbers would be taken for this network's"
     assert recorded(done)

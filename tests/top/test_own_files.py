@@ -192,8 +192,13 @@ def test_nor_a_notebook_by_what_it_leaves_in_its_own_folder(tmp_path, capsys, mo
 
 
 def test_an_earlier_atlas_is_replaced(pictures, tmp_path):
-    assert main(command("atlas", pictures, tmp_path)) == 0
-    assert main([*command("atlas", pictures, tmp_path), "--seed", "1"]) == 0
+    """Another seed draws other maps: none of its pictures is the earlier atlas's, and nothing is added."""
+    sheets = []
+    for seed in (0, 1):
+        assert main([*command("atlas", pictures, tmp_path / "out"), f"--seed={seed}"]) == 0
+        sheets.append({file.name: file.read_bytes() for file in (tmp_path / "out").rglob("*.png")})
+    before, after = sheets
+    assert before.keys() == after.keys() and not [name for name in before if before[name] == after[name]]
 
 
 def test_nor_a_device_nor_by_any_writer(tmp_path):

@@ -39,14 +39,8 @@ W.VBox([state, upload, said])""",
 
 def make_app(*options):
     """What `make app` runs, over another page."""
-    line = [
-        "make",
-        "--dry-run",
-        "--always-make",
-        "--no-print-directory",
-        "app",
-        f"APP_ARGS={' '.join(options)}",
-    ]
+    line = ["make", "--dry-run", "--always-make", "--no-print-directory", "app"]
+    line.append(f"APP_ARGS={' '.join(options)}")
     printed = subprocess.run(line, cwd=b.ROOT, capture_output=True, text=True, check=True).stdout
     (command,) = [part for part in printed.replace("\\\n", " ").splitlines() if "-m voila" in part]
     command = re.sub(r"\S*bin/python\b", shlex.quote(sys.executable), command)
@@ -122,22 +116,34 @@ def test_three_at_once_share_nothing_and_no_picture_reaches_the_disk(server):
 
 
 def run_code(server, page):
-    """Whoever has a page still cannot run code in its kernel: it answers to widgets alone."""
+    """Whoever has a page still cannot run code in its kernel: it answers to widgets alone.
+
+    What is asked after it on the same socket is answered, and a kernel takes one after the other.
+    """
     mark = server.folder / "it ran"
-    page.tab.evaluate(
+    answers = page.tab.evaluate(
         """async ([token, code]) => {
         const kernel = JSON.parse(document.querySelector('#jupyter-config-data').textContent).kernelId;
         const server = location.origin.replace('http', 'ws');
         const socket = new WebSocket(`${server}/api/kernels/${kernel}/channels?token=${token}`);
         await new Promise((opened, failed) => { socket.onopen = opened; socket.onerror = failed; });
-        const header = {msg_id: 'a', msg_type: 'execute_request', username: '', session: 'b', version: '5.3'};
-        socket.send(JSON.stringify({header, parent_header: {}, metadata: {}, channel: 'shell', buffers: [],
-            content: {code, silent: false, store_history: false, user_expressions: {}, allow_stdin: false}}));
-        await new Promise(done => setTimeout(done, 2000));
+        const answers = [];
+        const answered = new Promise(done => socket.onmessage = ({data}) => {
+            const {channel, header, parent_header} = JSON.parse(data);
+            if (channel === 'shell' && parent_header.session === 'b') answers.push(header.msg_type);
+            if (answers.includes('kernel_info_reply')) done();
+        });
+        const ask = (msg_type, content) => socket.send(JSON.stringify({
+            header: {msg_id: msg_type, msg_type, username: '', session: 'b', version: '5.3'},
+            parent_header: {}, metadata: {}, channel: 'shell', buffers: [], content}));
+        ask('execute_request', {code, silent: false, store_history: false, user_expressions: {}, allow_stdin: false});
+        ask('kernel_info_request', {});
+        await Promise.race([answered, new Promise(late => setTimeout(late, 20000))]);
+        return answers;
         }""",
         [server.token, f"open({str(mark)!r}, 'w').close()"],
     )
-    assert not mark.exists()
+    assert answers == ["kernel_info_reply"] and not mark.exists()
 
 
 def status(server, path, token):
@@ -152,13 +158,8 @@ def status(server, path, token):
 
 
 ELSEWHERE = (
-    "%2e%2e/outside.png",
-    "..%2foutside.png",
-    "/etc/passwd",
-    "%2fetc%2fpasswd",
-    "outside.png",
-    "photo.png",
-)
+    "%2e%2e/outside.png", "..%2foutside.png", "/etc/passwd", "%2fetc%2fpasswd", "outside.png", "photo.png",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("path", [
@@ -181,14 +182,9 @@ def test_nor_files_with_it(place, path, server):
 
 
 def test_nor_other_notebooks_and_a_list_of_kernels(server):
-    for path in (
-        "/voila/render/../other.ipynb",
-        "/voila/render/other.ipynb",
-        "/api/kernels",
-        "/api/sessions",
-        "/api/contents",
-    ):
-        assert status(server, path, token=True) >= 400
+    notebooks = ("voila/render/../other.ipynb", "voila/render/other.ipynb")
+    for path in (*notebooks, "api/kernels", "api/sessions", "api/contents"):
+        assert status(server, f"/{path}", token=True) >= 400
 
 
 def test_a_page_reads_no_path(tmp_path, monkeypatch):
