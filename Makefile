@@ -1,6 +1,6 @@
 # Everything runs from .venv/ in this folder; the first target that needs it sets it up.
 #   make demo   the atlas of the bundled network on the bundled photographs
-#   make lab    JupyterLab at notebook 01     make app        the explorer as a page without code
+#   make lab    JupyterLab at notebook 00     make app        the explorer as a page without code
 #   make test   lint, quick tests, notebooks  make test-all   slow tests and browsers as well
 #   make lint   make format   make clean
 #   make bench  all benchmarks                make notebooks  executes them all and keeps the outputs
@@ -15,6 +15,7 @@ BIN      := .venv/bin
 SOURCES  := zfkit tests benchmarks data notebooks
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb notebooks/grids/*.ipynb))
 FIRST    := notebooks/01_what_do_the_layers_see.ipynb
+LAB      := notebooks/00_explorer.ipynb
 INSTALL  := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
 .PHONY: demo lab app test test-all lint format notebooks bench reference clean help
@@ -44,7 +45,7 @@ demo: .venv/notebooks
 
 # JupyterLab refuses to run as root, as in a container, unless it is told to. LAB_ARGS=--no-browser and the like.
 lab: .venv/notebooks
-	$(BIN)/python -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) $(FIRST)
+	$(BIN)/python -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) $(LAB)
 
 # The explorer as a page without code, at this machine alone; the address that opens carries a token.
 # PAGE holds a template that asks no other machine for anything. APP_ARGS=--port=8899 and the like. A page that closes

@@ -2,12 +2,14 @@
 
     .venv/bin/python benchmarks/bench_browser.py [--steps 40] [--front lab voila] [--pause 300] [--warm 10]
 
-For every convolutional layer of zfnet64 on the bundled photographs: a click on the layer ("layer"), then the arrow key
-on the strip of maps, until the frame that shows the new projections ("page turning", `--pause` ms between two keys, so
-that neighbours may have been computed ahead); the key r, which draws a map ("far jump"), with nothing kept on disk;
-some of these maps again, which are kept then ("kept"); and the key a, until the frame with all maps ("wall").
-`--warm` leaves the page alone for so many seconds first. Both ends are read from the page's own clock: the time stamp
-of the key's event, and the first task after the frame that shows it. The kernel's memory and CPU time stand below.
+For every convolutional layer of zfnet64 on the bundled photographs: the arrow key on the strip of maps, until the
+frame that shows the new map's projections ("page turning", `--pause` ms between two keys, so that neighbours may have
+been computed ahead), and the key r, which draws a map ("far jump"), with nothing kept on disk; and a click on each
+layer until its map is there ("layer"). Then a second page, of a new kernel, which finds what the first has kept: some
+of the same maps again by a click on the strip ("kept"), and the key a, until the frame with the layer's maps
+("wall"). `--warm` leaves a page alone for so many seconds first. Both ends are read from the page's own clock: the
+time stamp of the key's event, and the first task after the frame that shows what was asked for. The kernels' memory
+and CPU time stand below.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ import browser as b  # type: ignore[import-not-found]
 
 SHOWN = ".zx [role=status].zx-unseen"  # which says the map once its pictures are drawn
 WALL = ".zx-wall"
+DRAWN = "wall => wall.querySelector('canvas')"
 CELL = """
 import zfkit
 model = zfkit.load_model("zfnet64")
@@ -42,11 +45,10 @@ zfkit.explore(model, photos, zfkit.TopK.load("top.parquet"))
 """
 
 
-def measure(page: Any, act: Callable[[], None], pause: float, shown: str = SHOWN) -> float | None:
-    """One latency in ms, once the page has been left alone for `pause` ms."""
-    page.tab.wait_for_timeout(pause)
-    latency: float | None = page.latency(shown, act)
-    return latency
+def shows(layer: str, channel: int | str = "") -> str:
+    """Does the page say that this map is drawn, or any of this layer? In JavaScript."""
+    said = f"{layer} map {channel}"
+    return f"e => e.textContent{' === ' if channel != '' else '.startsWith'}({said!r})"
 
 
 def row(front: str, layer: str, way: str, taken: list[float | None]) -> list[str]:
@@ -64,52 +66,107 @@ def row(front: str, layer: str, way: str, taken: list[float | None]) -> list[str
     ]
 
 
+class Driver:
+    """A page that is driven, and the rows of its table."""
+
+    def __init__(self, page: Any, front: str, pause: float, warm: float) -> None:
+        self.page, self.front, self.pause, self.rows = page, front, pause, list[list[str]]()
+        page.wait_for(".zx .zx-tile canvas[role=img]")
+        page.tab.wait_for_timeout(1000 * warm)
+
+    def find(self, selector: str) -> Any:
+        return self.page.tab.locator(f".zx {selector}")
+
+    def at(self) -> int:
+        """The map that is chosen."""
+        return int(self.find(".zx-count b").inner_text())
+
+    def press(self, key: str) -> Callable[[], None]:
+        return partial(self.page.tab.keyboard.press, key)
+
+    def go_to(self, layer: str) -> None:
+        """Open a layer, and leave it alone for some time."""
+        if self.find(f"[data-layer={layer}]").get_attribute("aria-pressed") != "true":
+            self.timed(self.find(f"[data-layer={layer}]").click, shows(layer))
+        self.page.tab.wait_for_timeout(10 * self.pause)
+        self.find(".zx-bars").focus()
+
+    def timed(self, act: Callable[[], None], good: str, shown: str = SHOWN) -> float | None:
+        """ms from key press to the frame that shows it, once the page has been left alone for some time."""
+        self.page.tab.wait_for_timeout(self.pause)
+        taken: float | None = self.page.latency(shown, act, good)
+        return taken
+
+    def note(self, layer: str, way: str, taken: list[float | None]) -> None:
+        self.rows.append(row(self.front, layer, way, taken))
+
+    def nothing_kept(self, layers: tuple[str, ...], steps: int) -> dict[str, list[int]]:
+        """Layers, pages and far jumps with nothing on disk; gives the maps that were jumped to."""
+        self.note(
+            "all", "layer", [self.timed(self.find(f"[data-layer={n}]").click, shows(n)) for n in layers]
+        )
+        jumped: dict[str, list[int]] = {}
+        for layer in layers:
+            self.go_to(layer)
+            turned = []
+            for _ in range(steps):
+                turned.append(self.timed(self.press("ArrowRight"), shows(layer, self.at() + 1)))
+            self.note(layer, "page turning", turned)
+            jumps, jumped[layer] = list[float | None](), []
+            for _ in range(steps):
+                jumps.append(self.timed(self.press("r"), shows(layer)))
+                jumped[layer].append(self.at())
+            self.note(layer, "far jump", jumps)
+        return jumped
+
+    def kept(self, jumped: dict[str, list[int]]) -> None:
+        """The same maps by a click on the strip, and all maps of each layer, in a new kernel."""
+        clicks = [self.timed(self.find(f"[data-layer={n}]").click, shows(n)) for n in jumped]
+        self.note("all", "layer, kept", clicks)
+        for layer, channels in jumped.items():
+            self.go_to(layer)
+            some = [c for i, c in enumerate(channels) if c not in channels[:i]][: len(channels) // 2]
+            self.note(layer, "kept", [self.timed(partial(self.click_on, c), shows(layer, c)) for c in some])
+            self.note(layer, "wall", [self.timed(self.press("a"), DRAWN, WALL)])
+            self.press("a")()
+
+    def click_on(self, channel: int) -> None:
+        """Choose a map by a click on the strip."""
+        bars = self.find(".zx-bars")
+        count, box = int(bars.get_attribute("aria-valuemax")) + 1, bars.bounding_box()
+        x = box["x"] + box["width"] * (channel + 0.5) / count
+        self.page.tab.mouse.click(x, box["y"] + box["height"] / 2)
+
+
 def drive(
-    page: Any, front: str, layers: tuple[str, ...], steps: int, pause: float, warm: float
-) -> list[list[str]]:
-    """All layers in one front end."""
-    rows: list[list[str]] = []
-    page.wait_for(".zx .zx-tile canvas[role=img]")
+    browser: Any,
+    front: str,
+    folder: Path,
+    notebooks: Path,
+    layers: tuple[str, ...],
+    options: argparse.Namespace,
+) -> tuple[list[list[str]], str]:
+    """Both pages in one front end: the rows of the table, and what the kernels took."""
+    if front == "lab":
+        server_of, name = b.jupyter_lab(folder, notebooks), "JupyterLab"
+    else:
+        server_of, name = b.voila(folder, notebooks / "explorer.ipynb"), "Voila"
+    with server_of as server:
 
-    def find(selector: str) -> Any:
-        return page.tab.locator(f".zx {selector}")
+        def opened(notebook: str) -> Driver:
+            if front == "lab":
+                page = b.open_lab(browser, server, notebook, height=1100, kernel=False)
+            else:
+                page = b.open_voila(browser, server, height=1100, kernel=False)
+            return Driver(page, name, options.pause, options.warm)
 
-    def press(key: str) -> None:
-        page.tab.keyboard.press(key)
-
-    page.tab.wait_for_timeout(max(1000 * warm, 20 * pause))
-
-    def note(layer: str, way: str, taken: list[float | None]) -> None:
-        rows.append(row(front, layer, way, taken))
-
-    clicks = [
-        measure(page, find(f"[data-layer={layer}]").click, 3 * pause) for layer in layers for _ in range(2)
-    ]
-    note("all", "layer", clicks)
-    for layer in layers:
-        find(f"[data-layer={layer}]").click()
-        page.tab.wait_for_timeout(10 * pause)
-        find(".zx-bars").focus()
-        note(layer, "page turning", [measure(page, lambda: press("ArrowRight"), pause) for _ in range(steps)])
-        jumps: list[float | None] = []
-        channels = []
-        for _ in range(steps):
-            jumps.append(measure(page, lambda: press("r"), pause))
-            channels.append(int(find(".zx-count b").inner_text()))
-        note(layer, "far jump", jumps)
-        some = channels[:: max(len(channels) // 10, 1)]
-        again = [measure(page, partial(jump, page, channel), pause) for channel in some]
-        note(layer, "kept", again)
-        note(layer, "wall", [measure(page, lambda: press("a"), 4000, WALL)])
-        press("a")
-    return rows
-
-
-def jump(page: Any, channel: int) -> None:
-    """To a map by a click on the strip."""
-    bars = page.tab.locator(".zx-bars")
-    count, box = int(bars.get_attribute("aria-valuemax")) + 1, bars.bounding_box()
-    page.tab.mouse.click(box["x"] + box["width"] * (channel + 0.5) / count, box["y"] + box["height"] / 2)
+        first = opened("explorer.ipynb")
+        jumped = first.nothing_kept(layers, options.steps)
+        costs = f"{name}, {cost(server)}"
+        first.page.tab.close()
+        second = opened("again.ipynb")
+        second.kept(jumped)
+    return first.rows + second.rows, costs
 
 
 def cost(server: Any) -> str:
@@ -143,23 +200,15 @@ def main() -> None:
     layers = tuple(options.layers or model.conv_layers)
     rows, costs = [], []
     with tempfile.TemporaryDirectory() as name, b.chromium() as browser:
-        folder = Path(name)
-        os.environ["ZFKIT_CACHE"] = str(folder / "cache")  # nothing is kept at first
-        notebooks = folder / "notebooks"
-        notebooks.mkdir()
-        top.save(notebooks / "top.parquet")
-        b.write_notebook(notebooks / "explorer.ipynb", CELL)
         for front in options.front:
-            if front == "lab":
-                with b.jupyter_lab(folder / front, notebooks) as server:
-                    page = b.open_lab(browser, server, "explorer.ipynb", height=1100, kernel=False)
-                    rows += drive(page, "JupyterLab", layers, options.steps, options.pause, options.warm)
-                    costs.append(f"JupyterLab, {cost(server)}")
-            else:
-                with b.voila(folder / front, notebooks / "explorer.ipynb") as server:
-                    page = b.open_voila(browser, server, height=1100, kernel=False)
-                    rows += drive(page, "Voila", layers, options.steps, options.pause, options.warm)
-                    costs.append(f"Voila, {cost(server)}")
+            folder, notebooks = Path(name, front), Path(name, front, "notebooks")
+            os.environ["ZFKIT_CACHE"] = str(folder / "cache")  # nothing is kept at first
+            notebooks.mkdir(parents=True)
+            top.save(notebooks / "top.parquet")
+            for notebook in ("explorer.ipynb", "again.ipynb"):
+                b.write_notebook(notebooks / notebook, CELL)
+            made, taken = drive(browser, front, folder / "server", notebooks, layers, options)
+            rows, costs = rows + made, [*costs, taken]
     print(
         f"{machine()}\nms from key press to the frame with the new projections, {len(photos)} photographs, "
         f"{options.warm:g} s after opening\n"

@@ -238,14 +238,15 @@ def voila(folder: Path, notebook: Path, *options: str) -> Iterator[Server]:
 
 # ------------------------------------------------------------------------------------------------- the pages
 
-# In the page: when keys and buttons went down, when an element's content changed after that. It counts as changed at
-# the first task after the frame that shows it.
+# In the page: when keys and buttons went down, when an element's content became what is waited for after that. It
+# counts as there at the first task after the frame that shows it.
 _STOPWATCH = """
 (() => {
   const watch = window.__stopwatch = {down: null, came: null};
-  watch.wait = element => {
+  watch.wait = (element, good) => {
     watch.came = new Promise(tell => {
       const observer = new MutationObserver(() => {
+        if (!good(element)) return;
         observer.disconnect();
         requestAnimationFrame(() => {
           const painted = new MessageChannel();
@@ -381,14 +382,16 @@ class Page:
             assert time.monotonic() < give_up, f"{complaint}; last seen {now!r}; errors so far: {self.said}"
             self.tab.wait_for_timeout(30)
 
-    def latency(self, selector: str, act: Any, patience: float = 5.0) -> float | None:
-        """ms from the key or button of `act` to the frame after what is there has changed; None if it did not.
+    def latency(
+        self, selector: str, act: Any, good: str = "() => true", patience: float = 5.0
+    ) -> float | None:
+        """ms from the key or button of `act` to the frame after what is there has changed to something good.
 
-        Both ends are measured by the page's own clock, and the page itself waits: asking it again and again would
-        keep a core busy that the answer has to share.
+        None if it did not. good: a function of the element, in JavaScript. Both ends are measured by the page's own
+        clock, and the page itself waits: asking it again and again would keep a core busy that the answer has to share.
         """
         element = self.tab.locator(selector).first.element_handle()
-        element.evaluate("element => window.__stopwatch.wait(element)")
+        element.evaluate(f"element => window.__stopwatch.wait(element, {good})")
         act()
         waiting = (
             "patience => Promise.race([__stopwatch.came, new Promise(r => setTimeout(r, patience, null))])"

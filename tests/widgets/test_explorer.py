@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from explored import gif, opened, pictures, png, wrapped
+import torch
+from explored import SIDE, gif, opened, pictures, png, wrapped
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -43,9 +44,8 @@ def at_once(monkeypatch):
 
 def ask(e: Explorer, kind: str = "set", buffers: tuple[bytes, ...] = (), **content: object) -> None:
     """A request, as the page would send it."""
-    message = (
-        {"kind": kind, "changes": content, "n": 1} if kind == "set" else {"kind": kind, "n": 1, **content}
-    )
+    asked = {"kind": kind, "n": 1, "view": "first"}
+    message = {**asked, "changes": content} if kind == "set" else {**asked, **content}
     e.page._handle_custom_msg(message, [memoryview(b) for b in buffers])
 
 
@@ -138,7 +138,7 @@ def test_every_request_is_answered_and_a_refused_one_changes_nothing(explorer, m
     before = explorer.state
     ask(explorer, channel=99)
     assert explorer.state == before
-    assert [a["n"] for a in answers if a["kind"] == "ack"] == [1]
+    assert [(a["n"], a["view"]) for a in answers if a["kind"] == "ack"] == [(1, "first")]
     assert any(a["kind"] == "said" and "there is no feature map 99" in a["words"] for a in answers)
     for nonsense in ("x", {"kind": "nothing"}, {"kind": "set"}, {"kind": "set", "changes": {"chanel": 1}},
                      {"kind": "peek", "channel": "x"}, {"kind": "sample", "place": 10**9}, None):  # fmt: skip
@@ -174,6 +174,39 @@ def test_a_page_that_opens_later_is_sent_all_that_is_shown(explorer, monkeypatch
     assert {"layer", "page", "detail", "facts", "control"} <= set(kinds)
     page, buffers = next(pair for pair in again if pair[0]["kind"] == "page")
     assert buffers[page["patches"]["buffer"]] == explorer.view.grids(explorer.state).patches.content
+
+
+def test_a_page_that_is_ready_is_sent_once(explorer, monkeypatch):
+    explorer.view.grids(replace(explorer.state, channel=6))
+    explorer.live = True
+    assert explorer.wait()
+    kinds = []
+    monkeypatch.setattr(explorer.page, "send", lambda content, buffers=None: kinds.append(content["kind"]))
+    ask(explorer, channel=6)
+    assert explorer.wait()
+    assert kinds.count("page") == 1 and kinds.count("detail") == 1
+
+
+def test_what_one_view_asked_for_is_told_to_it_alone(explorer, monkeypatch):
+    said = []
+    monkeypatch.setattr(explorer.page, "send", lambda content, buffers=None: said.append(content))
+    for kind, content in (("code", {}), ("save", {}), ("peek", {"channel": 3})):
+        ask(explorer, kind, **content)
+        assert explorer.wait()
+    answers = {a["kind"]: a["view"] for a in said if a["kind"] in ("code", "saved", "peek")}
+    assert answers == dict.fromkeys(("code", "saved", "peek"), "first")
+
+
+def test_a_layer_that_somebody_left_is_not_drawn(explorer, at_once):
+    explorer.go_live()
+    assert explorer.worker.wait(60, Worker.LATER)
+    free = threading.Event()
+    explorer.worker.submit("busy", lambda step: free.wait(20))
+    ask(explorer, layer="conv1", channel=0)
+    ask(explorer, layer="conv2", channel=0)
+    free.set()
+    assert explorer.worker.wait(60, Worker.LATER)
+    assert sent(explorer, "thumbnails")["layer"] == "conv2"
 
 
 def test_below_the_pointer_on_the_wall_are_the_maps_patches(world, explorer, monkeypatch):
@@ -216,13 +249,26 @@ def test_orders_arrive_when_they_are_measured(explorer):
         assert not explorer.view.facts.lacks(explorer.state)
 
 
+def test_the_order_of_a_picture_that_is_not_there_says_so(explorer):
+    ask(explorer, order="your picture")
+    consistent(explorer)
+    assert "no picture of yours" in sent(explorer, "layer")["words"]
+
+
 def test_maps_in_the_order_of_your_picture(world, explorer):
     upload(explorer, png((40, 40)))
     assert explorer.wait()
     ask(explorer, tab="maps", order="your picture")
     consistent(explorer)
-    answers = sent(explorer, "own")["answers"]
-    assert sent(explorer, "layer")["order"] == np.argsort(-np.array(answers), kind="stable").tolist()
+    model = world[0]
+    small = torch.tensor(np.asarray(Image.open(io.BytesIO(png((SIDE, SIDE))))).copy()).permute(2, 0, 1)
+    for layer, steps in (("conv2", 4), ("conv1", 1)):  # in every layer, not in that of the tab alone
+        ask(explorer, layer=layer, channel=0)
+        consistent(explorer)
+        answers = model.net[:steps](model.preprocess(small))[0].flatten(1).amax(1).detach()
+        assert sent(explorer, "layer")["order"] == answers.argsort(descending=True, stable=True).tolist()
+        expected = (answers.clamp(min=0) / answers.max()).sqrt()
+        assert sent(explorer, "layer")["bars"] == pytest.approx(expected.tolist(), abs=1e-3)
 
 
 def test_the_wall_has_every_map(world, explorer):
@@ -306,7 +352,7 @@ def test_nothing_is_computed_ahead_until_somebody_looks(world, at_once):
     assert e.worker.wait(60, Worker.LATER)
     assert ready() == [3, 4, 5] and set(e.view.facts.profiles) == {"conv1", "conv2"}
     assert sent(e, "facts")["histogram"]["measured"] == 14 and sent(e, "thumbnails")["layer"] == "conv2"
-    assert sent(e, "strip")["conv1"]["columns"] == 3
+    assert sent(e, "strip")["0"]["columns"] == 3
     consistent(e)
     e.close()
     alone = explore(*world, layer="conv2", channel=8, ahead=False)
@@ -351,15 +397,17 @@ def test_save_writes_the_tab_that_is_shown(world, tmp_path):
         e.post
     )
     said = []
-    ask(e, "save")
-    ask(e, tab="compare")
-    ask(e, "save")
+    for tab in ("maps", "compare"):
+        ask(e, tab=tab)
+        ask(e, "save")
+        assert e.wait()
     maps, methods = (Image.open(tmp_path / "new" / f"small-{n}.png") for n in ("conv2-3", "compare-conv2"))
     assert np.array_equal(np.asarray(maps), np.asarray(e.view.figure(replace(e.state, tab="maps"))))
     assert np.array_equal(np.asarray(methods), np.asarray(compare.figure(e.view, e.state)))
     (tmp_path / "file").write_text("in the way")
     e.save_to = tmp_path / "file"
     ask(e, "save")
+    assert e.wait()
     assert [s["words"].split(" ")[0] for s in said if s["kind"] == "saved"] == ["Saved", "Saved", "Not"]
     e.close()
 
@@ -417,13 +465,11 @@ def test_the_square_moves(explorer):
     wide.paste((250, 250, 250), (60, 0, 90, 30))
     upload(explorer, compare.encode(wide), "wide.png")
     assert explorer.wait()
-    answers = {0.5: sent(explorer, "own").get("answers")}
-    for at in (0.0, 1.0):
+    for at, bright in ((0.0, 0), (1.0, 250)):
         ask(explorer, "square", at=at)
         assert explorer.wait()
         assert sent(explorer, "own")["at"] == at
-        answers[at] = sent(explorer, "own")["answers"]
-    assert answers[0.0] == answers[0.5] != answers[1.0]
+        assert float(explorer.view.facts.picture.float().mean()) == pytest.approx(bright, abs=1)
 
 
 def test_a_sample_of_the_album(world, explorer):
@@ -432,7 +478,7 @@ def test_a_sample_of_the_album(world, explorer):
     samples = sent(explorer, "samples")
     ask(explorer, "sample", place=samples["places"][2])
     assert explorer.wait()
-    shown = compare.strongest(world[0], world[1][samples["places"][2]][0], "conv2")[0]
+    shown = compare.strongest(world[0], world[1][samples["places"][2]][0], "conv2")
     assert list(sent(explorer, "own")["channels"]) == shown.channels.tolist()
 
 

@@ -233,7 +233,7 @@ def test_own_picture_shows_the_strongest_maps(world, view, tmp_path):
     own = compare.own(view, State(layer="conv2"), str(tmp_path / "mine.png"), "mine.png")
     maxima = model.net[:4](model.preprocess(pixels))[0].flatten(1).max(1).values.detach()
     assert list(own.channels) == [c for c in maxima.argsort(descending=True).tolist() if maxima[c] > 0][:9]
-    assert own.answers == pytest.approx(maxima.tolist())
+    assert torch.equal(own.seen, pixels)
     assert own.shares == pytest.approx([float(maxima[c] / top["conv2"].max[c]) for c in own.channels])
     likeliest = model.net(model.preprocess(pixels))[0].softmax(0).detach()
     assert own.classes[0] == (
@@ -241,7 +241,7 @@ def test_own_picture_shows_the_strongest_maps(world, view, tmp_path):
         pytest.approx(float(likeliest.max()), abs=1e-6),
     )
     window = zfkit.project(model, model.preprocess(pixels), "conv2", own.channels[0])[0]
-    found = compare.strongest(model, pixels, "conv2")[0].projection[0, 0]
+    found = compare.strongest(model, pixels, "conv2").projection[0, 0]
     assert float(found.abs().sum()) == pytest.approx(float(window.abs().sum()))
     usual = zfkit.project_top(model, photos, top, "conv2", [own.channels[1]], k=1, progress=False).photo[0, 0]
     assert np.array_equal(tile_of(own.usual, 1), usual.permute(1, 2, 0).int().numpy())
@@ -258,14 +258,24 @@ def test_the_square_of_a_wide_picture_is_where_it_was_put(view):
 
 
 def test_methods_side_by_side(world, view):
+    model, photos, top = world
     sheet, sentence = compare.methods(view, State(layer="conv2", channel=1))
     assert not sentence and sheet.columns == 5
-    for i, rule in enumerate(("deconvnet", "guided", "gradient"), 1):
-        grids = view.grids(State("conv2", 1, rule=rule))
-        for row in range(3):
-            assert np.array_equal(tile_of(sheet, 5 * row + i), tile_of(grids.projections, row))
-    shuffled = drawing.coloured(view.by_shuffled("conv2", 1).projection[0])[0].permute(1, 2, 0).int().numpy()
-    assert np.array_equal(tile_of(sheet, 4), shuffled)
+    field = zfkit.receptive_field(model, "conv2")
+    for row in range(3):
+        t = top["conv2"]
+        i, place = int(t.image[1, row]), (int(t.row[1, row]), int(t.col[1, row]))
+        box, margin = field.box(*place), field.size
+        left, up, right, down = (v + margin for v in box)
+        for column, (net, rule) in enumerate(
+            [(model, "deconvnet"), (model, "guided"), (model, "gradient"), (view.shuffled(), "deconvnet")], 1
+        ):
+            whole = zfkit.project(net, net.preprocess(photos[i][0]), "conv2", 1, [place], rule=rule)
+            window = nn.functional.pad(whole, (margin,) * 4)[:, :, up:down, left:right]
+            expected = drawing.coloured(window)[0].permute(1, 2, 0).int().numpy()
+            assert np.abs(tile_of(sheet, 5 * row + column) - expected).max() <= 1
+    tiles = [tile_of(sheet, i) for i in range(1, 5)]
+    assert all((a != b).mean() > 0.05 for n, a in enumerate(tiles) for b in tiles[:n])
 
 
 def test_two_models_see_the_same_photograph(world):
@@ -362,6 +372,20 @@ def test_measuring_goes_on_where_it_was_cancelled(world, measured):
     assert looked == list(range(len(photos)))
     for layer in ("conv1", "conv2"):  # one pass gives both
         assert np.array_equal(facts.profiles[layer].values, measured.facts.profiles[layer].values)
+
+
+def test_nothing_is_kept_behind_a_rule_of_ones_own(world, monkeypatch):
+    kept = ExplorerView(*world).facts.kept
+    before = kept.key("conv2")
+    with monkeypatch.context() as patched:
+        patched.setitem(zfkit.deconv.RULES, nn.ReLU, None)  # what is registered now is gone afterwards
+        zfkit.register_rule(nn.ReLU)(lambda R, module, context: 0 * R)
+        assert kept.key("conv2") == "" != kept.key("conv1")  # whose way has no ReLU
+        kept.save("conv2", "page", {"a": torch.ones(2)})
+        assert kept.load("conv2", "page") is None
+        tiles = ExplorerView(*world).grids(State("conv2", 3)).projections
+        assert len(np.unique(opened(tiles.content))) == 1  # all grey: nothing comes back
+    assert kept.key("conv2") == before != ""
 
 
 def test_what_was_kept_on_disk_is_used_and_what_is_damaged_is_made_again(world, monkeypatch):
@@ -544,7 +568,8 @@ def test_a_list_from_papermill_is_a_position():
 ])  # fmt: skip
 def test_a_link_gives_the_state_back(state):
     assert State(**State.of_link(state.link)) == state
-    assert State(**State.of_link(f"token=abc&{state.link[1:]}")) == state  # as a server has it
+    query = f"token=abc&{state.link[1:]}&utm_source=mail"  # as a server has it, and a newsletter
+    assert State(**State.of_link(State.link_in(query))) == state
 
 
 def test_code_reproduces_the_view(view):

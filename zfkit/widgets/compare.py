@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -31,6 +32,7 @@ from .view import CONTROL, TILE, ExplorerView
 COLUMNS = ("patch", *RULES, "shuffled weights")  # of the comparison of methods
 LIKELIEST = 5  # classes
 PREVIEW = 320  # px, longest side of your picture on the page
+SAMPLES = 6  # pictures of the album to try the second tab with
 
 
 class Own(NamedTuple):
@@ -43,7 +45,7 @@ class Own(NamedTuple):
             that is.
         patches, projections, usual: of these maps: what they see of it, what they pick out, and the patch of the album
             that excites each most.
-        answers: (C,) of every map of the layer.
+        seen: the square that the network sees, uint8 (3, S, S).
     """
 
     picture: bytes = b""
@@ -56,7 +58,7 @@ class Own(NamedTuple):
     patches: Sheet | None = None
     projections: Sheet | None = None
     usual: Sheet | None = None
-    answers: tuple[float, ...] = ()
+    seen: Tensor | None = None
     sentence: str = ""
 
 
@@ -72,8 +74,8 @@ class Compared(NamedTuple):
 
 def strongest(
     model: VisionModel, picture: Tensor, layer: str, count: int = 9, projected: bool = True
-) -> tuple[Patches, Tensor]:
-    """The `count` maps of a layer that a picture, uint8 (3, S, S), excites most, k = 1; and what all answer, (C,).
+) -> Patches:
+    """The `count` maps of a layer that a picture, uint8 (3, S, S), excites most; k = 1.
 
     Raises LayerError where none is above 0.
     """
@@ -94,7 +96,7 @@ def strongest(
         {layer: table}, 1, model.name, "own", alone.fingerprint(), 1, False, model.fingerprint([layer])
     )
     cut = project_top if projected else cut_top
-    return cut(model, alone, top, layer, best, tile=TILE, progress=False), value
+    return cut(model, alone, top, layer, best, tile=TILE, progress=False)
 
 
 def own(view: ExplorerView, state: State, content: bytes | str, name: str, at: float = 0.5) -> Own:
@@ -110,10 +112,10 @@ def own(view: ExplorerView, state: State, content: bytes | str, name: str, at: f
     height, width = fitted(whole.height, whole.width, PREVIEW)
     shown = Own(
         encode(whole.resize((width, height), Image.Resampling.LANCZOS), "jpeg"), (width, height), note,
-        _likeliest(model, small),
+        _likeliest(model, small), seen=picture,
     )  # fmt: skip
     try:
-        p, answers = strongest(model, picture, layer, view.shown, layer not in view.refusals)
+        p = strongest(model, picture, layer, view.shown, layer not in view.refusals)
     except ZfkitError as error:
         return shown._replace(sentence=str(error))
     usual = cut_top(model, view.photos, view.top, layer, p.channels, k=1, tile=TILE, progress=False)
@@ -122,8 +124,38 @@ def own(view: ExplorerView, state: State, content: bytes | str, name: str, at: f
     return shown._replace(
         channels=tuple(p.channels.tolist()), values=tuple(p.value[:, 0].tolist()),
         shares=tuple((p.value[:, 0] / largest[p.channels]).tolist()), patches=_row(p.photo[:, 0], "jpeg"),
-        projections=projections, usual=_row(usual.photo[:, 0], "jpeg"), answers=tuple(answers.tolist()),
+        projections=projections, usual=_row(usual.photo[:, 0], "jpeg"),
     )  # fmt: skip
+
+
+class YourPicture:
+    """What the second tab is about: a picture that was given, by its bytes or its path, and the square of it.
+
+    Attributes:
+        at: where along its longer side the square lies: 0 at the beginning, 1 at the end.
+    """
+
+    def __init__(self, view: ExplorerView) -> None:
+        self.view, self.at = view, 0.5
+        self._given: tuple[str, bytes] | None = None
+
+    def take(self, name: str = "", content: bytes | None = None) -> None:
+        """Another picture; without content, the one at the state's path, if it has one."""
+        self._given, self.at = None if content is None else (name, content), 0.5
+
+    def own(self, state: State) -> Own | None:
+        """What is seen of it; None while there is none."""
+        given = self._given or ((Path(state.image).name, state.image) if state.image else None)
+        if given is None:
+            return None
+        key = ("own", state.layer, state.gain, given[0], hash(given[1]), self.at)
+        return self.view.keep(key, lambda: own(self.view, state, given[1], given[0], self.at))
+
+    def samples(self) -> tuple[list[int], list[str], Sheet]:
+        """Some pictures of the album to try it with: places, names and the pictures, small."""
+        photos = self.view.photos
+        places = sorted({i * len(photos) // SAMPLES for i in range(SAMPLES)})
+        return places, [self.view.facts.short(i) for i in places], self.view.small(places)
 
 
 def _row(tiles: Tensor, kind: Literal["png", "jpeg"] = "png") -> Sheet:
@@ -178,7 +210,7 @@ def models(view: ExplorerView, state: State, on_step: OnStep | None = None) -> S
         model = view.other(name) if i else view.model
         layer = layer_beside(view.model, state.layer, model)
         try:
-            p, _ = strongest(model, picture, layer)
+            p = strongest(model, picture, layer)
         except ZfkitError as error:
             compared.append(Compared(f"{name} {layer}", sentence=str(error)))
         else:

@@ -3,6 +3,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const SILENCE = 8000; // ms without an answer of the kernel, after which that is said
+const MOST = 9 * 2 ** 20; // bytes of a picture that is sent; servers take 10 MiB in a message
 const THUMB = 44; // px, of a map on the strip
 
 function h(tag, attributes = {}, ...children) {
@@ -48,25 +49,30 @@ const tile = (sheet, i, label = "") => draw(h("canvas", label ? {} : {"aria-hidd
 function render({model, el}) {
   const about = model.get("about");
   let state = {...model.get("state")}; // as the user has it: ahead of Python's by the requests on their way
+  const view = Math.random().toString(36).slice(2); // one widget may be shown twice: answers say to whom
   const got = {}; // the last message of each kind, its pictures decoded
   const arrived = {}; // its number, so that a late one replaces no newer one
-  let [asked, answered, queued, overdue] = [0, 0, null, 0];
+  let [asked, answered, queued] = [0, 0, null];
   let wallOf = "projections";
   let blended = false;
+  let gone = false; // was it said that the kernel does not answer?
+  let stream = null; // of the camera
+  const timers = {};
+  const soon = (name, ms, act) => { clearTimeout(timers[name]); timers[name] = setTimeout(act, ms); };
   const closing = new AbortController();
-  const root = h("div", {class: "zx"});
+  const root = h("div", {class: "zx", tabindex: -1});
   el.append(root);
 
   // ------------------------------------------------------------------------------------------- to and from Python
 
   function send(content, buffers = []) {
     asked += 1;
-    clearTimeout(overdue);
-    overdue = setTimeout(() => say("The kernel does not answer: it is busy with something else, or gone. Run the cell again, or load the page anew."), SILENCE);
+    const silent = (words) => { say(words); gone = true; };
+    soon("overdue", SILENCE, () => silent("The kernel does not answer: it is busy with something else, or gone. Run the cell again, or load the page anew."));
     try {
-      model.send({...content, n: asked}, undefined, buffers);
+      model.send({...content, n: asked, view}, undefined, buffers);
     } catch {
-      say("The kernel is gone: run the cell again, or load the page anew.");
+      silent("The kernel is gone: run the cell again, or load the page anew.");
     }
   }
 
@@ -90,26 +96,42 @@ function render({model, el}) {
 
   async function receive(content, buffers) {
     const {kind} = content;
+    if ("view" in content && content.view !== view) return; // to another view of this widget
     if (kind === "ack") {
       answered = Math.max(answered, content.n);
-      if (answered === asked) clearTimeout(overdue);
+      if (answered === asked) clearTimeout(timers.overdue);
       if (gone) say("");
       forward();
       if (answered === asked && queued === null) follow();
       return;
     }
     const mine = (arrived[kind] = (arrived[kind] || 0) + 1);
-    const decoded = {};
-    await Promise.all(Object.entries(content).map(async ([name, value]) => {
-      if (value && typeof value === "object" && "buffer" in value) {
-        const bytes = buffers[value.buffer];
-        const blob = new Blob([bytes.buffer ? new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength) : bytes]);
-        decoded[name] = {...value, blob, image: kind === "saved" ? null : await createImageBitmap(blob)};
-      }
-    }));
-    if (arrived[kind] !== mine) return;
-    got[kind] = {...content, ...decoded};
-    (arrives[kind] || (() => {}))(got[kind]);
+    const message = {...content};
+    try {
+      await Promise.all(Object.entries(content).map(async ([name, value]) => {
+        if (value && typeof value === "object" && "buffer" in value) {
+          const bytes = buffers[value.buffer];
+          const blob = new Blob([bytes.buffer ? new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength) : bytes]);
+          message[name] = kind === "saved" ? {...value, blob} : {...value, image: await createImageBitmap(blob)};
+        }
+      }));
+    } catch {
+      say("A picture of the kernel could not be shown: load the page anew.");
+      return;
+    }
+    if (arrived[kind] !== mine) {
+      free(message);
+      return;
+    }
+    const before = got[kind];
+    got[kind] = message;
+    (arrives[kind] || (() => {}))(message);
+    free(before);
+  }
+
+  // Pictures hold memory of the browser's until they are closed.
+  function free(message) {
+    for (const value of Object.values(message || {})) value?.image?.close();
   }
 
   function follow() {
@@ -117,7 +139,7 @@ function render({model, el}) {
     state = {...model.get("state")};
     show();
     if (about.alone && state.link !== undefined) {
-      history.replaceState(null, "", state.link === "?" ? location.pathname : state.link);
+      soon("link", 300, () => history.replaceState(null, "", state.link === "?" ? location.pathname : state.link));
       document.title = `${state.layer} ${state.channel} · ${about.model} · zfkit`;
     }
   }
@@ -127,7 +149,7 @@ function render({model, el}) {
     page: () => { drawPage(); mark(); },
     detail: () => { drawDetail(); mark(); },
     facts: () => drawFacts(),
-    control: () => drawControl(),
+    control: () => { drawControl(); mark(); },
     strip: () => drawLayers(),
     thumbnails: () => { drawStrip(); drawWall(); drawFacts(); },
     own: () => { drawOwn(); drawStrip(); },
@@ -138,7 +160,8 @@ function render({model, el}) {
     said: (m) => say(m.words),
     code: (m) => copy(m.words, "The code is copied."),
     saved: (m) => {
-      const link = h("a", {download: m.name, href: URL.createObjectURL(m.picture.blob)}, "download it");
+      const address = URL.createObjectURL(m.picture.blob);
+      const link = h("a", {download: m.name, href: address, onclick: () => setTimeout(() => URL.revokeObjectURL(address), 1000)}, "download it");
       fill(notice, h("p", {role: "status"}, m.words, m.words ? "; " : "", link));
     },
     progress: (m) => {
@@ -152,9 +175,8 @@ function render({model, el}) {
   const notice = h("div", {class: "zx-notice"});
   const busy = h("div", {class: "zx-busy", hidden: true});
   const live = h("p", {class: "zx-unseen", role: "status"});
-  let gone = false;
   function say(words) {
-    gone = words.startsWith("The kernel");
+    gone = false;
     fill(notice, words ? h("p", {role: "alert"}, words) : null);
   }
 
@@ -179,7 +201,7 @@ function render({model, el}) {
   }
 
   const tabs = h("div", {class: "zx-tabs", role: "tablist"}, Object.entries(about.tabs).map(([name, words]) =>
-    h("button", {type: "button", role: "tab", id: `${name}-tab`, "data-tab": name, onclick: () => ask({tab: name})}, words)));
+    h("button", {type: "button", role: "tab", id: `${view}-${name}`, "data-tab": name, onclick: () => ask({tab: name})}, words)));
   tabs.addEventListener("keydown", (e) => {
     const step = {ArrowLeft: -1, ArrowRight: 1}[e.key];
     if (!step) return;
@@ -221,8 +243,14 @@ function render({model, el}) {
   const count = h("div", {class: "zx-count"});
   const words = h("p", {class: "zx-soft zx-words"});
   const sort = select("sort", about.orders.map((o) => [o, {index: "number"}[o] || o]), "order", (order) => ask({order}));
-  const find = h("input", {type: "search", placeholder: "class or picture", "aria-label": "find maps by class or picture",
-    onchange: (e) => ask({search: e.target.value}), onkeydown: (e) => { if (e.key === "Enter") ask({search: e.target.value}); }});
+  const find = h("input", {type: "search", placeholder: "class, picture or map", "aria-label": "find maps by class, picture or number",
+    onchange: look, onkeydown: (e) => { if (e.key === "Enter") look(e); }});
+  function look(e) {
+    const words = e.target.value.trim();
+    const map = /^\d+$/.test(words) && Number(words) < layerOf(state.layer).maps;
+    if (map) e.target.value = "";
+    ask(map ? {channel: Number(words), search: ""} : {search: words});
+  }
   const all = button("", "all maps of this layer", () => ask({wall: !state.wall}), {class: "zx-all"});
   strip.append(count, h("div", {class: "zx-film"}, bars, shelf, words),
     h("div", {class: "zx-tools"}, sort, find, button("random", "a map drawn at random (r)", random), all));
@@ -260,10 +288,10 @@ function render({model, el}) {
   facts.append(known, control);
   const wall = h("div", {class: "zx-wall"});
   const peek = h("div", {class: "zx-peek", hidden: true});
-  const mapsTab = h("div", {role: "tabpanel", "aria-labelledby": "maps-tab"}, stage, sentence, facts);
+  const mapsTab = h("div", {role: "tabpanel", "aria-labelledby": `${view}-maps`}, stage, sentence, facts);
   const wallPart = h("div", {hidden: true}, h("div", {class: "zx-title"}, select("show", [["projections", "projections"], ["patches", "patches"]], "wall", (value) => { wallOf = value; drawWall(); })), wall, peek);
-  const ownTab = h("div", {role: "tabpanel", "aria-labelledby": "image-tab", class: "zx-own"});
-  const compareTab = h("div", {role: "tabpanel", "aria-labelledby": "compare-tab", class: "zx-compare"});
+  const ownTab = h("div", {role: "tabpanel", "aria-labelledby": `${view}-image`, class: "zx-own"});
+  const compareTab = h("div", {role: "tabpanel", "aria-labelledby": `${view}-compare`, class: "zx-compare"});
   fill(root, head, layers, strip, notice, wallPart, mapsTab, ownTab, compareTab, busy, live, help);
 
   // -------------------------------------------------------------------------------------------------- drawing
@@ -279,6 +307,8 @@ function render({model, el}) {
       one.tabIndex = one.dataset.tab === state.tab ? 0 : -1;
     }
     const walled = state.wall && state.tab !== "compare";
+    all.hidden = state.tab === "compare";
+    if (state.tab !== "image") closeCamera();
     mapsTab.hidden = state.tab !== "maps" || walled;
     wallPart.hidden = !walled;
     ownTab.hidden = state.tab !== "image" || walled;
@@ -301,9 +331,13 @@ function render({model, el}) {
   // What is on the page but belongs to another map is dimmed until its own comes.
   function mark() {
     const same = (m) => m && ["layer", "channel", "rule", "colours", "gain"].every((n) => m[n] === state[n]);
-    stage.classList.toggle("zx-stale", !same(got.page));
-    facts.classList.toggle("zx-stale", !same(got.facts));
-    stage.lastChild.classList.toggle("zx-stale", !same(got.detail) || got.detail.rank !== state.rank);
+    const dim = (element, stale) => element.classList.toggle("zx-stale", Boolean(stale));
+    dim(stage, !same(got.page));
+    dim(stage.lastChild, !same(got.detail) || got.detail.rank !== state.rank || String(got.detail.asked) !== String(state.position));
+    dim(known, !same(got.facts));
+    dim(control, !same(got.control));
+    dim(rows, got.own && got.own.layer !== state.layer);
+    facts.hidden = Boolean(got.page?.nothing);
   }
 
   function drawLayers() {
@@ -317,8 +351,8 @@ function render({model, el}) {
       return;
     }
     layers.dataset.drawn = String(Boolean(shown));
-    fill(layers, h("span", {class: "zx-soft"}, "photo ›"), about.layers.map((l) => {
-      const sheet = shown && shown[l.name];
+    fill(layers, h("span", {class: "zx-soft"}, "photo ›"), about.layers.map((l, number) => {
+      const sheet = shown && shown[number];
       const small = Array.from({length: 3}, (_, i) => (sheet && i < sheet.columns ? tile(sheet, i) : h("canvas", {"aria-hidden": "true", width: 1, height: 1})));
       return h("button", {type: "button", "data-layer": l.name, "aria-pressed": String(l.name === state.layer), title: l.refused ? `${l.name}: patches alone. ${l.refused}` : `${l.name}, maps of ${l.shape.join(" × ")}`,
         onclick: () => ask({layer: l.name})}, h("span", {class: "zx-three-small"}, small), h("span", {}, h("b", {}, l.name), h("small", {}, `${l.maps} maps · ${l.sees}`)));
@@ -333,7 +367,7 @@ function render({model, el}) {
     all.setAttribute("aria-pressed", String(state.wall));
     fill(words, got.layer?.words || "");
     words.hidden = !got.layer?.words;
-    for (const option of sort.querySelectorAll("option")) option.hidden = option.value === "your picture" && !got.own?.answers?.length;
+    for (const option of sort.querySelectorAll("option")) option.hidden = option.value === "your picture" && !got.own?.picture;
     bars.setAttribute("aria-valuemax", Math.max(channels.length - 1, 0));
     bars.setAttribute("aria-valuenow", Math.max(at, 0));
     bars.setAttribute("aria-valuetext", `map ${state.channel} of ${state.layer}`);
@@ -447,9 +481,9 @@ function render({model, el}) {
     askPlace(row + step[0], column + step[1]);
   });
 
-  function mapButton(c, text, size = "") {
+  function mapButton(layer, c, text) {
     const sheets = thumbs();
-    return h("button", {type: "button", class: `zx-map ${size}`, title: `to map ${c}`, onclick: () => ask({channel: c, search: "", wall: false, tab: "maps"})},
+    return h("button", {type: "button", class: "zx-map", title: `to map ${c}`, onclick: () => ask({layer, channel: c, search: "", wall: false, tab: "maps"})},
       sheets ? [tile(sheets.projections, c), tile(sheets.patches, c)] : null, h("span", {}, h("b", {}, c), h("small", {}, text)));
   }
 
@@ -480,7 +514,7 @@ function render({model, el}) {
       parts.push(h("section", {}, h("h3", {}, `its top ${f.labels.of} come from`), ruleBars(f.labels.rows.map(([name, n]) => [name, n, String(n)]), most),
         h("p", {class: "zx-soft", title: "(its mean in that class − its mean in the others) / their sum: 0 none, 1 that class alone"}, `selectivity ${f.labels.selectivity} for `, h("bdi", {}, f.labels.favourite))));
     }
-    if (f.near?.length) parts.push(h("section", {}, h("h3", {}, "answers like it"), h("div", {class: "zx-row"}, f.near.map(([c, r]) => mapButton(c, `r ${r.toFixed(2)}`)))));
+    if (f.near?.length) parts.push(h("section", {}, h("h3", {}, "answers like it"), h("div", {class: "zx-row"}, f.near.map(([c, r]) => mapButton(f.layer, c, `r ${r.toFixed(2)}`)))));
     if (!g) first.push(h("p", {class: "zx-soft"}, "More is measured while nothing else is to be done …"));
     fill(known, parts, h("section", {class: "zx-all-known"}, first));
     mark();
@@ -499,6 +533,7 @@ function render({model, el}) {
     const sheets = thumbs();
     const channels = order();
     if (!sheets) {
+      wall.dataset.drawn = "";
       fill(wall, h("p", {class: "zx-soft"}, "The maps are drawn …"));
       return;
     }
@@ -513,12 +548,13 @@ function render({model, el}) {
     wall.querySelector(`[data-map="${state.channel}"]`)?.classList.add("zx-chosen");
   }
   const mapAt = (e) => e.target.closest?.("[data-map]");
-  wall.addEventListener("click", (e) => { const one = mapAt(e); if (one) { peek.hidden = true; ask({channel: Number(one.dataset.map), wall: false, tab: "maps"}); } });
-  for (const kind of ["pointerover", "focusin"]) wall.addEventListener(kind, (e) => { const one = mapAt(e); if (one && !one.classList.contains("zx-dead")) { peek.dataset.map = one.dataset.map; send({kind: "peek", channel: Number(one.dataset.map)}); } });
+  wall.addEventListener("click", (e) => { const one = mapAt(e); if (one) { peek.hidden = true; peek.dataset.map = ""; ask({channel: Number(one.dataset.map), wall: false, tab: "maps"}); } });
+  for (const kind of ["pointerover", "focusin"]) wall.addEventListener(kind, (e) => { const one = mapAt(e); if (one && !one.classList.contains("zx-dead")) { peek.dataset.map = one.dataset.map; soon("peek", 60, () => model.send({kind: "peek", channel: Number(one.dataset.map), view})); } });
   for (const kind of ["pointerleave", "focusout"]) wall.addEventListener(kind, () => { peek.hidden = true; peek.dataset.map = ""; });
   function drawPeek(m) {
     const one = wall.querySelector(`[data-map="${m.channel}"]`);
     if (!one || !m.sheet || peek.dataset.map !== String(m.channel)) return;
+    if (m.layer !== state.layer) return;
     fill(peek, h("b", {}, `map ${m.channel}`), h("div", {class: "zx-nine"}, Array.from({length: about.shown}, (_, i) => tile(m.sheet, i))));
     peek.hidden = false;
     const [box, outer] = [one.getBoundingClientRect(), wallPart.getBoundingClientRect()];
@@ -530,7 +566,7 @@ function render({model, el}) {
 
   const frame = h("div", {class: "zx-frame"}, h("canvas", {}), h("div", {class: "zx-square", tabindex: 0, role: "slider", "aria-label": "square that is used", "aria-valuemin": 0, "aria-valuemax": 100}));
   const samples = h("div", {class: "zx-row zx-samples"});
-  const file = h("input", {type: "file", class: "zx-unseen", id: `file-${Math.random().toString(36).slice(2)}`, accept: "image/*", "aria-label": "choose a picture", onchange: (e) => { if (e.target.files[0]) upload(e.target.files[0]); e.target.value = ""; }});
+  const file = h("input", {type: "file", class: "zx-unseen", id: `${view}-file`, accept: "image/*", "aria-label": "choose a picture", onchange: (e) => { if (e.target.files[0]) upload(e.target.files[0]); e.target.value = ""; }});
   const path = h("input", {type: "text", placeholder: "or its path, then Enter", "aria-label": "path of a picture of your own", onchange: (e) => ask({image: e.target.value})});
   const camera = navigator.mediaDevices?.getUserMedia ? button("camera", "take a picture", shoot) : null;
   const said = h("div", {class: "zx-said"});
@@ -538,7 +574,21 @@ function render({model, el}) {
   fill(ownTab, h("div", {class: "zx-side"}, h("p", {class: "zx-soft"}, "Choose a picture, drop one here, or paste it; or try one of these."), samples, h("div", {class: "zx-row"}, file, h("label", {class: "zx-choose", for: file.id}, "choose a picture"), camera), about.alone ? null : path, frame, said), rows);
 
   async function upload(blob) {
-    send({kind: "upload", name: blob.name || "picture"}, [await blob.arrayBuffer()]);
+    let sent = blob;
+    if (blob.size > MOST) { // what the network sees has a few hundred pixels
+      try {
+        const image = await createImageBitmap(blob);
+        const times = Math.min(1, 2048 / Math.max(image.width, image.height));
+        const canvas = h("canvas", {width: Math.round(image.width * times), height: Math.round(image.height * times)});
+        canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+        image.close();
+        sent = await new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.95));
+      } catch {
+        say(`${blob.name || "The picture"} has more than 9 MB, and the browser cannot read it to make it smaller.`);
+        return;
+      }
+    }
+    send({kind: "upload", name: blob.name || "picture"}, [await sent.arrayBuffer()]);
   }
   ownTab.addEventListener("dragover", (e) => { e.preventDefault(); ownTab.classList.add("zx-drop"); });
   ownTab.addEventListener("dragleave", () => ownTab.classList.remove("zx-drop"));
@@ -548,8 +598,14 @@ function render({model, el}) {
     if (item && state.tab === "image" && root.isConnected && root.contains(document.activeElement)) upload(item.getAsFile());
   }, {signal: closing.signal});
 
+  function closeCamera() {
+    stream?.getTracks().forEach((track) => track.stop());
+    stream = null;
+    ownTab.querySelector(".zx-camera")?.remove();
+  }
+
   async function shoot() {
-    let stream;
+    closeCamera();
     try {
       stream = await navigator.mediaDevices.getUserMedia({video: true});
     } catch {
@@ -558,14 +614,12 @@ function render({model, el}) {
     }
     const video = h("video", {autoplay: true, playsinline: true});
     video.srcObject = stream;
-    const end = () => { stream.getTracks().forEach((track) => track.stop()); box.remove(); };
-    const box = h("div", {class: "zx-camera"}, video, h("div", {class: "zx-row"}, button("take it", "this picture", () => {
+    frame.before(h("div", {class: "zx-camera"}, video, h("div", {class: "zx-row"}, button("take it", "this picture", () => {
       const canvas = h("canvas", {width: video.videoWidth, height: video.videoHeight});
       canvas.getContext("2d").drawImage(video, 0, 0);
       canvas.toBlob((blob) => upload(new File([blob], "camera.png")));
-      end();
-    }), button("close", "without a picture", end)));
-    frame.before(box);
+      closeCamera();
+    }), button("close", "without a picture", closeCamera))));
   }
 
   function drawSamples() {
@@ -580,11 +634,8 @@ function render({model, el}) {
     if (!o) return;
     if (o.picture) {
       draw(frame.querySelector("canvas"), {...o.picture, columns: 1, width: 0, height: 0}, 0, "your picture");
-      const [width, height] = o.size;
-      const short = Math.min(width, height);
-      put(frame.lastChild, [(o.at * (width - short)) / width, (o.at * (height - short)) / height, (o.at * (width - short) + short) / width, (o.at * (height - short) + short) / height]);
-      frame.lastChild.setAttribute("aria-valuenow", Math.round(100 * o.at));
-      frame.style.aspectRatio = `${width} / ${height}`;
+      frame.style.aspectRatio = `${o.size[0]} / ${o.size[1]}`;
+      drawSquare(o.at);
     }
     const share = (name, p) => [name, p, percent(p)];
     fill(said, h("p", {class: "zx-soft"}, o.note), o.classes.length ? [h("h3", {}, "what the network calls it"), ruleBars(o.classes.map(([name, p]) => share(name, p)), 1)]
@@ -594,29 +645,36 @@ function render({model, el}) {
       return;
     }
     fill(rows, h("div", {class: "zx-title"}, h("h3", {}, `the maps of ${o.layer} that it excites most`), h("span", {class: "zx-soft"}, `${o.caption} Sort strip and wall by “your picture” for all of them.`)),
-      o.channels.map((c, i) => h("button", {type: "button", class: "zx-card", title: `to map ${c}`, onclick: () => ask({tab: "maps", channel: c, search: "", wall: false})},
+      o.channels.map((c, i) => h("button", {type: "button", class: "zx-card", title: `to map ${c}`, onclick: () => ask({tab: "maps", layer: o.layer, channel: c, search: "", wall: false})},
         h("span", {}, h("b", {}, `map ${c}`), ` ${number(o.values[i])} · ${percent(o.shares[i])}`),
         h("span", {class: "zx-trio"}, [["patches", "your patch"], ["projections", "what it picks out"], ["usual", "usually likes"]].filter(([n]) => o[n]).map(([n, text]) =>
           h("span", {}, tile(o[n], i, `${text}, map ${c}`), h("small", {}, text)))))));
   }
 
-  let dragged = null;
+  function drawSquare(at) {
+    const [width, height] = got.own.size;
+    const short = Math.min(width, height);
+    const [left, top] = [at * (width - short), at * (height - short)];
+    put(frame.lastChild, [left / width, top / height, (left + short) / width, (top + short) / height]);
+    frame.lastChild.setAttribute("aria-valuenow", Math.round(100 * at));
+    got.own.at = at;
+  }
+  const moveSquare = (at) => { drawSquare(Math.max(0, Math.min(at, 1))); soon("square", 80, () => send({kind: "square", at: got.own.at})); };
   const slide = (e) => {
     const box = frame.getBoundingClientRect();
     const [width, height] = got.own.size;
     const short = Math.min(width, height) / Math.max(width, height);
     const along = width > height ? (e.clientX - box.left) / box.width : (e.clientY - box.top) / box.height;
-    return short === 1 ? 0.5 : Math.max(0, Math.min((along - short / 2) / (1 - short), 1));
+    if (short < 1) moveSquare((along - short / 2) / (1 - short));
   };
-  frame.addEventListener("pointerdown", (e) => { dragged = slide(e); frame.setPointerCapture(e.pointerId); });
-  frame.addEventListener("pointermove", (e) => { if (dragged !== null) { dragged = slide(e); got.own.at = dragged; drawOwn(); } });
-  frame.addEventListener("pointerup", () => { if (dragged !== null) send({kind: "square", at: dragged}); dragged = null; });
+  frame.addEventListener("pointerdown", (e) => { frame.setPointerCapture(e.pointerId); slide(e); });
+  frame.addEventListener("pointermove", (e) => { if (e.buttons) slide(e); });
   frame.lastChild.addEventListener("keydown", (e) => {
     const step = {ArrowLeft: -0.1, ArrowUp: -0.1, ArrowRight: 0.1, ArrowDown: 0.1}[e.key];
     if (!step) return;
     e.preventDefault();
     e.stopPropagation();
-    send({kind: "square", at: Math.max(0, Math.min(got.own.at + step, 1))});
+    moveSquare(got.own.at + step);
   });
 
   // ------------------------------------------------------------------------------------------------ comparisons
@@ -666,12 +724,13 @@ function render({model, el}) {
   const keys = {
     ArrowLeft: () => turn(-1), ArrowRight: () => turn(1), ArrowUp: () => climb(1), ArrowDown: () => climb(-1),
     PageUp: () => turn(-10), PageDown: () => turn(10), Home: () => turn(-1e9), End: () => turn(1e9),
-    r: random, a: () => ask({wall: !state.wall}), "?": () => help.showModal(),
+    r: random, a: () => { if (state.tab !== "compare") ask({wall: !state.wall}); }, "?": () => help.showModal(),
     " ": () => { blended = !blended; if (got.page && !got.page.sentence) drawPage(); },
   };
   root.addEventListener("keydown", (e) => {
     if (e.ctrlKey || e.metaKey || e.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(e.target.tagName) || help.open) return;
-    if (e.key === " " && e.target.tagName === "BUTTON") return; // which it presses
+    // Space presses buttons, but for tiles, which Enter chooses.
+    if (e.key === " " && /^(BUTTON|SUMMARY|A)$/.test(e.target.tagName) && !e.target.classList.contains("zx-tile")) return;
     const digit = /^[1-9]$/.test(e.key) && Number(e.key) <= about.shown;
     if (!digit && !(e.key in keys)) return;
     e.preventDefault();
@@ -679,6 +738,9 @@ function render({model, el}) {
     if (digit) ask({rank: Number(e.key) - 1});
     else keys[e.key]();
   });
+  root.addEventListener("keyup", (e) => { if (e.key === " " && e.target.classList.contains("zx-tile")) e.preventDefault(); });
+  // A click that took its own button away, or fell on no control, leaves the keys to this page.
+  root.addEventListener("click", () => { if (!root.contains(document.activeElement)) bars.focus({preventScroll: true}); });
   const slideTo = (e) => {
     const box = bars.getBoundingClientRect();
     const channels = order();
@@ -700,7 +762,9 @@ function render({model, el}) {
     model.off("change:state", follow);
     sized.disconnect();
     closing.abort();
-    clearTimeout(overdue);
+    closeCamera();
+    Object.values(timers).forEach(clearTimeout);
+    Object.values(got).forEach(free);
   };
 }
 

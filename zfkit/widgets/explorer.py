@@ -34,7 +34,7 @@ from ..topk.bundled import mined
 from ..topk.table import TopK, expect_both
 from . import compare, drawing
 from .controls import encode
-from .messages import Page, Parcel, about, of, small_pictures
+from .messages import Page, Parcel, about, of
 from .panel import Panel, changed, guarded
 from .results import Grids, Sheet
 from .state import METHODS, State
@@ -45,8 +45,6 @@ TURNING = 1.0  # s between two steps: somebody turns pages, and the next ones co
 REST = 1.5  # s since the last step, before the layer is measured for the facts
 PAINT = 0.08  # s left to server and browser after new grids, before the details are computed
 AHEAD = 2  # pages computed ahead, in the direction of travel
-SAMPLES = 6  # pictures of the album to try the second tab with
-FACE = 64  # px, of a whole picture that is shown small
 SAYS = 0.1  # s between two movements of the progress bar
 
 
@@ -71,13 +69,11 @@ class Explorer(Panel):
         ahead: bool = True,
     ) -> None:
         super().__init__()
-        self.view, self.ahead = view, ahead
+        self.view, self.ahead, self.mine = view, ahead, compare.YourPicture(view)
         self.save_to = None if save_to is None else as_path(save_to)
         self.state = view.checked(state or State())
         self.sent: dict[str, Parcel] = {}
         self._lock = threading.RLock()  # requests come in one thread, the worker's results in another
-        self._upload: tuple[str, bytes] | None = None  # name and bytes of a picture of your own
-        self._square = 0.5  # where along its longer side the square lies that is used
         self._channels = np.arange(0)  # on the strip, in order
         self._moved = 0.0  # when the state changed last
         self._turning = False  # did the last two steps follow each other closely?
@@ -136,7 +132,7 @@ class Explorer(Panel):
         if self.view.empty or s.tab == "maps":
             return self.view.figure(s)
         if s.tab == "image":
-            return compare.own_figure(self.view, s, self._own(s) if self._mine(s) else None)
+            return compare.own_figure(self.view, s, self.mine.own(s))
         return compare.figure(self.view, s)
 
     # ----------------------------------------------------------------------------------------------- states
@@ -167,7 +163,7 @@ class Explorer(Panel):
             if state.channel != before.channel:
                 self._facing = 1 if self._place(state.channel) > self._place(before.channel) else -1
             if state.image != before.image:
-                self._upload, self._square = None, 0.5
+                self.mine.take()
             if self.live and state.tab == "maps" and not state.search and self.view.ready(state):
                 self._show_grids(state, self.view.grids(state))
             self.arrange()
@@ -193,11 +189,11 @@ class Explorer(Panel):
                 words = f"{len(self._channels)} of {C} maps have “{s.search}” among their strongest pictures"
             elif self.view.facts.lacks(s):
                 words = f"{s.order} is measured …"
-            largest = self.view.top[s.layer].max.clamp(min=0)
+            elif s.order == "your picture" and self.view.facts.picture is None:
+                words = "there is no picture of yours yet: the maps stand by number"
+            heights, dead = self.view.facts.heights(s)
             content = {
-                "layer": s.layer, "order": self._channels.tolist(), "words": words,
-                "bars": (largest / largest.max().clamp(min=1e-30)).sqrt().round(decimals=3).tolist(),
-                "dead": (largest <= 0).nonzero()[:, 0].tolist(),
+                "layer": s.layer, "order": self._channels.tolist(), "words": words, "bars": heights, "dead": dead,
             }  # fmt: skip
             before = self.sent.get("layer")
             if not before or before.content != {"kind": "layer", **content}:
@@ -220,6 +216,8 @@ class Explorer(Panel):
             self.worker.submit("strip", self._send_strip, Worker.SOON, "drawing layers")
         if (layer not in self.view.facts.profiles and state.tab == "maps") or self._thumbnails_of() != layer:
             self.worker.submit("layer", lambda job: self._measure(state, job), Worker.LATER)
+        else:
+            self.worker.cancel("layer")  # of one that somebody has left
 
     def on_live(self) -> None:
         """Begin to compute ahead."""
@@ -235,8 +233,8 @@ class Explorer(Panel):
     def _paint_maps(self, state: State, step: OnStep) -> None:
         v, facts = self.view, self.view.facts
         if not len(facts.order(state)):
-            nothing = f"No map of {state.layer} has “{state.search}” among its strongest pictures."
-            self.post(Parcel("page", **of(state), sentence=f"{nothing} Try another name, or empty the box."))
+            said = f"No map of {state.layer} has “{state.search}” among its strongest pictures. Try another name, or "
+            self.post(Parcel("page", **of(state), sentence=f"{said}empty the box.", nothing=True))
             return
         if state.wall:
             self._send_thumbnails(state.layer, step)
@@ -251,7 +249,8 @@ class Explorer(Panel):
         step(1, 1)
         words = detail._asdict()
         pictures = {name: words.pop(name) for name in ("photo", "heat", "patch", "projection")}
-        self.post(Parcel("detail", **of(state), rank=state.rank, **words).add(**pictures))
+        parcel = Parcel("detail", **of(state), rank=state.rank, asked=state.position, **words)
+        self.post(parcel.add(**pictures))
         self._send_facts(state)
         sheet, alike = v.control(state, step)
         step(1, 1)
@@ -260,6 +259,8 @@ class Explorer(Panel):
             facts.measure_order(state, step)
             step(1, 1)
             self.arrange()
+        if self._thumbnails_of() != state.layer and (kept := self.view.kept_thumbnails(state.layer)):
+            self._post_thumbnails(state.layer, *kept)
         if self.live:
             self._look_ahead(state, step)
 
@@ -290,14 +291,15 @@ class Explorer(Panel):
                 parcel = Parcel(
                     "page", **of(state), **words, scale=self.view.scale_line(state), refused=refused
                 )
-                self.post(parcel.add(**pictures))
+                before, parcel = self.sent.get("page"), parcel.add(**pictures)
+                if not before or (before.content, before.buffers) != (parcel.content, parcel.buffers):
+                    self.post(parcel)
 
     def _send_facts(self, state: State) -> None:
         facts, layer, c = self.view.facts, state.layer, state.channel
         pictures: dict[str, Sheet | bytes | None] = {}
         if layer in facts.profiles:
-            shown = self.view.model.shown(self.view.photos.take(facts.faces(layer, c)))
-            pictures["faces"] = small_pictures(shown, FACE)
+            pictures["faces"] = self.view.small(facts.faces(layer, c))
         weights = facts.filter(layer, c)
         if weights is not None:
             pictures["filter"] = encode(drawing.coloured(self.view.model.shown(weights[None]))[0])
@@ -309,45 +311,38 @@ class Explorer(Panel):
 
     def _send_thumbnails(self, layer: str, step: OnStep) -> None:
         if self._thumbnails_of() != layer:
-            projections, patches = self.view.thumbnails(layer, step)
+            sheets = self.view.thumbnails(layer, step)
             step(1, 1)
-            self.post(Parcel("thumbnails", layer=layer).add(projections=projections, patches=patches))
+            self._post_thumbnails(layer, *sheets)
+
+    def _post_thumbnails(self, layer: str, projections: Sheet, patches: Sheet) -> None:
+        self.post(Parcel("thumbnails", layer=layer).add(projections=projections, patches=patches))
 
     def _send_strip(self, step: Job) -> None:
         """Three thumbnails of each layer."""
-        parcel = Parcel("strip", layers=list(self.view.layers))
-        for i, layer in enumerate(self.view.layers):
-            parcel.add(**{layer: self.view.three(layer)})
+        parcel = Parcel("strip")
+        for i, layer in enumerate(self.view.layers):  # by number: a layer may be called anything
+            parcel.add(**{str(i): self.view.three(layer)})
             step(i + 1, len(self.view.layers))
         self.post(parcel)
 
     # ---------------------------------------------------------------------------- your picture, and comparisons
 
-    def _mine(self, state: State) -> tuple[str, bytes | str] | None:
-        """Name and content, or path, of your picture."""
-        return self._upload or ((Path(state.image).name, state.image) if state.image else None)
-
-    def _own(self, state: State) -> compare.Own:
-        name, content = self._mine(state) or ("", b"")
-        key = ("own", state.layer, state.gain, name, hash(content), self._square)
-        return self.view.keep(key, lambda: compare.own(self.view, state, content, name, self._square))
-
     def _paint_own(self, state: State, step: OnStep) -> None:
         if "samples" not in self.sent:
-            places = sorted({i * len(self.view.photos) // SAMPLES for i in range(SAMPLES)})
-            shown = self.view.model.shown(self.view.photos.take(places))
-            names = [self.view.facts.short(i) for i in places]
-            self.post(Parcel("samples", places=places, names=names).add(sheet=small_pictures(shown, FACE)))
-        if self._mine(state) is None:
-            return
+            places, names, sheet = self.mine.samples()
+            self.post(Parcel("samples", places=places, names=names).add(sheet=sheet))
         self.show_progress("reading your picture", 0.3)
-        own = self._own(state)
+        own, facts = self.mine.own(state), self.view.facts
         step(1, 1)
-        self.view.facts.answers = {state.layer: np.array(own.answers)} if own.answers else {}
-        words = own._asdict()
+        facts.look_at(own.seen if own else None)
+        if own is None:
+            return
+        words = own._replace(seen=None)._asdict()
         pictures = {n: words.pop(n) for n in ("picture", "patches", "projections", "usual")}
-        words["caption"] = f"Activation, and how much that is of the strongest in {self.view.facts.source}."
-        self.post(Parcel("own", layer=state.layer, at=self._square, **words).add(**pictures))
+        words["caption"] = f"Activation, and how much that is of the strongest in {facts.source}."
+        self.post(Parcel("own", layer=state.layer, at=self.mine.at, **words).add(**pictures))
+        facts.measure_order(state, step)
         self.arrange()
 
     def _paint_compare(self, state: State, step: OnStep) -> None:
@@ -382,14 +377,15 @@ class Explorer(Panel):
         if not isinstance(content, dict) or content.get("kind") not in asked:
             return
         asked[content["kind"]](content, buffers)
-        self.page.send({"kind": "ack", "n": content.get("n", 0)})
+        self.page.send({"kind": "ack", "n": content.get("n", 0), "view": content.get("view")})
 
     @guarded
     def _ready(self, content: Mapping[str, Any], buffers: list[Any]) -> None:
         """A page has opened: all that was sent before goes there, too."""
-        for kind, parcel in list(self.sent.items()):
-            if kind != "progress":
-                self.page.send(parcel.content, parcel.buffers)
+        with self._lock:  # nothing newer may come before what it replaces
+            for kind, parcel in self.sent.items():
+                if kind != "progress":
+                    self.page.send(parcel.content, parcel.buffers)
         self.go_live()
 
     @guarded
@@ -409,7 +405,8 @@ class Explorer(Panel):
             def look(step: Job) -> None:
                 sheet = self.view.peek(layer, channel)
                 step()
-                self.post(Parcel("peek", layer=layer, channel=channel).add(sheet=sheet), keep=False)
+                parcel = Parcel("peek", layer=layer, channel=channel, view=content.get("view"))
+                self.post(parcel.add(sheet=sheet), keep=False)
 
             self.worker.submit("peek", look)
 
@@ -426,22 +423,25 @@ class Explorer(Panel):
     def _take(self, name: str, content: bytes) -> None:
         self.tell("")
         with self._lock:
-            self._upload, self._square = (name, content), 0.5
+            self.mine.take(name, content)
             self.state = replace(self.state, image="", tab="image")
             self.arrange()
             self._request()
 
     @guarded
     def _move_square(self, content: Mapping[str, Any], buffers: list[Any]) -> None:
-        self._square = min(max(float(content["at"]), 0.0), 1.0)
+        self.mine.at = min(max(float(content["at"]), 0.0), 1.0)
         self._request()
 
     @guarded
     def _code(self, content: Mapping[str, Any], buffers: list[Any]) -> None:
-        self.post(Parcel("code", words=self.view.code(self.state)), keep=False)
+        self.post(Parcel("code", words=self.view.code(self.state), view=content.get("view")), keep=False)
 
     @guarded
     def _save(self, content: Mapping[str, Any], buffers: list[Any]) -> None:
+        self.worker.submit("save", lambda step: self._keep_picture(content.get("view")), what="saving")
+
+    def _keep_picture(self, view: Any) -> None:
         s = self.state
         encoded = encode(self.snapshot())
         shown = f"{s.layer}-{s.channel}" if s.tab == "maps" else f"{s.tab}-{s.layer}"
@@ -453,7 +453,7 @@ class Explorer(Panel):
                 words = f"Saved as {self.save_to / name}"
             except OSError as error:
                 words = f"Not saved there ({error.strerror or error})"
-        self.post(Parcel("saved", name=name, words=words).add(picture=encoded), keep=False)
+        self.post(Parcel("saved", name=name, words=words, view=view).add(picture=encoded), keep=False)
 
 
 def explore(

@@ -7,6 +7,7 @@ they are asked for, and kept on disk: every map's maximum in each picture (`meas
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ class Facts:
         shown: pictures of each map: 9, or fewer where fewer were mined.
         profiles: `Profile` by layer, as far as `measure` was called.
         frequencies: mean frequency in cycles/px of each map, (C,), by layer, as far as `measure_frequency` was called.
-        answers: (C,) each map's maximum in a picture of your own, by layer, once there is one.
+        picture: one of your own, uint8 (3, S, S), or None; `look_at` sets it.
+        answers: (C,) each map's maximum in it, by layer, as far as `measure_order` was asked for them.
     """
 
     def __init__(self, model: VisionModel, photos: ImageSet, top: TopK, layers: tuple[str, ...]) -> None:
@@ -55,6 +57,7 @@ class Facts:
         self.shown = max(1, min(SHOWN, top.k))
         self.profiles: dict[str, Profile] = {}
         self.frequencies: dict[str, np.ndarray] = {}
+        self.picture: Tensor | None = None
         self.answers: dict[str, np.ndarray] = {}
         self.kept = Kept(model, photos, top)
         self._notes: dict[str, str] = {}
@@ -114,18 +117,38 @@ class Facts:
 
     def lacks(self, state: State) -> bool:
         """Has what the order needs to be measured first?"""
-        if state.search.strip():
-            return False
-        selectivity, frequency = state.order == "selectivity", state.order == "mean frequency"
-        return (selectivity and state.layer not in self.profiles) or (
-            frequency and state.layer not in self.frequencies
-        )
+        by_order: dict[str, Mapping[str, Any]] = {
+            "selectivity": self.profiles,
+            "mean frequency": self.frequencies,
+            "your picture": {state.layer: None} if self.picture is None else self.answers,
+        }
+        measured = by_order.get(state.order)
+        return measured is not None and state.layer not in measured and not state.search.strip()
 
     def measure_order(self, state: State, on_step: OnStep | None = None) -> None:
         """Measure what the state's order needs."""
-        if self.lacks(state):
+        if not self.lacks(state):
+            return
+        if state.order == "your picture":
+            assert self.picture is not None
+            output = next(y for _, y in activations(self.model, self.picture[None], [state.layer]))[0]
+            self.answers[state.layer] = _strongest(output, None)
+        else:
             measure = self.measure if state.order == "selectivity" else self.measure_frequency
             measure(state.layer, on_step)
+
+    def look_at(self, picture: Tensor | None) -> None:
+        """Take a picture of your own for the order of that name."""
+        if picture is not self.picture:
+            self.picture, self.answers = picture, {}
+
+    def heights(self, state: State) -> tuple[list[float], list[int]]:
+        """Of the bars on the strip, 0 to 1: the maps' maxima, or in your picture, if it sorts them; and who is dead."""
+        largest = self.top[state.layer].max.clamp(min=0)
+        dead = (largest <= 0).nonzero()[:, 0].tolist()
+        if state.order == "your picture" and state.layer in self.answers:
+            largest = torch.from_numpy(self.answers[state.layer]).clamp(min=0)
+        return (largest / largest.max().clamp(min=1e-30)).sqrt().round(decimals=3).tolist(), dead
 
     def _hits(self, table: LayerTop, wanted: str) -> np.ndarray:
         """How many of each map's strongest pictures have a name or class with this in it; (C,)."""

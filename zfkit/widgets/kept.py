@@ -1,8 +1,8 @@
 """What the explorer has computed and keeps on disk for the next time: thumbnails, profiles, projected pages.
 
-Everything is keyed by the bytes of weights and pictures, and has a checksum: what does not fit, or is damaged, is made
-again. The folder is a part of zfkit's cache, of which `zfkit cache` says how large it is, and which it clears. Profiles
-and thumbnails of zfnet64 on the bundled photographs ship (`benchmarks/bundled.py` makes them).
+Everything is keyed by the bytes of weights and pictures and by the way back, and has a checksum: what does not fit, or
+is damaged, is made again. The folder is a part of zfkit's cache, of which `zfkit cache` says how large it is, and which
+it clears. Profiles and thumbnails of zfnet64 on the bundled photographs ship (`benchmarks/bundled.py` makes them).
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..checksums import digest, read_sealed, sealed
+from ..deconv.project import Deconvnet
 from ..errors import ZfkitError
 from ..files import cache_folder, limit_cache, write_whole
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel
 from ..topk.table import TopK
 
-FORMAT = "1"
+FORMAT = "2"  # with another rule or another layout of what is kept, another number
 DATA = Path(__file__).parent / "data"
 KEY = "key"  # its name among the metadata: what the content belongs to
 MOST = 4 * 10**9  # bytes in zfkit's cache, from where on what was not used for the longest is deleted
@@ -32,7 +33,11 @@ Content = Mapping[str, "Tensor | bytes"]
 
 
 class Kept:
-    """Results for one network, album and table, by layer and name; nothing where the album has no lasting name."""
+    """Results for one network, album and table, by layer and name.
+
+    Nothing where the album has no lasting name, nor behind rules of your own (`register_rule`), of which nothing tells
+    one from another.
+    """
 
     def __init__(self, model: VisionModel, photos: ImageSet, top: TopK) -> None:
         self.model, self.photos, self.top = model, photos, top
@@ -40,36 +45,42 @@ class Kept:
         self._written = 0
 
     def key(self, layer: str) -> str:
-        """Of the weights that lead to the layer, the pictures, and the table's places."""
+        """Of the weights that lead to the layer, the pictures, the table's places, and the way back; "" for nothing."""
+        try:
+            rules = Deconvnet(self.model.network, [layer]).rules[layer]
+        except ZfkitError:  # it has patches alone
+            rules = {}
+        treated = [f"{name} {rule.treatment}" for name, rule in rules.items()]
+        if not self.photos.lasting or any(rule.treatment == "registered" for rule in rules.values()):
+            return ""
         if layer not in self._keys:
             t = self.top[layer]
             parts = (FORMAT, self.model.fingerprint([layer]), self.photos.fingerprint(), str(self.top.inside))
             self._keys[layer] = digest([layer, *parts, t.image, t.row, t.col])
-        return self._keys[layer]
+        return digest([self._keys[layer], *treated])
 
     def load(self, layer: str, name: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         """Tensors and words that were saved under this name; None where there are none, or not as they were."""
-        if not self.photos.lasting:
-            return None
-        shipped = DATA / f"{self.model.name}-{self.photos.source}"
-        for file in (shipped / f"{layer}-{name}", cache_folder("explorer") / self.key(layer) / name):
+        key = self.key(layer)
+        shipped = DATA / f"{self.model.name}-{self.photos.source}" / f"{layer}-{name}"
+        for file in (shipped, cache_folder("explorer") / key / name) if key else ():
             with suppress(ZfkitError, OSError):
                 if (file := file.with_name(f"{file.name}.safetensors")).is_file():
                     tensors, words = read_sealed(file)
-                    if words.get(KEY) == self.key(layer):
+                    if words.get(KEY) == key:
                         return tensors, words
         return None
 
     def save(self, layer: str, name: str, content: Content, words: Mapping[str, str] | None = None) -> None:
         """Keep tensors (encoded pictures as bytes) and words; where there is no room or right to, nothing happens."""
-        if not self.photos.lasting:
+        if not (named := self.key(layer)):
             return
         tensors = {
             key: torch.frombuffer(bytearray(value), dtype=torch.uint8) if isinstance(value, bytes) else value
             for key, value in content.items()
         }
-        metadata = sealed(tensors, {**(words or {}), KEY: self.key(layer)})
-        file = cache_folder("explorer") / self.key(layer) / f"{name}.safetensors"
+        metadata = sealed(tensors, {**(words or {}), KEY: named})
+        file = cache_folder("explorer") / named / f"{name}.safetensors"
         with suppress(OSError):
             write_whole(file, lambda part: save_file(tensors, part, metadata))
             if self._written % EVERY == 0:

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import anywidget
-import torch
 import traitlets as T
 from torch import nn
 
-from ..images.shrink import fitted, shrink
-from . import compare, drawing
+from . import compare
 from .results import Sheet
 from .state import COLOURS, METHODS, ORDERS, RULES, TABS, State
 from .view import ExplorerView
@@ -79,9 +77,3 @@ def about(v: ExplorerView) -> dict[str, Any]:
 def of(state: State) -> dict[str, Any]:
     """What tells the page which view a message belongs to."""
     return {name: getattr(state, name) for name in ("layer", "channel", "rule", "colours", "gain", "tab")}
-
-
-def small_pictures(pictures: torch.Tensor, side: int) -> Sheet:
-    """Whole pictures, uint8 (n, 3, H, W), small and side by side."""
-    tiles = shrink(pictures, fitted(pictures.shape[-2], pictures.shape[-1], side))
-    return Sheet(drawing.sheet(tiles, len(tiles), "jpeg"), len(tiles), tiles.shape[-2], tiles.shape[-1])

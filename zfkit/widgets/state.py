@@ -90,13 +90,16 @@ class State:
         words = {"rank": self.rank + 1, "wall": 1, "position": "{},{}".format(*self.position or (0, 0))}
         return "?" + urlencode({name: words.get(f, changed[f]) for name, f in LINK.items() if f in changed})
 
+    @staticmethod
+    def link_in(query: str) -> str:
+        """The part of an address's query that is a link of `link`, without the server's or a newsletter's words."""
+        return "?" + urlencode([(name, value) for name, value in parse_qsl(query) if name in LINK])
+
     @classmethod
     def of_link(cls, text: str) -> Mapping[str, Any]:
         """The fields that a link sets. Raises ZfkitError for one that sets something else, or to no such value."""
         found: dict[str, Any] = {}
         for name, value in parse_qsl(text.rpartition("?")[2], keep_blank_values=True):
-            if name == "token":  # of the server that the page came from
-                continue
             if name not in LINK:
                 raise ZfkitError(unknown("word in the link", name, list(LINK)))
             try:

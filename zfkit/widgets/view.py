@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import io
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -48,6 +48,7 @@ PIECE = 3  # of a map's pictures are projected at once ahead of time: few enough
 KEPT = 256 * 2**20  # bytes of results that are kept in memory for the quick way back
 TILE = 160  # px, longest side of a tile that is sent to the page
 THUMB = 48  # px, of one on the wall and on the strip
+FACE = 64  # px, of a whole picture that is shown small
 PORTION = 32  # maps whose thumbnails are made at once
 LEARNT = 24  # maps from whose projections a layer's natural colours are learnt
 CONTROL = 3  # pictures that are projected with shuffled weights, too
@@ -82,6 +83,7 @@ class ExplorerView:
         self.shown = self.facts.shown
         self.others = dict(others or {})
         self._kept: LRUCache[Any, Any] = LRUCache(KEPT, getsizeof=size_of)
+        self._loading = threading.Lock()  # of other models
         self._lock = threading.Lock()  # the worker's thread computes, the kernel's shows what is ready
 
     def keep(self, key: Any, make: Callable[[], Result]) -> Result:
@@ -248,14 +250,21 @@ class ExplorerView:
         """The strongest projection and patch of every map of a layer, small; kept on disk."""
         return self.keep(("thumbnails", layer), lambda: self._thumbnails(layer, on_step))
 
-    def _thumbnails(self, layer: str, on_step: OnStep | None) -> tuple[Sheet, Sheet]:
+    def kept_thumbnails(self, layer: str) -> tuple[Sheet, Sheet] | None:
+        """Those of a layer that were kept on disk."""
         if kept := self.facts.kept.load(layer, "thumbnails"):
             with suppress(KeyError, ValueError, TypeError):
                 tensors, words = kept
                 size = tuple(int(words[n]) for n in ("columns", "height", "width"))
-                return Sheet(as_bytes(tensors["projections"]), *size), Sheet(
-                    as_bytes(tensors["patches"]), *size
+                projections, patches = (
+                    Sheet(as_bytes(tensors[n]), *size) for n in ("projections", "patches")
                 )
+                return projections, patches
+        return None
+
+    def _thumbnails(self, layer: str, on_step: OnStep | None) -> tuple[Sheet, Sheet]:
+        if kept := self.kept_thumbnails(layer):
+            return kept
         C, parts = self.count(layer), []
         for start in range(0, C, PORTION):
             some = list(range(start, min(start + PORTION, C)))
@@ -361,10 +370,17 @@ class ExplorerView:
 
     def other(self, name: str) -> VisionModel:
         """A model to compare with, loaded when it is first asked for."""
-        model = self.others[name]
-        if not isinstance(model, VisionModel):
-            model = self.others[name] = model()
-        return model
+        with self._loading:
+            model = self.others[name]
+            if not isinstance(model, VisionModel):
+                model = self.others[name] = model()
+            return model
+
+    def small(self, places: Sequence[int]) -> Sheet:
+        """Whole pictures of the album, small and side by side."""
+        pictures = self.model.shown(self.photos.take(places))
+        tiles = shrink(pictures, fitted(pictures.shape[-2], pictures.shape[-1], FACE))
+        return Sheet(drawing.sheet(tiles, len(tiles), "jpeg"), len(tiles), tiles.shape[-2], tiles.shape[-1])
 
     # -------------------------------------------------------------------------------------------- control
 

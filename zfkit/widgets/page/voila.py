@@ -27,7 +27,9 @@ class Seats(AsyncMappingKernelManager):
         if sys.platform == "linux":
             import resource
 
-            resource.setrlimit(resource.RLIMIT_DATA, (self.memory, self.memory))  # kernels inherit it
+            _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+            most = self.memory if hard == resource.RLIM_INFINITY else min(self.memory, hard)
+            resource.setrlimit(resource.RLIMIT_DATA, (most, most))  # kernels inherit it
         self.starting += 1
         try:
             return str(await super().start_kernel(*args, **kwargs))
