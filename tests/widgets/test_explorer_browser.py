@@ -8,6 +8,7 @@ Screenshots go to the folder in ZFKIT_SCREENSHOTS, if that is set.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import random
@@ -25,7 +26,7 @@ import torch
 from PIL import Image
 
 import zfkit
-from zfkit.widgets import State
+from zfkit.widgets import ExplorerView, State
 
 pytestmark = [
     pytest.mark.browser,
@@ -129,16 +130,6 @@ def test_what_make_starts_is_for_this_machine_and_its_user_alone(tmp_path, targe
 
 # ------------------------------------------------------------------------------------------------- the pages
 
-CELL = f"""
-import zfkit
-model = zfkit.load_model("zfnet64")
-photos = zfkit.load_images("folder:PICTURES", progress=False)
-top = zfkit.TopK.load("top.parquet")
-explorer = zfkit.explore(model, photos, top, layer={START["layer"]!r}, channel={START["channel"]})
-explorer
-"""
-
-
 CELL = """
 import zfkit
 model = zfkit.load_model("zfnet64")
@@ -156,7 +147,11 @@ def notebooks(tmp_path_factory, truth):
     b.write_notebook(folder / "explorer.ipynb", CELL.replace("PICTURES", str(truth.folder)))
     page = nbformat.read(ROOT / "zfkit" / "widgets" / "page" / "app.ipynb", as_version=4)
     parameters = next(cell for cell in page.cells if "parameters" in cell.metadata.get("tags", []))
-    values = {"images": f"folder:{truth.folder}", "table": str(table)}
+    values = {
+        "images": f"folder:{truth.folder}",
+        "table": str(table),
+        "layer": "conv2",
+    }  # a link goes before it
     parameters.source += "".join(f"\n{name} = {value!r}" for name, value in values.items())
     nbformat.write(page, folder / "app.ipynb")
     return folder
@@ -419,6 +414,12 @@ def look_at_widths(explorer, shots):
             }).map(e => e.outerHTML.slice(0, 80))"""
         )
         assert outside == [], width
+        cut = explorer.find("h2, h3, p, button, summary, label, .zx-hint, .zx-count").evaluate_all(
+            """all => all.filter(e => getComputedStyle(e).overflow === 'hidden' && e.scrollWidth > e.clientWidth + 1
+                 && e.getClientRects().length && !e.closest('[title], .zx-unseen')
+               ).map(e => e.outerHTML.slice(0, 80))"""
+        )
+        assert cut == [], width  # what is cut off tells all of it in its title
         assert explorer.tab.evaluate("document.documentElement.scrollWidth") <= width
 
 
@@ -489,6 +490,16 @@ def test_maps_by_mouse(explorer):
     explorer.find(".zx-shelf button").first.click()
     assert explorer.page.until(explorer.view, lambda v: v["channel"] < 257, "the strip leads nowhere")
     explorer.settle()
+
+
+def test_keys_work_after_a_click_that_falls_on_no_control(explorer):
+    for channel, place in enumerate(("h2", ".zx-known h3", ".zx-shelf button"), 118):
+        explorer.find(place).first.click()
+        explorer.tab.wait_for_timeout(100)
+        if place == ".zx-shelf button":  # which takes itself away
+            channel = explorer.until()["channel"] + 1
+        explorer.tab.keyboard.press("ArrowRight")
+        explorer.settle(channel=channel)
 
 
 def test_a_key_held_down_ends_where_it_says(explorer):
@@ -604,16 +615,18 @@ def test_a_picture_of_your_own(explorer, tmp_path):
         lambda: explorer.find(".zx-card b").all_inner_texts(),
         lambda words: words == [f"map {c}" for c in strongest], "not the strongest maps",
     )  # fmt: skip
-    place = divmod(int(output[strongest[0]].argmax()), output.shape[2])
-    whole = zfkit.project(
-        truth.model, truth.model.preprocess(pixels), "conv4", strongest[0], torch.tensor([place])
-    )[0]
-    box = zfkit.receptive_field(truth.model, "conv4").box(*place)
-    margin = box.right - box.left
-    window = torch.nn.functional.pad(whole, (margin,) * 4)[
-        :, box.top + margin : box.bottom + margin, box.left + margin : box.right + margin
-    ]
-    assert same(explorer.pixels(".zx-card >> nth=0 >> canvas", 1), rgb_of(window))
+    box_of = zfkit.receptive_field(truth.model, "conv4").box
+    for i, channel in enumerate(strongest):
+        place = divmod(int(output[channel].argmax()), output.shape[2])
+        whole = zfkit.project(
+            truth.model, truth.model.preprocess(pixels), "conv4", channel, torch.tensor([place])
+        )
+        box = box_of(*place)
+        margin = box.right - box.left
+        window = torch.nn.functional.pad(whole[0], (margin,) * 4)[
+            :, box.top + margin : box.bottom + margin, box.left + margin : box.right + margin
+        ]
+        assert same(explorer.pixels(f".zx-card >> nth={i} >> canvas", 1), rgb_of(window)), channel
     explorer.find(".zx-card").nth(2).click()
     explorer.settle(tab="maps", channel=strongest[2])
     explorer.choose("order", "your picture")
@@ -657,13 +670,19 @@ def test_two_models_side_by_side(explorer):
 
 
 def test_saving_a_picture(explorer, notebooks):
+    before = sorted(notebooks.iterdir())
     explorer.find("button:has-text('save picture')").click()
     link = explorer.page.wait_for(".zx .zx-notice a[download]")
     with explorer.tab.expect_download() as download:
         link.click()
     saved = Image.open(download.value.path())
-    assert saved.width > 800 and download.value.suggested_filename == "zfnet64-conv4-117.png"
-    if explorer.kind == "lab":
+    assert download.value.suggested_filename == "zfnet64-conv4-117.png"
+    view = ExplorerView(explorer.truth.model, explorer.truth.photos, explorer.truth.top)
+    expected = np.asarray(view.figure(State(**START)).convert("RGB"))
+    assert same(np.asarray(saved.convert("RGB")), expected) and saved.width > 800
+    if explorer.kind == "voila":
+        assert sorted(notebooks.iterdir()) == before  # on somebody's server nothing is written
+    else:
         assert (notebooks / "zfnet64-conv4-117.png").read_bytes() == Path(download.value.path()).read_bytes()
         assert "Saved as zfnet64-conv4-117.png" in explorer.find(".zx-notice").inner_text()
 
@@ -686,29 +705,69 @@ def test_a_link_opens_the_same_view(explorer):
 
 @pytest.mark.parametrize("seed", [1])
 def test_fifty_random_actions_leave_a_consistent_view(explorer, seed):
+    from playwright.sync_api import TimeoutError
+
     draw = random.Random(seed)
+
+    def where(selector, act):
+        with contextlib.suppress(TimeoutError):  # hidden since, by what was done before
+            if explorer.find(selector).first.is_visible():
+                act(explorer.find(selector).first)
+
     actions = [
         lambda: explorer.press(
             draw.choice(["ArrowRight", "ArrowLeft", "PageDown", "Home", "End", "r", "5", "a", " "])
         ),
+        lambda: where(
+            ".zx-fires", lambda part: part.click(position={"x": 40, "y": draw.choice([30, 60])}, timeout=999)
+        ),
+        lambda: where(
+            "[type=search]", lambda box: box.fill(draw.choice(["astronaut", "xyz", "12", ""]), timeout=999)
+        ),
+        lambda: where("[type=search]", lambda box: box.press("Enter", timeout=999)),
+        lambda: where("button:has-text('save picture')", lambda button: button.click(timeout=999)),
         lambda: explorer.layer(draw.choice(["conv1", "conv3", "conv5"])),
         lambda: explorer.choose("order", draw.choice(["index", "max activation", "dead first"])),
-        lambda: (
-            explorer.find("[data-field=rule]").is_visible()
-            and explorer.choose("rule", draw.choice(["deconvnet", "guided"]))
+        lambda: where(
+            "[data-field=rule]",
+            lambda one: one.select_option(draw.choice(["deconvnet", "guided"]), timeout=999),
         ),
-        lambda: (
-            explorer.find("[data-field=gain]").is_visible() and explorer.choose("gain", draw.choice([1, 2]))
+        lambda: where(
+            "[data-field=gain]", lambda one: one.select_option(draw.choice(["1", "2"]), timeout=999)
         ),
         lambda: explorer.find(f"[data-tab={draw.choice(['maps', 'image', 'compare'])}]").click(),
     ]
-    for _ in range(50):
-        draw.choice(actions)()
-        explorer.tab.wait_for_timeout(draw.choice([0, 0, 30, 200]))
-    explorer.find("[data-tab=maps]").click()
-    if explorer.find(".zx-all").get_attribute("aria-pressed") == "true":
-        explorer.find(".zx-all").click()
-    explorer.settle(tab="maps")
+    for _ in range(5):
+        for _ in range(10):
+            draw.choice(actions)()
+            explorer.tab.wait_for_timeout(draw.choice([0, 0, 30, 200]))
+        explorer.find("[data-tab=maps]").click()
+        explorer.find("[type=search]").fill("")
+        explorer.find("[type=search]").press("Enter")
+        if explorer.find(".zx-all").get_attribute("aria-pressed") == "true":
+            explorer.find(".zx-all").click()
+        explorer.settle(tab="maps")
+        assert explorer.find(".zx-notice [role=alert]").count() == 0
+
+
+def test_two_views_of_one_explorer_keep_in_step(explorer, chromium, notebooks):
+    if explorer.kind != "lab":
+        pytest.skip("a Voila page shows it once")
+    cell = CELL.replace("PICTURES", str(explorer.truth.folder))
+    b.write_notebook(notebooks / "twice.ipynb", cell, "explorer")
+    page = b.open_lab(chromium, explorer.server, "twice.ipynb", width=1400, height=2600)
+    page.until(
+        lambda: page.tab.locator(".zx .zx-tile canvas[role=img]").count(), lambda n: n == 36, "not both"
+    )
+    first, second = (page.tab.locator(".zx").nth(i) for i in (0, 1))
+    for one, key, said in ((first, "ArrowRight", "conv4 map 118"), (second, "Home", "conv4 map 0")):
+        one.locator(".zx-bars").press(key)
+        for view in (first, second):
+            page.until(lambda v=view: v.locator("[role=status].zx-unseen").inner_text(), said.__eq__, said)
+    second.locator("button:has-text('save picture')").click()
+    page.until(lambda: second.locator("a[download]").count(), lambda n: n == 1, "nothing saved")
+    assert first.locator("a[download]").count() == 0 and page.said == []
+    page.tab.context.close()
 
 
 def test_a_kernel_that_is_gone_is_said_in_a_sentence(explorer):
