@@ -198,7 +198,8 @@ def main() -> None:
     photos = zfkit.load_images("photos", progress=False)
     top = mined(model, photos)
     layers = tuple(options.layers or model.conv_layers)
-    rows, costs = [], []
+    rows: list[list[str]] = []
+    costs: list[str] = []
     with tempfile.TemporaryDirectory() as name, b.chromium() as browser:
         for front in options.front:
             folder, notebooks = Path(name, front), Path(name, front, "notebooks")

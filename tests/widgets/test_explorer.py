@@ -22,6 +22,7 @@ from PIL import Image
 import zfkit
 from zfkit.errors import ZfkitError
 from zfkit.figures.pictures import to_picture
+from zfkit.nets.activations import activations
 from zfkit.topk.patches import cut_top
 from zfkit.widgets import Explorer, ExplorerView, State, compare, explore
 from zfkit.widgets.state import ORDERS
@@ -221,6 +222,29 @@ def test_below_the_pointer_on_the_wall_are_the_maps_patches(world, explorer, mon
     assert np.array_equal(
         sheet[:height, width : 2 * width], expected.photo[0, 1].permute(1, 2, 0).int().numpy()
     )
+
+
+def test_the_map_of_maps_has_every_map_of_every_layer(world, explorer):
+    model, photos, top = world
+    ask(explorer, "points")
+    assert explorer.wait()
+    message = sent(explorer, "points")
+    assert [part["layer"] for part in message["layers"]] == list(top.layers) and not message["recorded"]
+    labels = np.array([photos[i][1] for i in range(len(photos))])
+    for part in message["layers"]:
+        table, layer = top[part["layer"]], part["layer"]
+        pixels = torch.stack([photos[i][0] for i in range(len(photos))])
+        assert not top.inside  # so all units count
+        output = dict(activations(model, pixels, [layer]))[layer]
+        maxima = output.flatten(2).amax(2).clamp(min=0).double()
+        means = torch.stack(
+            [maxima[torch.from_numpy(labels == c)].mean(0) for c in sorted(set(labels.tolist()))]
+        )
+        best = means.amax(0)
+        others = (means.sum(0) - best) / (len(means) - 1)
+        expected = torch.where(best + others > 0, (best - others) / (best + others), 0.0)
+        assert part["selectivity"] == pytest.approx(expected.tolist(), abs=2e-4)
+        assert part["reach"] == pytest.approx((table.max / table.max.max()).clamp(min=0).tolist(), abs=1e-4)
 
 
 def test_a_dead_map_says_so(world):

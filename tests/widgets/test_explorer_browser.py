@@ -598,6 +598,24 @@ def test_all_maps_at_once(explorer):
     )
 
 
+def test_the_map_of_maps_leads_to_every_map(explorer):
+    explorer.find("button:has-text('map of maps')").click()
+    explorer.page.wait_for(".zx-points circle")
+    best = explorer.truth.top["conv5"].max.argsort(descending=True)[3].item()
+    assert explorer.find(".zx-points .zx-here").get_attribute("data-map") == "conv4 117"
+    at = [
+        float(explorer.find(f"circle[data-map='conv5 {best}']").get_attribute(name)) for name in ("cx", "cy")
+    ]
+    near = explorer.find(f"circle[data-map='conv5 {best}']")
+    near.dispatch_event("pointerenter")
+    explorer.page.wait_for(f".zx-peek b:text-is('conv5 map {best}')")
+    assert explorer.find(".zx-peek canvas").count() == 9 and min(at) > 0
+    explorer.find(".zx-points button:has-text('conv1')").click()
+    assert explorer.find("circle[data-map^='conv1 ']").count() == 0
+    near.dispatch_event("click")
+    explorer.settle(layer="conv5", channel=best)
+
+
 # ------------------------------------------------------------------------------ your picture, and comparisons
 
 

@@ -15,7 +15,7 @@ from zfkit.topk import mined
 
 model, photos = zfkit.load_model("zfnet64"), zfkit.load_images("photos", progress=False)
 explorer = zfkit.explore(model, photos, mined(model, photos), save_to=None)
-used = lambda: psutil.Process().memory_info().rss / 1e9
+used = lambda: psutil.Process().memory_full_info().uss / 1e9
 opening, most = used(), 0.0
 explorer.go_live()
 choose = random.Random(0)
@@ -34,7 +34,7 @@ for move in range(300):
         assert layer in explorer.view.facts.profiles
     most = max(most, used())
 assert not explorer.errors, explorer.errors
-print(json.dumps({"opening": opening, "most": most}))
+print(json.dumps({"opening": opening, "most": most, "rss": psutil.Process().memory_info().rss / 1e9}))
 explorer.close()
 """
 

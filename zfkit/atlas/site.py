@@ -32,7 +32,7 @@ from ..images.album import photographs
 from ..images.imageset import ImageSet, expect_rgb
 from ..nets.activations import expect_room
 from ..nets.model import VisionModel, expect_model
-from ..topk.bundled import reach, records, shipped
+from ..topk.bundled import reach_or_share, records, shipped
 from ..topk.mine import mine
 from ..topk.patches import sample_maps
 from ..topk.profile import Profile, profile, sources
@@ -344,7 +344,7 @@ class NetworkPart:
             **ranked,
             "value": [_short(row) for row in values],
             "box": boxes.tolist(),
-            "reach": _short(self._reach(layer)[channels].numpy()),
+            "reach": _short(reach_or_share(self.model, self.top, layer)[channels].numpy()),
             "recorded": bool(records(self.model)),
             "frequency": _short(frequency),
             "measured": len(measured.image),
@@ -357,12 +357,6 @@ class NetworkPart:
             "inputs": self._inputs(layer, measured),
             "warnings": [[list(w) for w in warnings[c]] for c in channels],
         }
-
-    def _reach(self, layer: str) -> torch.Tensor:
-        """(C,) how strongly each map answers: of its record, or of the layer's strongest where there is no record."""
-        table = self.top[layer]
-        share = reach(self.model, self.top, layer)
-        return share if share is not None else table.max.clamp(min=0) / table.max.max().clamp(min=1e-30)
 
     def _nearest(self, measured: Profile, layer: str, channel: int) -> list[tuple[int, float]]:
         shown = set(self.channels[layer])

@@ -16,7 +16,7 @@ from ..errors import LayerError
 from ..images.colour import signed_to_rgb
 from ..images.given import one_picture
 from ..nets.model import VisionModel, expect_model
-from ..topk.bundled import reach
+from ..topk.bundled import reach, reach_or_share
 from ..topk.profile import activations
 from .charts import Style, draw, faded, new_chart, shades
 from .pictures import TILE, montage, to_picture
@@ -248,10 +248,10 @@ def map_of_maps(model: VisionModel, top: TopK, selectivity: Selectivity) -> Char
     title = f"{model.name}: {selectivity.images}, {selectivity.pictures:,} pictures of {selectivity.classes} classes"
     chart = new_chart(title=title, height=520)
     for layer, colour in zip(layers, shades(len(layers)), strict=True):
-        part, share = index[layer], reach(model, top, layer)
+        part = index[layer]
         channels = torch.tensor(part.channel.tolist())
         maxima = top[layer].max.clamp(min=0)
-        share = (maxima / maxima.max().clamp(min=1e-30) if share is None else share)[channels]
+        share = reach_or_share(model, top, layer)[channels]
         active = top[layer].active[channels]
         strongest = top[layer].image[channels, 0]
         rows = zip(

@@ -114,6 +114,13 @@ def reach(model: VisionModel, top: TopK, layer: str) -> Tensor | None:
     return torch.where(record > 0, top[layer].max.clamp(min=0) / record, torch.nan)
 
 
+def reach_or_share(model: VisionModel, top: TopK, layer: str) -> Tensor:
+    """(C,) as `reach`; of a network without records, as a share of the layer's strongest map."""
+    strongest = top[layer].max.clamp(min=0)
+    share = reach(model, top, layer)
+    return strongest / strongest.max().clamp(min=1e-30) if share is None else share
+
+
 def reached(share: float) -> str:
     """A map's share of its record in words; "" where that is not known."""
     if share != share:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -19,6 +20,7 @@ from ..images.imageset import ImageSet
 from ..images.shrink import fitted
 from ..nets.activations import activations
 from ..nets.model import VisionModel
+from ..nets.zoo import load_model
 from ..topk.patches import Patches, cut_top, project_top
 from ..topk.table import LayerTop, TopK
 from . import drawing
@@ -27,7 +29,7 @@ from .drawing import class_name
 from .own import read_own
 from .results import Sheet, picture_of
 from .state import METHODS, RULES, State
-from .view import CONTROL, TILE, ExplorerView
+from .view import CONTROL, TILE, ExplorerView, Others
 
 COLUMNS = ("patch", *RULES, "shuffled weights")  # of the comparison of methods
 LIKELIEST = 5  # classes
@@ -126,6 +128,11 @@ def own(view: ExplorerView, state: State, content: bytes | str, name: str, at: f
         shares=tuple((p.value[:, 0] / largest[p.channels]).tolist()), patches=_row(p.photo[:, 0], "jpeg"),
         projections=projections, usual=_row(usual.photo[:, 0], "jpeg"),
     )  # fmt: skip
+
+
+def bundled(model: VisionModel) -> Others:
+    """The bundled networks other than this one, loaded when they are first asked for."""
+    return {n: partial(load_model, n) for n in ("zfnet64", "alexnet64", "squeezenet1_1") if n != model.name}
 
 
 class YourPicture:

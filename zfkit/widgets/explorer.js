@@ -7,7 +7,7 @@ const MOST = 9 * 2 ** 20; // bytes of a picture that is sent; servers take 10 Mi
 const THUMB = 44; // px, of a map on the strip
 
 function h(tag, attributes = {}, ...children) {
-  const drawn = ["svg", "rect"].includes(tag);
+  const drawn = ["svg", "rect", "circle", "line", "text"].includes(tag);
   const element = drawn ? document.createElementNS(SVG, tag) : document.createElement(tag);
   // Notebooks would take keys for their own shortcuts: they look for this at what has the focus, before what is around.
   if (!drawn) element.dataset.lmSuppressShortcuts = "true";
@@ -151,6 +151,7 @@ function render({model, el}) {
     facts: () => drawFacts(),
     control: () => { drawControl(); mark(); },
     strip: () => drawLayers(),
+    points: () => drawWall(),
     thumbnails: () => { drawStrip(); drawWall(); drawFacts(); },
     own: () => { drawOwn(); drawStrip(); },
     samples: () => drawSamples(),
@@ -230,9 +231,10 @@ function render({model, el}) {
       button("copy code", "the lines of Python that open this view", () => send({kind: "code"})),
       button("how to read this", "and all keys", () => help.showModal()),
       h("p", {}, "place on the map"), h("label", {}, "row ", places[0]), h("label", {}, "column ", places[1])));
+  const cloud = button("map of maps", "all maps of all layers as points", () => { showWall("points"); ask({wall: true, tab: state.tab === "compare" ? "maps" : state.tab}); });
   const head = h("header", {class: "zx-head"},
     h("h2", {}, about.model, h("span", {class: "zx-soft", title: about.where}, ` on ${about.count.toLocaleString("en")} pictures (${about.source})`)), tabs,
-    h("div", {class: "zx-row"},
+    h("div", {class: "zx-row"}, cloud,
       about.alone ? button("copy link", "the address of this view", () => copy(location.origin + location.pathname + state.link, "The link is copied.")) : null,
       button("save picture", "this view as a PNG with a caption", () => send({kind: "save"})), more));
 
@@ -251,7 +253,11 @@ function render({model, el}) {
     if (map) e.target.value = "";
     ask(map ? {channel: Number(words), search: ""} : {search: words});
   }
-  const all = button("", "all maps of this layer", () => ask({wall: !state.wall}), {class: "zx-all"});
+  const all = button("", "all maps of this layer", toggle, {class: "zx-all"});
+  function toggle() {
+    if (wallOf === "points") showWall("projections");
+    ask({wall: !state.wall});
+  }
   strip.append(count, h("div", {class: "zx-film"}, bars, shelf, words),
     h("div", {class: "zx-tools"}, sort, find, button("random", "a map drawn at random (r)", random), all));
 
@@ -289,7 +295,14 @@ function render({model, el}) {
   const wall = h("div", {class: "zx-wall"});
   const peek = h("div", {class: "zx-peek", hidden: true});
   const mapsTab = h("div", {role: "tabpanel", "aria-labelledby": `${view}-maps`}, stage, sentence, facts);
-  const wallPart = h("div", {hidden: true}, h("div", {class: "zx-title"}, select("show", [["projections", "projections"], ["patches", "patches"]], "wall", (value) => { wallOf = value; drawWall(); })), wall, peek);
+  const points = h("div", {class: "zx-points", hidden: true});
+  const hiddenLayers = new Set();
+  const shows = select("show", [["projections", "projections"], ["patches", "patches"], ["points", "map of maps"]], "wall", (value) => { showWall(value); drawWall(); });
+  const wallPart = h("div", {hidden: true}, h("div", {class: "zx-title"}, shows), wall, points, peek);
+  function showWall(value) {
+    wallOf = value;
+    shows.querySelector("select").value = value;
+  }
   const ownTab = h("div", {role: "tabpanel", "aria-labelledby": `${view}-image`, class: "zx-own"});
   const compareTab = h("div", {role: "tabpanel", "aria-labelledby": `${view}-compare`, class: "zx-compare"});
   fill(root, head, layers, strip, notice, wallPart, mapsTab, ownTab, compareTab, busy, live, help);
@@ -307,7 +320,7 @@ function render({model, el}) {
       one.tabIndex = one.dataset.tab === state.tab ? 0 : -1;
     }
     const walled = state.wall && state.tab !== "compare";
-    all.hidden = state.tab === "compare";
+    all.hidden = cloud.hidden = state.tab === "compare";
     if (state.tab !== "image") closeCamera();
     mapsTab.hidden = state.tab !== "maps" || walled;
     wallPart.hidden = !walled;
@@ -530,6 +543,12 @@ function render({model, el}) {
 
   function drawWall() {
     if (wallPart.hidden) return;
+    const pointed = wallOf === "points";
+    [wall.hidden, points.hidden] = [pointed, !pointed];
+    if (pointed) {
+      drawPoints();
+      return;
+    }
     const sheets = thumbs();
     const channels = order();
     if (!sheets) {
@@ -549,17 +568,65 @@ function render({model, el}) {
   }
   const mapAt = (e) => e.target.closest?.("[data-map]");
   wall.addEventListener("click", (e) => { const one = mapAt(e); if (one) { peek.hidden = true; peek.dataset.map = ""; ask({channel: Number(one.dataset.map), wall: false, tab: "maps"}); } });
-  for (const kind of ["pointerover", "focusin"]) wall.addEventListener(kind, (e) => { const one = mapAt(e); if (one && !one.classList.contains("zx-dead")) { peek.dataset.map = one.dataset.map; soon("peek", 60, () => model.send({kind: "peek", channel: Number(one.dataset.map), view})); } });
-  for (const kind of ["pointerleave", "focusout"]) wall.addEventListener(kind, () => { peek.hidden = true; peek.dataset.map = ""; });
+  for (const kind of ["pointerover", "focusin"]) wall.addEventListener(kind, (e) => { const one = mapAt(e); if (one && !one.classList.contains("zx-dead")) lookAt(state.layer, Number(one.dataset.map)); });
+  for (const kind of ["pointerleave", "focusout"]) for (const part of [wall, points]) part.addEventListener(kind, () => { peek.hidden = true; peek.dataset.map = ""; });
+  function lookAt(layer, channel) {
+    peek.dataset.map = `${layer} ${channel}`;
+    soon("peek", 60, () => model.send({kind: "peek", layer, channel, view}));
+  }
   function drawPeek(m) {
-    const one = wall.querySelector(`[data-map="${m.channel}"]`);
-    if (!one || !m.sheet || peek.dataset.map !== String(m.channel)) return;
-    if (m.layer !== state.layer) return;
-    fill(peek, h("b", {}, `map ${m.channel}`), h("div", {class: "zx-nine"}, Array.from({length: about.shown}, (_, i) => tile(m.sheet, i))));
+    const name = `${m.layer} ${m.channel}`;
+    const one = wallOf === "points" ? [...points.querySelectorAll("circle")].find((c) => c.dataset.map === name) : m.layer === state.layer && wall.querySelector(`[data-map="${m.channel}"]`);
+    if (!one || !m.sheet || peek.dataset.map !== name) return;
+    fill(peek, h("b", {}, wallOf === "points" ? `${m.layer} map ${m.channel}` : `map ${m.channel}`), h("div", {class: "zx-nine"}, Array.from({length: about.shown}, (_, i) => tile(m.sheet, i))));
     peek.hidden = false;
     const [box, outer] = [one.getBoundingClientRect(), wallPart.getBoundingClientRect()];
     peek.style.left = `${Math.min(Math.max(box.left - outer.left - 60, 0), Math.max(outer.width - 176, 0))}px`;
-    peek.style.top = `${box.bottom - outer.top + 4}px`;
+    const below = box.bottom + peek.offsetHeight + 8 < Math.min(innerHeight, outer.bottom) || box.top < peek.offsetHeight;
+    peek.style.top = `${(below ? box.bottom + 4 : box.top - peek.offsetHeight - 4) - outer.top}px`;
+  }
+
+  // All maps of all layers: how far these pictures reach each, against how much it tells classes apart.
+  function drawPoints() {
+    if (!got.points) {
+      if (!points.children.length) {
+        fill(points, h("p", {class: "zx-soft"}, "All layers are measured …"));
+        send({kind: "points"});
+      }
+      return;
+    }
+    const known = got.points.layers.filter((l) => l.selectivity);
+    if (!known.length) {
+      fill(points, h("p", {class: "zx-soft"}, `The pictures of ${about.source} have no classes, and so no map has a selectivity to stand at.`));
+      return;
+    }
+    const [width, height, pad] = [Math.max(320, points.clientWidth || 800), 420, 46];
+    const reached = known.flatMap((l) => l.reach.filter((v) => v > 0));
+    const [low, most] = [Math.max(0.01, Math.min(...reached)), Math.max(...reached, 1)];
+    const high = Math.max(...known.flatMap((l) => l.selectivity), 0.1);
+    const across = (v) => pad + ((width - pad - 12) * Math.log(Math.max(v, low) / low)) / Math.log(most / low);
+    const up = (v) => height - pad - ((height - pad - 12) * v) / high;
+    const colour = (i) => `hsl(${210 + (160 * i) / Math.max(known.length - 1, 1)} 75% ${72 - (30 * i) / Math.max(known.length - 1, 1)}%)`;
+    const dots = known.flatMap((l, i) => (hiddenLayers.has(l.layer) ? [] : l.reach.flatMap((v, c) => (v > 0 ? [h("circle", {
+      cx: across(v).toFixed(1), cy: up(l.selectivity[c]).toFixed(1), r: (2.5 + 4 * Math.sqrt(l.active[c])).toFixed(1), fill: colour(i), "data-map": `${l.layer} ${c}`,
+      class: l.layer === state.layer && c === state.channel ? "zx-here" : "",
+      onpointerenter: () => lookAt(l.layer, c), onclick: () => { peek.hidden = true; ask({layer: l.layer, channel: c, search: "", wall: false, tab: "maps"}); },
+    })] : []))));
+    const ticks = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2].filter((v) => v >= low && v <= most).map((v) => h("text", {x: across(v), y: height - pad + 18, "text-anchor": "middle"}, percent(v)));
+    const step = [0.05, 0.1, 0.2].find((s) => high / s <= 6) || 0.5;
+    const heights = Array.from({length: Math.floor(high / step) + 1}, (_, i) => h("text", {x: pad - 7, y: up(i * step) + 4, "text-anchor": "end"}, number(i * step)));
+    const silent = known.reduce((n, l) => n + l.reach.filter((v) => v <= 0).length, 0);
+    fill(points,
+      h("div", {class: "zx-row"}, known.map((l, i) => button([h("span", {class: "zx-ink", style: {background: colour(i)}}), l.layer], "show or hide this layer", () => {
+        if (!hiddenLayers.delete(l.layer)) hiddenLayers.add(l.layer);
+        drawPoints();
+      }, {"aria-pressed": String(!hiddenLayers.has(l.layer))}))),
+      h("svg", {viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": `${dots.length} feature maps as points; the layers' strips list the same maps`},
+        h("line", {x1: pad, y1: height - pad, x2: width, y2: height - pad}), h("line", {x1: pad, y1: 4, x2: pad, y2: height - pad}), ticks, heights,
+        h("text", {x: width - 6, y: height - 8, "text-anchor": "end"}, `strongest activation, of ${got.points.recorded ? "the map's record" : "the layer's strongest map"}`),
+        h("text", {x: 13, y: height - pad, transform: `rotate(-90 13 ${height - pad})`}, "selectivity"), dots),
+      h("p", {class: "zx-soft"}, `A point is a feature map, the larger the more pictures excite it; hover shows its patches, a click opens it.${silent ? ` Nothing in these pictures excites ${silent} more.` : ""}`));
+    peek.hidden = true;
   }
 
   // ---------------------------------------------------------------------------------------------- your picture
@@ -724,7 +791,7 @@ function render({model, el}) {
   const keys = {
     ArrowLeft: () => turn(-1), ArrowRight: () => turn(1), ArrowUp: () => climb(1), ArrowDown: () => climb(-1),
     PageUp: () => turn(-10), PageDown: () => turn(10), Home: () => turn(-1e9), End: () => turn(1e9),
-    r: random, a: () => { if (state.tab !== "compare") ask({wall: !state.wall}); }, "?": () => help.showModal(),
+    r: random, a: () => { if (state.tab !== "compare") toggle(); }, "?": () => help.showModal(),
     " ": () => { blended = !blended; if (got.page && !got.page.sentence) drawPage(); },
   };
   root.addEventListener("keydown", (e) => {

@@ -6,7 +6,7 @@ in the state, and in which order the worker computes what the state asks for.
 
 Messages to the page have a `kind` and say which map they belong to, so that it never shows a caption beside pictures of
 another: "page" (nine patches and projections), "detail" (one of them), "facts", "control", "layer" (order of the maps),
-"strip", "thumbnails", "own", "samples", "methods", "models", "peek", "saved", "said", "progress", and "ack".
+"strip", "thumbnails", "points", "own", "samples", "methods", "models", "peek", "saved", "said", "progress", and "ack".
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from ..files import write_whole
 from ..frequency import power_spectrum
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel
-from ..nets.zoo import load_model
 from ..topk.bundled import mined
 from ..topk.table import TopK, expect_both
 from . import compare, drawing
@@ -38,8 +36,8 @@ from .messages import Page, Parcel, about, of
 from .panel import Panel, changed, guarded
 from .results import Grids, Sheet
 from .state import METHODS, State
-from .view import PIECE, ExplorerView, Others
-from .worker import Job, Worker, pause
+from .view import PIECE, ExplorerView
+from .worker import Job, Worker, give_back, pause
 
 TURNING = 1.0  # s between two steps: somebody turns pages, and the next ones come before this one's details
 REST = 1.5  # s since the last step, before the layer is measured for the facts
@@ -89,6 +87,7 @@ class Explorer(Panel):
         if not view.empty:
             try:  # all of the first view, at once
                 self.paint(self.state, lambda done, total: None)
+                give_back()
             except Exception as error:
                 self.fail(error, "first view")
 
@@ -226,9 +225,8 @@ class Explorer(Panel):
 
     def paint(self, state: State, step: OnStep) -> None:
         """All that the state shows: what was asked for first, then the rest, as eyes get there."""
-        {"maps": self._paint_maps, "image": self._paint_own, "compare": self._paint_compare}[state.tab](
-            state, step
-        )
+        paint = {"maps": self._paint_maps, "image": self._paint_own, "compare": self._paint_compare}
+        paint[state.tab](state, step)
 
     def _paint_maps(self, state: State, step: OnStep) -> None:
         v, facts = self.view, self.view.facts
@@ -285,13 +283,10 @@ class Explorer(Panel):
         with self._lock:
             names = ("tab", "layer", "channel", "rule", "colours", "gain")
             if all(getattr(state, name) == getattr(self.state, name) for name in names):
-                words = grids._asdict()
+                v, words = self.view, grids._asdict()
                 pictures = {name: words.pop(name) for name in ("projections", "patches")}
-                refused = self.view.refusals.get(state.layer, "")
-                parcel = Parcel(
-                    "page", **of(state), **words, scale=self.view.scale_line(state), refused=refused
-                )
-                before, parcel = self.sent.get("page"), parcel.add(**pictures)
+                words["scale"], words["refused"] = v.scale_line(state), v.refusals.get(state.layer, "")
+                parcel, before = Parcel("page", **of(state), **words).add(**pictures), self.sent.get("page")
                 if not before or (before.content, before.buffers) != (parcel.content, parcel.buffers):
                     self.post(parcel)
 
@@ -373,6 +368,7 @@ class Explorer(Panel):
         asked = {
             "ready": self._ready, "set": self._set, "peek": self._peek, "upload": self._uploaded,
             "sample": self._sample, "square": self._move_square, "save": self._save, "code": self._code,
+            "points": self._points,
         }  # fmt: skip
         if not isinstance(content, dict) or content.get("kind") not in asked:
             return
@@ -397,10 +393,17 @@ class Explorer(Panel):
         self.set(**content["changes"])
 
     @guarded
+    def _points(self, content: Mapping[str, Any], buffers: list[Any]) -> None:
+        """The map of maps, once all layers are measured."""
+        self.worker.submit(
+            "points", lambda job: self.post(Parcel("points", **self.view.facts.points(job))), what="measuring"
+        )
+
+    @guarded
     def _peek(self, content: Mapping[str, Any], buffers: list[Any]) -> None:
         """The nine patches of a map below the pointer."""
-        layer, channel = self.state.layer, int(content["channel"])
-        if 0 <= channel < self.view.count(layer):
+        layer, channel = content.get("layer", self.state.layer), int(content["channel"])
+        if layer in self.view.layers and 0 <= channel < self.view.count(layer):
 
             def look(step: Job) -> None:
                 sheet = self.view.peek(layer, channel)
@@ -474,7 +477,7 @@ def explore(
         others: models to compare with, by name; a model, or a function that loads it. Default: the bundled ones.
         save_to: folder for "save picture"; None for a link to download it and no file.
         ahead: compute the next two maps in the direction of travel while nothing else is to be done. What was computed
-            is kept, up to 256 MiB in memory, and in zfkit's cache on disk.
+            is kept, up to 128 MiB in memory, and in zfkit's cache on disk.
         link: where to open, as the end of an address ("?layer=conv4&map=117"), which `Explorer.link` gives.
         state: any field of `State`: where to open, as ``layer="conv4", channel=117``; goes before the link. Without a
             layer or map it opens at one of a late layer that many pictures excite strongly.
@@ -489,12 +492,7 @@ def explore(
         top = mined(model, photos)
     if top.layers:
         top.check(model, photos)
-    view = ExplorerView(model, photos, top, bundled_others(model) if others is None else others)
+    view = ExplorerView(model, photos, top, compare.bundled(model) if others is None else others)
     if not (first.layer or first.channel or first.search or view.empty):
         first = replace(first, **view.worth_a_look())
     return Explorer(view, first, save_to=save_to, ahead=ahead)
-
-
-def bundled_others(model: VisionModel) -> Others:
-    """The bundled networks other than this one, loaded when they are first asked for."""
-    return {n: partial(load_model, n) for n in ("zfnet64", "alexnet64", "squeezenet1_1") if n != model.name}

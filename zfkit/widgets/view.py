@@ -45,7 +45,7 @@ from .results import Detail, Grids, Sheet, picture_of, read_grids, size_of, writ
 from .state import METHODS, State
 
 PIECE = 3  # of a map's pictures are projected at once ahead of time: few enough that nobody waits long
-KEPT = 256 * 2**20  # bytes of results that are kept in memory for the quick way back
+KEPT = 128 * 2**20  # bytes of results that are kept in memory for the quick way back
 TILE = 160  # px, longest side of a tile that is sent to the page
 THUMB = 48  # px, of one on the wall and on the strip
 FACE = 64  # px, of a whole picture that is shown small
