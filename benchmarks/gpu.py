@@ -93,9 +93,8 @@ def right(trial: Trial) -> None:
         side = 64 if name == "zfnet64" or trial.toy else 224
         exact = load(name, side, "cpu")[0]
         layers = some_of(exact.conv_layers, 5)
-        pixels, photos = (
-            spread_over(*source, side, count) for source in (("textures", 200), ("photos", None))
-        )
+        pixels = spread_over("textures", 200, side, count)
+        photos = spread_over("photos", None, side, count)
         truth, of_photos = (list(autograd(exact, x, layers)) for x in (pixels, photos))
         model = exact.to(trial.device)  # of the same weights, float64 and then float32, on the device
         largest = max(relative(model, pixels, *unit).max() for unit in truth)
