@@ -18,8 +18,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
 
 from ..batching import steps
 from ..checks import Size, channel_list, layer_names, one_of, whole_number, writable_folder
@@ -39,6 +41,7 @@ from ..topk.estimate import estimate_mining
 from ..topk.mine import mine
 from ..topk.patches import Patches, cut_top, project_many, sample_maps
 from ..topk.table import RANKED, LayerTop, TopK
+from .frame import Frame, likeness_note, tile_sides
 from .html import templates
 from .sheet import draw_maps
 
@@ -76,7 +79,8 @@ def write_atlas(
 
     Whether layers can be projected is tried before pictures are mined. Those that cannot get patches alone, with a
     warning, and the page says why. What is mined is kept from time to time, and saved before anything is projected;
-    stopped, the same again goes on from there.
+    stopped, the same again goes on from there. Where projections fill a small part of their windows, tiles are cut to
+    that, as in `draw_layer`; and it is said how alike the projections of a map are.
 
     Args:
         out: folder; made if need be. An earlier atlas in it is replaced; files of others are not.
@@ -294,35 +298,49 @@ def _layers(
 ) -> Iterator[tuple[Patches, list[Pair]]]:
     """Layer by layer patches, of the last of its feature maps at least, and the grids of all.
 
-    Windows are brought to the size of tiles at once, and so many maps are projected together as memory is meant for;
-    layers among them share their passes.
+    Windows are brought at once to what tiles need of them, and so many maps are projected together as memory is meant
+    for; layers among them share their passes.
     """
     pairs: dict[str, list[Pair]] = {name: [] for name in channels}
     natural: dict[str, NaturalColours] = {}  # of a layer's first portion, for all of it
-    for portion in _portions(model, images.size, channels, k):
+    frames: dict[str, Frame] = {}  # likewise
+    likeness: dict[str, list[Tensor]] = {name: [] for name in channels}
+    both = {name: maps for name, maps in channels.items() if name not in alone}
+    tiles = dict.fromkeys(channels, TILE) | tile_sides(model, images, top, both, options)
+    for portion in _portions(model, images.size, channels, k, tiles):
         projected = {name: maps for name, maps in portion.items() if name not in alone}
-        patches = project_many(model, images, top, projected, k=k, options=options, tile=TILE, progress=False)
+        patches = project_many(
+            model, images, top, projected, k=k, options=options, tile=tiles, progress=False
+        )
         for name, maps in portion.items():
             if name in alone:
                 cut = cut_top(model, images, top, name, maps, k=k, tile=TILE, progress=False)
                 patches[name] = replace(cut, notes=(alone[name], *cut.notes))
-            elif colours == "natural" and maps:
-                natural.setdefault(name, NaturalColours.of(patches[name]))
-                patches[name] = natural[name](patches[name])
+            elif maps:
+                likeness[name].append(patches[name].likeness())
+                frames[name] = frames.get(name) or Frame.of(patches[name])
+                patches[name] = frames[name](patches[name])
+                if colours == "natural":
+                    natural[name] = natural.get(name) or NaturalColours.of(patches[name])
+                    patches[name] = natural[name](patches[name])
             pairs[name] += [pair_of_montages(patches[name], i) for i in range(len(maps))]
             done(len(maps))
             if len(pairs[name]) == len(channels[name]):
+                if likeness[name]:
+                    alike = torch.cat(likeness[name])
+                    note = likeness_note(model, images, top, name, alike, channels[name], k, options)
+                    patches[name] = replace(patches[name], notes=(*patches[name].notes, *note))
                 yield patches[name], pairs.pop(name)
 
 
 def _portions(
-    model: VisionModel, size: Size, channels: Mapping[str, list[int]], k: int
+    model: VisionModel, size: Size, channels: Mapping[str, list[int]], k: int, tiles: Mapping[str, int]
 ) -> Iterator[dict[str, list[int]]]:
     """The feature maps in portions whose patches, float and uint8, take some PATCH_BYTES."""
     portion: dict[str, list[int]] = {}
     held = 0
     for name, maps in channels.items():
-        window = min(TILE, max(i.size for i in window_in(model, size, name)))
+        window = min(tiles[name], max(i.size for i in window_in(model, size, name)))
         portion[name] = []  # also where no map is shown
         for channel in maps:
             if held > PATCH_BYTES:

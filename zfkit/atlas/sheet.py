@@ -13,6 +13,7 @@ from ..figures.natural import Colours, NaturalColours
 from ..figures.pictures import TILE, Pair, number, pair_of_montages, wrap_words
 from ..topk.patches import Patches
 from ..topk.table import TopK
+from .frame import Frame, likeness_words
 
 MARGIN, BETWEEN, HEAD, GUTTER = 28, 26, 24, 6  # px: of the sheet, between maps, above a map, in its pair
 NARROWEST = 900  # px, so that the words have room
@@ -29,7 +30,8 @@ def draw_layer(
 ) -> Image.Image:
     """One layer's feature maps as a sheet: 3x3 projections beside 3x3 patches, map number and maximum above.
 
-    Patches of `zfkit.topk.cut_top` stand alone.
+    Patches of `zfkit.topk.cut_top` stand alone. Where projections fill a small part of their windows, both are cut to
+    that, and the line says to what, how much larger they are so, and how alike the projections of a map.
 
     Args:
         caption: title and the line below it; default: network, layer, how many of how many, and what stands where.
@@ -37,6 +39,10 @@ def draw_layer(
         colours: "natural" brings projections to the colours and the spectrum of photographs, for looking:
             `zfkit.figures.NaturalColours` has the formula.
     """
+    whole, patches = patches, Frame.of(patches)(patches)
+    cut = "".join(f" · {note}" for note in patches.notes[len(whole.notes) :])
+    if cut and (words := likeness_words(whole.likeness())):
+        cut += f" {words}."
     if one_of(colours, "colours", get_args(Colours)) == "natural" and patches.projection.shape[1]:
         patches = NaturalColours.of(patches)(patches)
     channels = patches.channels.tolist()
@@ -44,7 +50,8 @@ def draw_layer(
     of = top[patches.layer].max
     line = f"{len(channels)} of {len(of)} feature maps; "
     line += PAIRED if patches.projection.shape[1] else "the pictures that excite each most"
-    return draw_maps(pairs, channels, of, caption or (f"{top.model} {patches.layer}", line), columns)
+    title, line = caption or (f"{top.model} {patches.layer}", line)
+    return draw_maps(pairs, channels, of, (title, line + cut), columns)
 
 
 def draw_maps(

@@ -77,6 +77,17 @@ class Patches(Result, figure="patches_figure"):
         columns |= dict(zip(Box._fields, self.box[maps, rank].T.numpy(), strict=True))
         return pd.DataFrame({"layer": self.layer, "channel": self.channels[maps], "rank": rank, **columns})
 
+    def likeness(self) -> Tensor:
+        """(C,) float64, how alike a map's projections are: the mean cosine between any two of them.
+
+        1 for equal ones, about 0 for unrelated ones; NaN where fewer than two are not empty.
+        """
+        flat = self.projection.double().flatten(2)
+        norm = flat.norm(dim=2, keepdim=True)
+        count = (norm > 0).sum((1, 2)).double()
+        total = torch.where(norm > 0, flat / norm, 0).sum(1).square().sum(1)
+        return ((total - count) / (count * (count - 1)).where(count > 1, torch.nan)).cpu()
+
     def __repr__(self) -> str:
         C, k, _, *side = self.photo.shape
         return f"Patches({self.layer}: {C} maps x {k} pictures, windows of {side[0]} x {side[1]} px)"
@@ -122,18 +133,20 @@ def project_many(
     *,
     k: int | None = None,
     options: Options = Options(),
-    tile: int | None = None,
+    tile: int | Mapping[str, int] | None = None,
     device: str | torch.device = "cpu",
     progress: bool = False,
     on_step: OnStep | None = None,
 ) -> dict[str, Patches]:
     """`project_top` for several layers at once, which then share the forward passes.
 
-    `device` is where projections and photographs are put; those that stay on the network's GPU are not copied.
+    `tile` may differ by layer; `device` is where projections and photographs are put, and those that stay on the
+    network's GPU are not copied.
     """
     top.check(model, photos)
+    tiles = tile if isinstance(tile, Mapping) else dict.fromkeys(wanted, tile)
     patches = {
-        name: empty_patches(model, photos, top, name, channels, k, tile, device=device)
+        name: empty_patches(model, photos, top, name, channels, k, tiles[name], device=device)
         for name, channels in wanted.items()
     }
     units = {name: Units.of(empty) for name, empty in patches.items()}
