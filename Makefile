@@ -16,7 +16,7 @@ SOURCES  := zfkit tests benchmarks data notebooks
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb notebooks/grids/*.ipynb))
 FIRST    := notebooks/01_what_do_the_layers_see.ipynb
 LAB      := notebooks/00_explorer.ipynb
-INSTALL  := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+INSTALL  := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check $(PIP_ARGS)
 
 .PHONY: demo lab app test test-all lint format notebooks bench reference clean help
 .DEFAULT_GOAL := help

@@ -601,3 +601,16 @@ def test_tokens_are_no_units():
     model = wrapped(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(2), nn.Linear(100, 5)))
     with pytest.raises(LayerError, match=r"'1' gives tensors of shape \(4, 100\)"):
         zfkit.project(model, torch.zeros(1, 3, 12, 12, dtype=F64), "1", 0)
+
+
+def test_what_relu6_caps_goes_back_by_the_deconvnet_alone():
+    """Inputs -1, 3, 6.5 and 9 through ReLU6: its gradient is 0, 1, 0, 0, and the deconvnet looks at no input."""
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU6(), nn.Conv2d(3, 1, 1)).double()
+    for conv in (net[0], net[2]):
+        conv.weight.data, conv.bias.data = torch.zeros_like(conv.weight), torch.zeros_like(conv.bias)
+        conv.weight.data[range(len(conv.weight)), range(len(conv.weight))] = 1
+    x = torch.tensor([-1.0, 3, 6.5, 9], dtype=F64).expand(1, 3, 1, 4).contiguous()
+    model = zfkit.wrap_model(net, mean=0, scale=1, input_size=4, name="capped")
+    for rule, back in (("gradient", [0, 1, 0, 0]), ("guided", [0, 1, 0, 0]), ("deconvnet", [1, 1, 1, 1])):
+        found = [float(zfkit.project(model, x, "2", 0, (0, i), rule=rule)[0, 0, 0, i]) for i in range(4)]
+        assert found == back, rule

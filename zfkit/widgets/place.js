@@ -25,6 +25,10 @@ function prepare(root) {
         || e.placeholder;
       if (words) e.setAttribute("aria-label", words);
     }
+    for (const icon of root.querySelectorAll(".widget-play button > .fa")) {  // whose button has an icon alone
+      const words = { "fa-retweet": "repeat" }[icon.classList[1]] || icon.classList[1]?.replace("fa-", "");
+      if (words && icon.parentElement.getAttribute("aria-label") !== words) icon.parentElement.setAttribute("aria-label", words);
+    }
     for (const group of root.querySelectorAll(".widget-toggle-buttons")) {
       for (const e of group.querySelectorAll("button")) {
         const pressed = e.classList.contains("mod-active") ? "true" : "false";
