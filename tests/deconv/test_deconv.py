@@ -617,7 +617,8 @@ NETS = {
         b=conv(3, 2, 1), last=conv(8, 2, 3),
     ),
     "dilation": lambda: Net(
-        lambda n, x: n.last(F.relu(n.a(x))), a=conv(3, 4, 3, dilation=(2, 1), stride=2), last=conv(4, 2, 3, dilation=(1, 3))
+        lambda n, x: n.last(F.relu(n.a(x))), a=conv(3, 4, 3, dilation=(2, 1), stride=2),
+        last=conv(4, 2, 3, dilation=(1, 2)),
     ),
     "groups": lambda: Net(
         lambda n, x: n.last(F.relu(n.a(x))), a=conv(3, 6, 3, groups=3, padding=1), last=conv(6, 4, 3, groups=2)
