@@ -19,6 +19,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -206,6 +207,22 @@ def _wait_until_it_answers(server: Server) -> None:
         except OSError:
             time.sleep(0.1)
     raise RuntimeError(f"the server does not answer; it wrote\n{server.log.read_text(errors='replace')}")
+
+
+def make_app(*options: str) -> str:
+    """What `make app` runs, for the shell and with this Python, but for the page that it shows."""
+    line = [
+        "make",
+        "--dry-run",
+        "--always-make",
+        "--no-print-directory",
+        "app",
+        f"APP_ARGS={' '.join(options)}",
+    ]
+    printed = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (command,) = [part for part in printed.replace("\\\n", " ").splitlines() if "-m voila" in part]
+    command = re.sub(r"\S*bin/python\b", shlex.quote(sys.executable), command)
+    return "exec env " + command.replace("zfkit/widgets/page/app.ipynb", "")
 
 
 def root_flag() -> list[str]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import re
 import shlex
-import subprocess
 import sys
 import urllib.error
 import urllib.parse
@@ -37,16 +35,6 @@ W.VBox([state, upload, said])""",
 )
 
 
-def make_app(*options):
-    """What `make app` runs, over another page."""
-    line = ["make", "--dry-run", "--always-make", "--no-print-directory", "app"]
-    line.append(f"APP_ARGS={' '.join(options)}")
-    printed = subprocess.run(line, cwd=b.ROOT, capture_output=True, text=True, check=True).stdout
-    (command,) = [part for part in printed.replace("\\\n", " ").splitlines() if "-m voila" in part]
-    command = re.sub(r"\S*bin/python\b", shlex.quote(sys.executable), command)
-    return command.replace("zfkit/widgets/page/app.ipynb", "")
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("class")
@@ -57,14 +45,12 @@ def server(tmp_path_factory):
     for place in ("page/notes.txt", "page/photo.png", "outside.png"):
         (folder / place).write_text("not for everybody")
     port = b.free_port()
-    command = make_app("--no-browser", f"--port={port}", f"--Seats.seats={SEATS}")
+    command = b.make_app("--no-browser", f"--port={port}", f"--Seats.seats={SEATS}")
     notebook = shlex.quote(str(folder / "page" / "tiny.ipynb"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(folder / "home"))
         patch.setenv("TMPDIR", str(folder / "tmp"))
-        with b.serving(
-            ["sh", "-c", f"exec env {command} {notebook}"], folder / "jupyter", port, folder
-        ) as running:
+        with b.serving(["sh", "-c", f"{command} {notebook}"], folder / "jupyter", port, folder) as running:
             running.folder = folder
             yield running
 
