@@ -157,7 +157,7 @@ def test_killed_at_any_moment_it_leaves_nothing_behind(command, place, forks):
         writing = killed >= KILLS - WRITING and not missed
         shutil.rmtree(place / "out", ignore_errors=True)
         victim = Victim(place, command, through)
-        until = victim.begun + (SECONDS if writing else max(at, 0.05 if through else 0.5))
+        until = victim.begun + (SECONDS if writing else max(at, 0.05 if through else 1))
         while time.monotonic() < until and victim.runs():
             if not writing:
                 victim.look()
