@@ -257,7 +257,10 @@ EVERY = [
 def test_every_convolutional_layer_of_any_network_equals_autograd(family, name):
     pytest.importorskip(family)
     for row in networks.check(family, name):
-        assert row["right"] == row["layers"] > 10, row
+        # A layer of which nothing comes back, by autograd neither, is equal, too; there are a few at most.
+        assert row["right"] + row["nothing"] == row["layers"] > 10 and row["nothing"] < row["layers"] / 20, (
+            row
+        )
 
 
 # ---------------------------------------------------------------------------------------------- Captum

@@ -331,6 +331,7 @@ def _layers(
                     note = likeness_note(model, images, top, name, alike, channels[name], k, options)
                     patches[name] = replace(patches[name], notes=(*patches[name].notes, *note))
                 yield patches[name], pairs.pop(name)
+        del patches  # or two portions would be held at a time
 
 
 def _portions(
