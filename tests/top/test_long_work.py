@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from mining import assert_same, exact_model, pictures
 
 import zfkit
 from zfkit import batching
+from zfkit.atlas import page
 from zfkit.batching import steps
 from zfkit.topk import MiningPlan
 
@@ -111,3 +114,21 @@ def test_an_atlas_that_was_stopped_goes_on_where_it_was(tmp_path):
     assert files[0] == files[1] == ["0.png", "index.html", "topk.parquet"]
     pages = [(tmp_path / name / "0.png").read_bytes() for name in ("stopped", "at once")]
     assert pages[0] == pages[1]
+
+
+def test_the_bar_of_an_atlas_moves_while_maps_are_projected(monkeypatch, tmp_path):
+    moved, seen, project = [], [], page.project_many
+
+    def watched(*given, **options):
+        patches = project(*given, **options)
+        seen.append((sum(map(len, given[3].values())), sum(moved)))  # maps of this portion, and of all so far
+        return patches
+
+    monkeypatch.setattr(page, "steps", lambda *given, **options: contextlib.nullcontext(moved.append))
+    monkeypatch.setattr(page, "project_many", watched)
+    monkeypatch.setattr(page, "PATCH_BYTES", 2000)
+    zfkit.write_atlas(
+        exact_model(), pictures(20), tmp_path, maps={"0": [0, 3, 5], "3": [1, 2, 4]}, progress=False
+    )
+    assert [so_far for _, so_far in seen] == [sum(n for n, _ in seen[: i + 1]) for i in range(len(seen))]
+    assert sum(moved) == 6 and len(seen) > 1

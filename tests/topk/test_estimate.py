@@ -109,6 +109,22 @@ def test_estimates_that_cannot_be_made():
         estimate_mining(exact_model(), pictures(9), processes=0)
 
 
+def test_of_a_deep_network_twelve_layers_are_projected_and_those_between_follow(monkeypatch):
+    """On a clock by which a map of the layer at place i takes i seconds: 0 + 1 + ... + 29, twice."""
+    clock, timed = Clock(), []
+    net = torch.nn.Sequential(*(torch.nn.Conv2d(3, 3, 1) for _ in range(30)))
+    model = zfkit.wrap_model(net, mean=0, scale=1, input_size=8, name="deep")
+
+    def slow(model, images, top, wanted, **options):
+        timed.extend(map(int, wanted))
+        clock.now += timed[-1]
+
+    monkeypatch.setattr(page, "time", clock)
+    monkeypatch.setattr(page, "project_many", slow)
+    said = page.estimate_atlas(model, pictures(20), maps=2, k=2).splitlines()[1]
+    assert said == "projecting 60 of their maps: at most about 0:14:30" and len(timed) == 12
+
+
 def test_that_of_an_atlas_covers_projecting(monkeypatch, tmp_path, capsys):
     """On a clock that moves by 3 s with every map that is projected: 6 and 6 maps, of which 5 and 5 are asked for."""
     clock, project = Clock(), page.project_many

@@ -400,7 +400,7 @@ def test_nothing_is_cut_off_from_phones_to_projectors(explorer, shots):
 
 
 def look_at_widths(explorer, shots):
-    for width, height in ((360, 740), (590, 800), (1024, 768), (1280, 800), (1920, 1080)):
+    for width, height in ((360, 740), (590, 800), (830, 900), (1024, 768), (1280, 800), (1920, 1080)):
         explorer.tab.set_viewport_size({"width": width, "height": height})
         explorer.tab.wait_for_timeout(300)
         explorer.page.screenshot(shots / f"explorer_{width}.png")
@@ -414,6 +414,11 @@ def look_at_widths(explorer, shots):
             }).map(e => e.outerHTML.slice(0, 80))"""
         )
         assert outside == [], width
+        over = explorer.find(".zx-three > section *").evaluate_all(
+            """all => all.filter(e => e.getBoundingClientRect().right
+                 > e.closest('section').getBoundingClientRect().right + 1).map(e => e.outerHTML.slice(0, 80))"""
+        )
+        assert over == [], width  # nothing reaches into the part beside it
         cut = explorer.find("h2, h3, p, button, summary, label, .zx-hint, .zx-count").evaluate_all(
             """all => all.filter(e => getComputedStyle(e).overflow === 'hidden' && e.scrollWidth > e.clientWidth + 1
                  && e.getClientRects().length && !e.closest('[title], .zx-unseen')

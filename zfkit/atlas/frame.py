@@ -28,10 +28,8 @@ NEARLY_ALL = 0.9  # of the projections
 WORTH = 1.6  # times larger tiles; layers of zfnet64, alexnet64 and squeezenet1_1 would gain less
 LEAST = 16  # px: smaller frames are not cut
 PROBED = 6  # maps that say how finely a layer's windows have to be kept
-ALIKE, SLACK = (
-    0.9,
-    0.05,
-)  # mean cosine from which untrained weights are asked, and by which those may be more alike
+ALIKE = 0.9  # mean cosine from which untrained weights are asked
+SLACK = 0.05  # by which those may be more alike
 FEW = 3  # maps that are projected with these
 
 
@@ -102,10 +100,8 @@ def tile_sides(
 
     The strongest unit of a few maps says which. Layers with windows of less than a tile are left out.
     """
-    wide = {n: maps[:: -(-len(maps) // PROBED)] for n, maps in channels.items() if maps}
-    wide = {
-        n: maps for n, maps in wide.items() if max(i.size for i in window_in(model, images.size, n)) > TILE
-    }
+    large = [n for n in channels if max(i.size for i in window_in(model, images.size, n)) > TILE]
+    wide = {n: channels[n][:: -(-len(channels[n]) // PROBED)] for n in large if channels[n]}
     probes = project_many(model, images, top, wide, k=1, options=options, tile=TILE)
     return {name: math.ceil(TILE * Frame.of(p).factor) for name, p in probes.items()}
 

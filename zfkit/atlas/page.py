@@ -18,12 +18,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from ..batching import steps
+from ..batching import OnStep, steps
 from ..checks import Size, channel_list, layer_names, one_of, whole_number, writable_folder
 from ..deconv.project import refusals
 from ..deconv.receptive_field import Field, fits_inside, receptive_field, window_in
@@ -46,6 +47,7 @@ from .html import templates
 from .sheet import draw_maps
 
 PATCH_BYTES = 2**29  # of patches that are held at once
+TIMED = 12  # layers of which `estimate_atlas` projects a map
 
 # How many feature maps of each layer, all, or which: of every layer, or by layer.
 Maps = int | Literal["all"] | Sequence[int] | Mapping[str, Sequence[int]]
@@ -158,8 +160,8 @@ def estimate_atlas(
 ) -> str:
     """What `write_atlas` will take, in two lines: mining, from a few timed batches, and projecting, at most.
 
-    One map of each layer is projected, from the first pictures unless a table ships. Many maps share pictures, and
-    their passes, and take less.
+    One map of each layer is projected, of twelve layers evenly spread where there are more, from the first pictures
+    unless a table ships. Many maps share pictures, and their passes, and take less.
     """
     names, maps = asked_maps(model, layers, maps)
     counts = {name: model.network.shapes[name][0] for name in names}
@@ -171,19 +173,20 @@ def estimate_atlas(
         mining = str(estimate_mining(model, images, names, k, inside=inside))
         images = images[: 2 * k]
         top = mine(model, images, names, most, inside=inside, progress=False)
-    seconds, count = 0.0, 0
-    for name in [name for name in names if name not in alone]:
-        asked = len(maps[name]) if isinstance(maps, Mapping) else counts[name]
-        asked = min(maps, asked) if isinstance(maps, int) else asked
+    projected = [name for name in names if name not in alone]
+    if not projected:
+        return f"{mining}\npatches alone, without projections"
+    timed = sorted({round(place) for place in np.linspace(0, len(projected) - 1, TIMED)})
+    each = []  # seconds for a map of k units
+    for name in (projected[place] for place in timed):
         units = (top[name].image >= 0).sum(1)
         started = time.perf_counter()
         project_many(model, images, top, {name: [int(units.argmax())]}, options=options, tile=TILE)
-        seconds += asked * (time.perf_counter() - started) * most / max(int(units.max()), 1)
-        count += asked
-    if not count:
-        return f"{mining}\npatches alone, without projections"
-    projecting = timedelta(seconds=math.ceil(seconds))
-    return f"{mining}\nprojecting {count:,} of their maps: at most about {projecting}"
+        each.append((time.perf_counter() - started) * most / max(int(units.max()), 1))
+    asked = [len(maps[n]) if isinstance(maps, Mapping) else counts[n] for n in projected]
+    asked = [min(maps, n) for n in asked] if isinstance(maps, int) else asked
+    seconds = math.ceil(round(float(np.interp(range(len(asked)), timed, each) @ asked), 6))
+    return f"{mining}\nprojecting {sum(asked):,} of their maps: at most about {timedelta(seconds=seconds)}"
 
 
 def asked_maps(
@@ -310,12 +313,14 @@ def _layers(
     for portion in _portions(model, images.size, channels, k, tiles):
         projected = {name: maps for name, maps in portion.items() if name not in alone}
         patches = project_many(
-            model, images, top, projected, k=k, options=options, tile=tiles, progress=False
-        )
+            model, images, top, projected, k=k, options=options, tile=tiles,
+            on_step=_in_maps(sum(map(len, projected.values())), done),
+        )  # fmt: skip
         for name, maps in portion.items():
             if name in alone:
                 cut = cut_top(model, images, top, name, maps, k=k, tile=TILE, progress=False)
                 patches[name] = replace(cut, notes=(alone[name], *cut.notes))
+                done(len(maps))
             elif maps:
                 likeness[name].append(patches[name].likeness())
                 frames[name] = frames.get(name) or Frame.of(patches[name])
@@ -324,7 +329,6 @@ def _layers(
                     natural[name] = natural.get(name) or NaturalColours.of(patches[name])
                     patches[name] = natural[name](patches[name])
             pairs[name] += [pair_of_montages(patches[name], i) for i in range(len(maps))]
-            done(len(maps))
             if len(pairs[name]) == len(channels[name]):
                 if likeness[name]:
                     alike = torch.cat(likeness[name])
@@ -332,6 +336,19 @@ def _layers(
                     patches[name] = replace(patches[name], notes=(*patches[name].notes, *note))
                 yield patches[name], pairs.pop(name)
         del patches  # or two portions would be held at a time
+
+
+def _in_maps(maps: int, done: Callable[[int], None]) -> OnStep:
+    """For `project_many`, which counts units: tells `done` of so many maps as they make."""
+    told = 0
+
+    def on_step(count: int, total: int) -> None:
+        nonlocal told
+        if more := maps * count // total - told:
+            told += more
+            done(more)
+
+    return on_step
 
 
 def _portions(

@@ -286,7 +286,7 @@ function render({model, el}) {
   const maximum = button("back to the maximum", "project the unit that was found again", () => ask({position: null}));
   const stage = h("div", {class: "zx-three"},
     h("section", {}, h("div", {class: "zx-title"}, h("h3", {}, "what excites it"), h("span", {class: "zx-soft"}, `its ${about.shown} strongest patches`)), excites),
-    h("section", {}, h("div", {class: "zx-title"}, h("h3", {}, "what it picks out"), rule, colours, gain), picks),
+    h("section", {}, h("div", {class: "zx-title"}, h("h3", {class: "zx-picks"}, h("span", {}, "what "), "it picks out"), rule, colours, gain), picks),
     h("section", {}, h("div", {class: "zx-title"}, heading, unit, maximum), h("div", {class: "zx-four"}, photo, fires, patch, back)));
   const sentence = h("p", {class: "zx-sentence"});
   const facts = h("div", {class: "zx-facts"});
@@ -615,7 +615,8 @@ function render({model, el}) {
     const ticks = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2].filter((v) => v >= low && v <= most).map((v) => h("text", {x: across(v), y: height - pad + 18, "text-anchor": "middle"}, percent(v)));
     const step = [0.05, 0.1, 0.2].find((s) => high / s <= 6) || 0.5;
     const heights = Array.from({length: Math.floor(high / step) + 1}, (_, i) => h("text", {x: pad - 7, y: up(i * step) + 4, "text-anchor": "end"}, number(i * step)));
-    const silent = known.reduce((n, l) => n + l.reach.filter((v) => v <= 0).length, 0);
+    const of = (good) => known.reduce((n, l) => n + l.reach.filter(good).length, 0);
+    const [silent, unknown] = [of((v) => v !== null && v <= 0), of((v) => v === null)];
     fill(points,
       h("div", {class: "zx-row"}, known.map((l, i) => button([h("span", {class: "zx-ink", style: {background: colour(i)}}), l.layer], "show or hide this layer", () => {
         if (!hiddenLayers.delete(l.layer)) hiddenLayers.add(l.layer);
@@ -625,7 +626,7 @@ function render({model, el}) {
         h("line", {x1: pad, y1: height - pad, x2: width, y2: height - pad}), h("line", {x1: pad, y1: 4, x2: pad, y2: height - pad}), ticks, heights,
         h("text", {x: width - 6, y: height - 8, "text-anchor": "end"}, `strongest activation, of ${got.points.recorded ? "the map's record" : "the layer's strongest map"}`),
         h("text", {x: 13, y: height - pad, transform: `rotate(-90 13 ${height - pad})`}, "selectivity"), dots),
-      h("p", {class: "zx-soft"}, `A point is a feature map, the larger the more pictures excite it; hover shows its patches, a click opens it.${silent ? ` Nothing in these pictures excites ${silent} more.` : ""}`));
+      h("p", {class: "zx-soft"}, `A point is a feature map, the larger the more pictures excite it; hover shows its patches, a click opens it.${silent ? ` Nothing in these pictures excites ${silent} more.` : ""}${unknown ? ` Without a record, and so without a place: ${unknown}.` : ""}`));
     peek.hidden = true;
   }
 

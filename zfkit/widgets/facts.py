@@ -25,7 +25,7 @@ from ..health.maps import MapWarning, map_warnings
 from ..images.imageset import ImageSet
 from ..nets.activations import activations
 from ..nets.model import VisionModel
-from ..topk.bundled import reach, reach_or_share, reached
+from ..topk.bundled import reach, reach_or_share, reached, records
 from ..topk.patches import notes_on, project_top
 from ..topk.profile import Profile, label_of, labels_of
 from ..topk.table import LayerTop, TopK
@@ -277,19 +277,18 @@ class Facts:
     def points(self, on_step: OnStep | None = None) -> dict[str, Any]:
         """All maps of all layers, as lists for each: reach, selectivity, and the share of pictures that excite them.
 
-        Selectivity is None where the pictures have no classes. What lacks of `profiles` is measured first.
+        Reach is None for a map without a record, selectivity where the pictures have no classes.
         """
-        found, recorded = [], False
+        found = []
         for layer in self.fields:
             self.measure(layer, on_step)
             profile, share = self.profiles[layer], reach_or_share(self.model, self.top, layer)
-            recorded = reach(self.model, self.top, layer) is not None
             found.append({
-                "layer": layer, "reach": share.nan_to_num(0).double().round(decimals=4).tolist(),
+                "layer": layer, "reach": [None if v != v else round(v, 4) for v in share.tolist()],
                 "active": self.top[layer].active.double().round(decimals=4).tolist(),
                 "selectivity": profile.selectivity[0].round(4).tolist() if profile.kind else None,
             })  # fmt: skip
-        return {"layers": found, "recorded": recorded}
+        return {"layers": found, "recorded": bool(records(self.model))}
 
     def faces(self, layer: str, c: int) -> list[int]:
         """The pictures below the histogram, from the one that the map answers to least to its strongest."""
