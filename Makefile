@@ -48,17 +48,15 @@ lab: .venv/notebooks
 	$(BIN)/python -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) $(LAB)
 
 # The explorer as a page without code, at this machine alone; the address that opens carries a token.
-# PAGE holds a template that asks no other machine for anything. APP_ARGS=--port=8899 and the like. A page that closes
-# ends its kernel; the kernel of one that vanished (a laptop that was shut) ends after two minutes.
+# PAGE holds a template that asks no other machine for anything, and voila.py, which bounds how many kernels there are,
+# their memory, and how long one is kept that nobody needs. APP_ARGS=--port=8899 and the like.
 PAGE     := zfkit/widgets/page
-CULLING  := --MappingKernelManager.cull_idle_timeout=120 --MappingKernelManager.cull_interval=30
-# zfkit/widgets/page/voila.py bounds how many there are, and their memory. For a class, in a network of your own:
+# For a class, in a network of your own; a kernel that is made ready for the next page takes a seat, too:
 #   make app APP_ARGS="--no-browser --Voila.ip=0.0.0.0 --Seats.seats=30"
 APP_ARGS ?=
 app: .venv/notebooks
-	@$(BIN)/python -c 'import zfkit; from zfkit.topk import mined; mined(zfkit.load_model(), zfkit.load_images())'
 	JUPYTER_PATH=$(abspath $(PAGE)) JUPYTER_CONFIG_PATH=$(abspath $(PAGE)) $(BIN)/python -m voila --template=zfkit --token \
-	  --VoilaConfiguration.strip_sources=True $(CULLING) $(APP_ARGS) $(PAGE)/app.ipynb
+	  --VoilaConfiguration.strip_sources=True $(APP_ARGS) $(PAGE)/app.ipynb
 
 # One torch thread for each of the workers, which share the cores. Notebooks are executed so, too: sums over two
 # threads round otherwise than over one, and a training multiplies the difference.
@@ -69,7 +67,7 @@ test: .venv/dev lint
 	$(PYTEST) --dist loadfile --nbval --nbval-sanitize-with tests/nbval.cfg $(NOTEBOOKS)
 
 test-all: test
-	HYPOTHESIS_PROFILE=thorough $(PYTEST) --dist loadfile -m "slow or browser" tests
+	HYPOTHESIS_PROFILE=thorough $(PYTEST) --dist loadfile --no-loadscope-reorder -m "slow or browser" tests
 
 lint: .venv/dev
 	$(BIN)/ruff check $(SOURCES)

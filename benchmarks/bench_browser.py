@@ -9,7 +9,8 @@ layer until its map is there ("layer"). Then a second page, of a new kernel, whi
 of the same maps again by a click on the strip ("kept"), and the key a, until the frame with the layer's maps
 ("wall"). `--warm` leaves a page alone for so many seconds first. Both ends are read from the page's own clock: the
 time stamp of the key's event, and the first task after the frame that shows what was asked for. The kernels' memory
-and CPU time stand below.
+and CPU time stand below, with what the first picture took; Voila has a kernel ready for it, as with `make app`. There
+three pages are open at once as well, on each of which a key is pressed at the same time, and ten one after the other.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,10 +71,9 @@ def row(front: str, layer: str, way: str, taken: list[float | None]) -> list[str
 class Driver:
     """A page that is driven, and the rows of its table."""
 
-    def __init__(self, page: Any, front: str, pause: float, warm: float) -> None:
+    def __init__(self, page: Any, front: str, pause: float) -> None:
         self.page, self.front, self.pause, self.rows = page, front, pause, list[list[str]]()
         page.wait_for(".zx .zx-tile canvas[role=img]")
-        page.tab.wait_for_timeout(1000 * warm)
 
     def find(self, selector: str) -> Any:
         return self.page.tab.locator(f".zx {selector}")
@@ -153,31 +154,81 @@ def drive(
         server_of, name = b.voila(folder, notebooks / "explorer.ipynb"), "Voila"
     with server_of as server:
 
-        def opened(notebook: str) -> Driver:
+        def opened(notebook: str) -> tuple[Driver, str]:
+            if front == "voila":
+                wait_until_rested(server)
+            before, start = kernels(server)[1], time.monotonic()
             if front == "lab":
                 page = b.open_lab(browser, server, notebook, height=1100, kernel=False)
             else:
                 page = b.open_voila(browser, server, height=1100, kernel=False)
-            return Driver(page, name, options.pause, options.warm)
+            driver = Driver(page, name, options.pause)
+            taken, spent = time.monotonic() - start, kernels(server)[1] - before
+            page.tab.wait_for_timeout(1000 * options.warm)
+            return driver, f"first picture after {taken:.1f} s and {spent:.1f} s of the kernels' CPU"
 
-        first = opened("explorer.ipynb")
+        first, opening = opened("explorer.ipynb")
         jumped = first.nothing_kept(layers, options.steps)
-        costs = f"{name}, {cost(server)}"
+        costs = f"{name}, {opening}; {cost(server)}"
         first.page.tab.close()
-        second = opened("again.ipynb")
+        second, opening = opened("again.ipynb")
         second.kept(jumped)
+        costs += f"\n{name} again, with what is kept, {opening}; {cost(server)}"
+        second.page.tab.close(run_before_unload=True)
+        if front == "voila":
+            second.rows += three_at_once([opened("")[0] for _ in range(3)], options.steps)
+            for _ in range(10):
+                opened("")[0].page.tab.close(run_before_unload=True)
+            wait_until_rested(server)
+            costs += f"\nafter ten pages one after the other {len(kernels(server)[0])} kernel, the one that is ready"
     return first.rows + second.rows, costs
 
 
+def three_at_once(drivers: list[Driver], steps: int) -> list[list[str]]:
+    """A key on each of three pages before the first has answered; then they close."""
+    taken = list[float | None]()
+    for driver in drivers:
+        driver.go_to("conv4")
+    for _ in range(steps):
+        drivers[0].page.tab.wait_for_timeout(drivers[0].pause)
+        for driver in drivers:
+            driver.page.watch_out(SHOWN, shows("conv4", driver.at() + 1))
+        for driver in drivers:
+            driver.press("ArrowRight")()
+        taken += [driver.page.came() for driver in drivers]
+    for driver in drivers:
+        driver.page.tab.close(run_before_unload=True)
+    return [row("Voila, three pages at once", "conv4", "page turning", taken)]
+
+
+def kernels(server: Any) -> tuple[list[psutil.Process], float]:
+    """The server's kernels, and the CPU time that they have taken."""
+    running, spent = list[psutil.Process](), 0.0
+    for child in psutil.Process(server.process.pid).children(recursive=True):
+        with suppress(psutil.Error):  # it ends just now
+            if "ipykernel_launcher" in " ".join(child.cmdline()):
+                running, spent = [*running, child], spent + sum(child.cpu_times()[:2])
+    return running, spent
+
+
+def wait_until_rested(server: Any) -> None:
+    """Until the kernels have nothing to do: the one for the next page is ready."""
+    before = -1.0
+    while (now := kernels(server)[1]) > before + 0.1:
+        before = now
+        time.sleep(4)
+
+
 def cost(server: Any) -> str:
-    """Memory and CPU time of the server's kernels, and the CPU time that they take in 10 s at rest."""
-    children = psutil.Process(server.process.pid).children(recursive=True)
-    kernels = [p for p in children if "ipykernel_launcher" in " ".join(p.cmdline())]
-    spent = sum(sum(p.cpu_times()[:2]) for p in kernels)
+    """Memory and CPU time of the server's kernels, and what they take in 10 s, from 10 s after the last action on."""
     time.sleep(10)
-    rest = sum(sum(p.cpu_times()[:2]) for p in kernels) - spent
-    memory = sum(p.memory_info().rss for p in kernels)
-    return f"{len(kernels)} kernel: {memory / 1e9:.2f} GB, {spent:.0f} s of CPU so far, {rest:.1f} s in 10 s at rest"
+    running, spent = kernels(server)
+    time.sleep(10)
+    rest = kernels(server)[1] - spent
+    memory = sum(p.memory_info().rss for p in running) / 1e9
+    return (
+        f"{len(running)} kernels: {memory:.2f} GB, {spent:.0f} s of CPU so far, {rest:.2f} s in 10 s at rest"
+    )
 
 
 def main() -> None:

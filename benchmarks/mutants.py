@@ -43,11 +43,11 @@ FAULTS: list[tuple[str, str, str]] = [
     ("deconv/windows.py", ".clamp(0, H - 1)\n        columns", ".clamp(0, H)\n        columns"),
     ("deconv/windows.py", "((columns >= 0) & (columns < R.shape[3]))",
      "((columns > 0) & (columns < R.shape[3]))"),
-    ("deconv/windows.py", "return R if inside is None else R.mul_(inside)", "return R"),
+    ("deconv/windows.py", "return maps * (inside_rows & inside_columns)[:, None]", "return maps"),
     ("deconv/windows.py", "if first < 0 or last >= length:", "if first < 0 or last > length:"),
     ("deconv/generic.py", 'if context.options.rule != "gradient":\n        R = R.clamp_(min=0)',
      "if False:\n        pass"),
-    ("deconv/generic.py", "B if name in step.counts else", "1 if name in step.counts else"),
+    ("deconv/generic.py", "values.append(B)", "values.append(1)"),
     # what a unit sees
     ("deconv/receptive_field.py", "f.stride * i.high - f.padding + f.dilation * (f.kernel - 1)",
      "f.stride * i.high - f.padding + f.dilation * f.kernel"),
@@ -64,7 +64,8 @@ FAULTS: list[tuple[str, str, str]] = [
     # the strongest activations
     ("topk/running.py", "candidate = strongest > self.value[:, -1]",
      "candidate = strongest > self.value[:, 0]"),
-    ("topk/running.py", "descending=True, stable=True", "descending=True, stable=False"),
+    ("topk/running.py", "torch.cat([old[changed], new[:, changed].T], 1)",
+     "torch.cat([new[:, changed].T, old[changed]], 1)"),
     ("topk/running.py", "row=(place // self.width).cpu() + self.inside[0].start",
      "row=(place // self.width).cpu()"),
     ("topk/running.py", "self.active += (strongest > 0).sum(0)", "self.active += (strongest >= 0).sum(0)"),

@@ -2,7 +2,6 @@
 
     with chromium() as browser, jupyter_lab(tmp_path, notebooks) as lab:
         page = open_lab(browser, lab, "00_explorer.ipynb")
-        page.press("feature map", "ArrowRight")
         page.wait_for("[role=status]:has-text('map 1')")
         assert page.said == []
 
@@ -44,6 +43,7 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--force-color-profile=srgb",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # a laptop on a train
+    "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",  # its camera shows a green clock
 ]  # fmt: skip
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "zfkit" / "widgets" / "page"  # the template of the explorer's Voila page
@@ -149,7 +149,6 @@ def private(folder: Path, token: str) -> dict[str, str]:
         **kept,
         **{variable: str(folder / name) for variable, name in folders.items()},
         **({"JUPYTER_TOKEN": token} if token else {}),
-        "JUPYTER_PATH": str(PAGE),
         "PYTHONUNBUFFERED": "1",
     }
 
@@ -209,34 +208,27 @@ def _wait_until_it_answers(server: Server) -> None:
     raise RuntimeError(f"the server does not answer; it wrote\n{server.log.read_text(errors='replace')}")
 
 
-def make_app(*options: str) -> str:
-    """What `make app` runs, for the shell and with this Python, but for the page that it shows."""
-    line = [
-        "make",
-        "--dry-run",
-        "--always-make",
-        "--no-print-directory",
-        "app",
-        f"APP_ARGS={' '.join(options)}",
-    ]
-    printed = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    (command,) = [part for part in printed.replace("\\\n", " ").splitlines() if "-m voila" in part]
-    command = re.sub(r"\S*bin/python\b", shlex.quote(sys.executable), command)
-    return "exec env " + command.replace("zfkit/widgets/page/app.ipynb", "")
+def made(target: str, *options: str) -> str:
+    """What `make app` or `make lab` runs, for the shell and with this Python."""
+    dry = ["make", "--dry-run", "--always-make", "--no-print-directory", target]
+    dry.append(f"{target.upper()}_ARGS={' '.join(['--no-browser', *options])}")
+    printed = subprocess.run(dry, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (command,) = [part for part in printed.replace("\\\n", " ").splitlines() if "--no-browser" in part]
+    return "exec env " + re.sub(r"\S*bin/python\b", shlex.quote(sys.executable), command, count=1)
 
 
-def root_flag() -> list[str]:
-    """Jupyter refuses to run as root, as in a container, unless it is told to."""
-    return ["--allow-root"] if os.geteuid() == 0 else []
+def make_app(notebook: Path, *options: str) -> str:
+    """What `make app` runs, but for the page that it shows."""
+    return made("app", *options).replace("zfkit/widgets/page/app.ipynb", shlex.quote(str(notebook)))
 
 
 @contextmanager
 def jupyter_lab(folder: Path, notebooks: Path, front: str = "lab") -> Iterator[Server]:
     """JupyterLab (or, with "notebook", Notebook 7) over a folder of notebooks; `folder` takes settings and log."""
-    port = free_port()
+    port, as_root = free_port(), ["--allow-root"] if os.geteuid() == 0 else []  # as in a container
     command = [
         sys.executable, "-m", "jupyter", front, "--no-browser", "--expose-app-in-browser", f"--port={port}",
-        "--ServerApp.port_retries=0", f"--ServerApp.root_dir={notebooks}", *root_flag(),
+        "--ServerApp.port_retries=0", f"--ServerApp.root_dir={notebooks}", *as_root,
     ]  # fmt: skip
     with serving(command, folder, port, notebooks) as server:
         yield server
@@ -244,12 +236,10 @@ def jupyter_lab(folder: Path, notebooks: Path, front: str = "lab") -> Iterator[S
 
 @contextmanager
 def voila(folder: Path, notebook: Path, *options: str) -> Iterator[Server]:
-    """A notebook as a page without code; `folder` takes settings and log."""
+    """A notebook as a page without code, as `make app` serves it; `folder` takes settings and log."""
     port = free_port()
-    command = [
-        sys.executable, "-m", "voila", "--template=zfkit", "--no-browser", f"--port={port}", *options, notebook,
-    ]  # fmt: skip
-    with serving(command, folder, port, notebook.parent) as server:
+    command = make_app(notebook, f"--port={port}", *options)
+    with serving(["sh", "-c", command], folder, port, notebook.parents[1]) as server:
         yield server
 
 
@@ -277,18 +267,6 @@ _STOPWATCH = """
   const start = event => { watch.down = event.timeStamp; };
   for (const kind of ['keydown', 'mousedown']) window.addEventListener(kind, start, true);
 })();
-"""
-
-_PIXELS = """
-async image => {
-  await image.decode();
-  const canvas = new OffscreenCanvas(image.naturalWidth, image.naturalHeight);
-  canvas.getContext('2d').drawImage(image, 0, 0);
-  const bytes = new Uint8Array(await (await canvas.convertToBlob()).arrayBuffer());
-  let text = '';
-  for (let i = 0; i < bytes.length; i += 32768) text += String.fromCharCode(...bytes.subarray(i, i + 32768));
-  return btoa(text);
-}
 """
 
 
@@ -345,21 +323,6 @@ class Page:
             if said:
                 self.said.append(f"kernel: {said}")
 
-    # -- acting
-
-    def control(self, label: str, kind: str = "*") -> Any:
-        """The focusable element whose accessible name begins so."""
-        return self.tab.locator(f"{kind}[aria-label^={json.dumps(label)}]").first
-
-    def press(self, label: str, *keys: str) -> None:
-        """Focus a control by its label and press keys, one after the other."""
-        control = self.control(label)
-        control.focus()
-        for key in keys:
-            self.tab.keyboard.press(key)
-
-    # -- seeing
-
     def wait_for(self, selector: str, patience: float = PATIENCE / 1000) -> Any:
         """The first visible element there, as soon as there is one; AssertionError at once if the kernel fails."""
         found = self.tab.locator(selector).first
@@ -370,19 +333,6 @@ class Page:
             assert time.monotonic() < give_up, f"no {selector}; errors so far: {self.said}"
             self.tab.wait_for_timeout(50)
         return found
-
-    def picture(self, selector: str) -> np.ndarray:
-        """The decoded pixels of an <img> at its natural size: uint8 (H, W, 3)."""
-        image = self.tab.locator(selector).first.element_handle()
-        return decoded(image.evaluate(_PIXELS))
-
-    def picture_once_changed(self, selector: str, before: np.ndarray) -> np.ndarray:
-        """As `picture`, as soon as it differs from `before`; AssertionError if it never does."""
-        return self.until(
-            lambda: self.picture(selector),
-            lambda now: now.shape != before.shape or bool((now != before).any()),
-            f"{selector} never changed",
-        )
 
     def until(self, look: Any, good: Any, complaint: str, patience: float = PATIENCE / 1000) -> Any:
         """Look again and again until it is good; AssertionError with the complaint if it never is."""
@@ -407,13 +357,19 @@ class Page:
         None if it did not. good: a function of the element, in JavaScript. Both ends are measured by the page's own
         clock, and the page itself waits: asking it again and again would keep a core busy that the answer has to share.
         """
+        self.watch_out(selector, good)
+        act()
+        return self.came(patience)
+
+    def watch_out(self, selector: str, good: str) -> None:
+        """From now on, wait for an element there to become good."""
         element = self.tab.locator(selector).first.element_handle()
         element.evaluate(f"element => window.__stopwatch.wait(element, {good})")
-        act()
-        waiting = (
-            "patience => Promise.race([__stopwatch.came, new Promise(r => setTimeout(r, patience, null))])"
-        )
-        taken = self.tab.evaluate(waiting, 1000 * patience)
+
+    def came(self, patience: float = 5.0) -> float | None:
+        """ms from the last key or button to the frame that was waited for; None where it did not come."""
+        race = "patience => Promise.race([__stopwatch.came, new Promise(r => setTimeout(r, patience, null))])"
+        taken = self.tab.evaluate(race, 1000 * patience)
         return None if taken is None else float(taken)
 
     def screenshot(self, file: Path, **options: Any) -> Path:
@@ -454,9 +410,7 @@ def open_page(browser: Any, width: int = 1280, height: int = 900, kernel: bool =
     return page
 
 
-def open_lab(
-    browser: Any, server: Server, notebook: str, run: bool = True, front: str = "lab", **options: int
-) -> Page:
+def open_lab(browser: Any, server: Server, notebook: str, front: str = "lab", **options: int) -> Page:
     """A notebook in JupyterLab (or, with "notebook", in Notebook 7), all cells run."""
     page = open_page(browser, **options)
     where = {"lab": "lab/tree", "notebook": "notebooks"}[front]
@@ -465,10 +419,7 @@ def open_lab(
         "window.jupyterapp && jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel",
         timeout=PATIENCE,
     )
-    if run:
-        page.tab.evaluate(
-            "jupyterapp.restored.then(() => jupyterapp.commands.execute('notebook:run-all-cells'))"
-        )
+    page.tab.evaluate("jupyterapp.restored.then(() => jupyterapp.commands.execute('notebook:run-all-cells'))")
     return page
 
 

@@ -10,6 +10,7 @@ import os
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from tiny import tiny_model
 
 import zfkit
 from zfkit.deconv import RULES
@@ -19,10 +20,18 @@ from zfkit.nets.graph import ELEMENTWISE, LEAVES
 settings.register_profile(
     "quick", max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
-settings.register_profile(
-    "thorough", max_examples=100, deadline=None, suppress_health_check=list(HealthCheck)
-)
+settings.register_profile("thorough", max_examples=100, deadline=None, suppress_health_check=[*HealthCheck])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+# The slow files that take minutes: one that came last would keep a single worker busy while the others are done.
+LONG = (
+    "test_ends.py test_notebooks.py test_explorer_browser.py test_sizes.py test_memory.py test_gpu.py".split()
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first, each whole."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +74,12 @@ def photos64():
 def mined(zfnet64, photos64):
     """The three strongest activations of every map of zfnet64 on the small photographs."""
     return zfkit.mine(zfnet64, photos64, k=3, progress=False)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """`TINY` with random weights in double precision."""
+    return tiny_model()
 
 
 @pytest.fixture

@@ -42,9 +42,8 @@ def execute(path: Path) -> None:
     for number, cell in enumerate(notebook.cells):
         cell.metadata.pop("execution", None)
         for i, output in enumerate(cell.get("outputs", [])):
-            if WIDGET in output.get(
-                "data", {}
-            ):  # ids are drawn anew in each run; no state is kept under them
+            # ids are drawn anew in each run; no state is kept under them
+            if WIDGET in output.get("data", {}):
                 output.data[WIDGET]["model_id"] = f"{number:016x}{i:016x}"
     part = path.with_suffix(".part")
     nbformat.write(notebook, part)

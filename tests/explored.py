@@ -57,6 +57,14 @@ def wrapped(net: nn.Module | None = None, classes: tuple[str, ...] | None = CLAS
     return zfkit.wrap_model(net, mean=120.0, scale=1 / 60, input_size=SIDE, classes=classes, name="small")
 
 
+def window(model, pixels, layer, channel, place, rule="deconvnet"):
+    """A unit's projection on the whole picture, cut to what the unit sees; 0 outside of the picture."""
+    whole = zfkit.project(model, model.preprocess(pixels), layer, channel, [place], rule=rule)[0]
+    field = zfkit.receptive_field(model, layer)
+    left, top, right, bottom = (v + field.size for v in field.box(*place))
+    return nn.functional.pad(whole, (field.size,) * 4)[:, top:bottom, left:right]
+
+
 def opened(encoded: bytes) -> np.ndarray:
     """The pixels of a picture in memory, (H, W, 3) int."""
     return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB")).astype(int)

@@ -17,7 +17,6 @@ from PIL import Image
 from torch import nn
 
 import zfkit
-from zfkit.checksums import digest
 from zfkit.images.imageset import ImageSet, Windows
 
 WEIGHTS = torch.randint(-2, 3, (6, 3, 3, 3), generator=torch.Generator().manual_seed(1)).float()
@@ -63,25 +62,6 @@ def pictures(count: int, windows: bool = False, before=lambda i: None) -> ImageS
         where = Windows(torch.from_numpy(photograph), torch.from_numpy(box).float())
     names = [f"picture {i}" for i in range(count)]
     return ImageSet(read, names, size=16, windows=where, stamp=lambda: "few colours")
-
-
-def image_set(pixels, windows=None, in_memory=True):
-    """uint8 (N, 3, S, S) as an ImageSet."""
-
-    def read(i):
-        return Image.fromarray(pixels[i].permute(1, 2, 0).numpy()), -1
-
-    names = [f"picture {i}" for i in range(len(pixels))]
-    images = ImageSet(
-        read, names, size=pixels.shape[-1], source="made up", windows=windows, stamp=lambda: digest([pixels])
-    )
-    return images.in_memory(progress=False) if in_memory else images
-
-
-def random_pixels(n, size, seed=0):
-    """uint8 (n, 3, size, size)."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=generator)
 
 
 def assert_same(a: zfkit.TopK, b: zfkit.TopK) -> None:

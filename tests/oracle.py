@@ -90,3 +90,10 @@ def projection(net: nn.Module, x: Tensor, layer: str, unit: Sequence[int], rule:
     given, source = outputs(net, x, [layer], rule)
     (back,) = torch.autograd.grad(given[layer][(slice(None), *unit)].sum(), source)
     return back
+
+
+def assert_close(found, expected, tolerance=1e-10):
+    """Largest difference at most `tolerance` of the largest expected value."""
+    found, expected = torch.as_tensor(found), torch.as_tensor(expected)
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= tolerance * expected.abs().max()

@@ -178,9 +178,8 @@ def train_badly(architecture, images, name, steps=40, seed=0):
                 break  # what it was before is what has to be explained
             optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(
-                net.parameters(), 1.0
-            )  # too large steps kill ReLUs and do not end in NaN
+            # too large steps kill ReLUs and do not end in NaN
+            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()
     net.requires_grad_(False)
     fault, consequences = TRAININGS[name]

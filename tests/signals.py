@@ -38,6 +38,12 @@ def distances_from_0(size):
     return np.hypot(f[:, None], f), np.maximum(abs(f[:, None]), abs(f))
 
 
+def bands(rho, largest, stride):
+    """Bins of the plane in the three bands, and beyond what a stride keeps, as masks."""
+    masks = {"low": rho < 1 / 12, "mid": (rho >= 1 / 12) & (rho <= 1 / 3), "high": rho > 1 / 3}
+    return masks | {"aliasable": largest > 1 / (2 * stride)}
+
+
 def wrap(*layers, size=32, mean=0.0, scale=1.0):
     """A network in float64."""
     return zfkit.wrap_model(nn.Sequential(*layers).double(), mean=mean, scale=scale, input_size=size)

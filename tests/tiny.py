@@ -16,9 +16,7 @@ from zfkit.nets.paper import Architecture, build
 from zfkit.nets.weights import save_weights
 from zfkit.nets.zoo import describe
 
-TINY = Architecture(
-    "zfnet", 32, conv1=(7, 2, 1), conv2=(5, 1, 2), widths=(4, 5, 6, 6, 4), hidden=8, classes=5
-)
+TINY = Architecture("zfnet", 32, (7, 2, 1), (5, 1, 2), widths=(4, 5, 6, 6, 4), hidden=8, classes=5)
 SIDE = 20  # px, of the pictures that `network` takes
 
 
@@ -27,11 +25,11 @@ def random_pixels(count, side=SIDE, random_seed=0):
     return np.random.default_rng(random_seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
 
-def image_set(pixels, labels=None, classes=(), memory=True, source="made", windows=None):
+def image_set(pixels, labels=None, classes=(), memory=True, source="made", windows=None, names=None):
     """uint8 pictures (N, S, S, 3), or a tensor (N, 3, S, S), as an `ImageSet`; without labels each has -1."""
     pixels = pixels.permute(0, 2, 3, 1).numpy() if isinstance(pixels, torch.Tensor) else pixels
     labels = [-1] * len(pixels) if labels is None else [int(label) for label in labels]
-    names = [f"picture {i}" for i in range(len(pixels))]
+    names = names or [f"picture {i}" for i in range(len(pixels))]
     size = pixels.shape[1]
     images = ImageSet(
         lambda i: (Image.fromarray(pixels[i]), labels[i]), names, size=size, classes=classes, source=source,
@@ -66,9 +64,9 @@ def random_weights(net, random_seed=0):
     return net
 
 
-def tiny_model():
+def tiny_model(random_seed=0):
     """`TINY` with random weights in double precision."""
-    net = random_weights(build(TINY)).double().eval()
+    net = random_weights(build(TINY), random_seed).double().eval()
     return zfkit.wrap_model(net, mean=[100, 110, 120], scale=0.02, input_size=32, classes=list("abcde"))
 
 
@@ -107,3 +105,17 @@ def write_snapshot(path, epoch, architecture=TINY):
     provenance = {"architecture": describe(architecture), "mean": [127.0] * 3, "epoch": epoch}
     path.parent.mkdir(parents=True, exist_ok=True)
     return save_weights(path, net.state_dict(), provenance)
+
+
+DEEP = slice(40, 64), slice(30, 54)  # rows and columns of a window of 101 px
+
+
+def deep_network():
+    """Units of layer "2" that see 101 px, with weights in `DEEP` of them, and nothing that a picture could choose."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 3, 101, bias=False))
+    with torch.no_grad():
+        planted = torch.zeros_like(net[2].weight)
+        planted[(..., *DEEP)] = net[2].weight[(..., *DEEP)]
+        net[2].weight.copy_(planted)
+    return zfkit.wrap_model(net.eval(), mean=128, scale=1 / 64, input_size=110, name="deep")

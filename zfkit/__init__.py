@@ -8,9 +8,8 @@
 networks      list_models  load_model  wrap_model  save_weights  VisionModel
 pictures      load_images  open_image  ImageSet     many runs  sweep  record
 deconvnet     project  receptive_field  register_rule  way_back
-strongest     mine  project_top  TopK  Patches  activations
-frequencies   filter_spectra  measure_aliasing  shift_consistency
-training      fit  evaluate  Recipe  Run    faults  diagnose
+strongest     mine  project_top  TopK  Patches  activations     training  fit  evaluate  Recipe  Run
+frequencies   filter_spectra  measure_aliasing  shift_consistency     faults  diagnose
 experiments   occlude  invariance  correspondence  evolution  selectivity  sanity_checks  transfer
 to look at    explore  write_atlas  write_site  draw_layer     errors  ZfkitError
 More stands in the rooms, each with its own help: zfkit.frequency, zfkit.experiments, zfkit.figures, zfkit.widgets ...

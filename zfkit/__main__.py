@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 import threading
+import warnings
 from typing import Any, NoReturn
 
 
@@ -36,6 +37,7 @@ def main() -> NoReturn:
     try:
         from .cli import main as run
 
+        warnings.formatwarning = lambda message, *_, **__: f"zfkit: {message}\n"
         begun = True
         code = run()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is done, whatever comes while Python ends

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import sys
 import time
 import warnings
@@ -16,6 +17,7 @@ from .errors import ZfkitError
 
 OnStep = Callable[[int, int], None]  # (done, total), after each portion of the work
 KNOWN_AFTER, LONG = 2, 120  # seconds, after which an estimate can be made, and from which on it is said
+GIVE_BACK = 5  # seconds, after which memory that was freed is handed back: else it adds up to gigabytes
 
 
 class Cancelled(Exception):
@@ -30,34 +32,52 @@ def steps(
     progress: bool = True,
     on_step: OnStep | None = None,
     shorter: str = "fewer pictures, as images[:100], take less",
-) -> Iterator[Callable[[int], None]]:
+    begun: int = 0,
+) -> Iterator[Callable[..., None]]:
     """Count the steps of long work: a bar that appears after half a second, and the caller's `on_step`.
 
-    What will take over two minutes says so in its first seconds, with what would make it `shorter`.
+    What will take over two minutes more says so after its first steps, with what would make it `shorter`. The very
+    first is left out: it may compile, or wait for workers. So many steps may have been done before; `done` takes a
+    note to stand beside the bar, and 0 steps while it prepares.
 
     >>> with steps(len(pictures), "shifting", progress=progress, on_step=on_step) as done:
     ...     for part in parts:
     ...         ...
     ...         done(len(part))
     """
-    with tqdm(total=total, desc=what, unit=unit, disable=not progress, leave=False, delay=0.5) as bar:
-        count, started, estimated = 0, time.monotonic(), not progress
+    bar = tqdm(total=total, initial=begun, desc=what, unit=unit, disable=not progress, leave=False, delay=0.5)
+    with bar:
+        count, first, estimated = begun, begun, not progress
+        started = given = time.monotonic()
 
-        def done(n: int = 1) -> None:
-            nonlocal count, estimated
-            count += n
+        def done(n: int = 1, note: str = "") -> None:
+            nonlocal count, first, started, estimated, given
+            count, now = count + n, time.monotonic()
+            if first == begun:
+                first, started = count, now
+            if note:
+                bar.set_postfix_str(note, refresh=False)
             bar.update(n)
-            elapsed = time.monotonic() - started
-            if not estimated and elapsed >= KNOWN_AFTER:
+            elapsed = now - started
+            if not estimated and elapsed >= KNOWN_AFTER and count > first:
                 estimated = True
-                left = elapsed / count * (total - count)
+                left = elapsed / (count - first) * (total - count)
                 if left > LONG:
                     about = timedelta(seconds=round(left))
-                    bar.write(f"{what}: about {about} for {total:,} {unit}; {shorter}", file=sys.stderr)
+                    bar.write(f"{what}: about {about} more; {shorter}", file=sys.stderr)
+            if now >= given + GIVE_BACK:
+                given = now
+                give_back()
             if on_step is not None:
                 on_step(count, total)
 
         yield done
+
+
+def give_back() -> None:
+    """Hand freed memory back to the system, where the C library can (glibc), which keeps it for itself otherwise."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # Windows has no library without a name
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -1,6 +1,7 @@
 """Checksums: what was read is what was written, and what is at hand is what it was.
 
-`digest` of anything; `sealed` and `read_sealed` for files of tensors, `write_table` and `read_table` for tables.
+`digest` of anything; `sealed` and `read_sealed` for files of tensors, `write_kept` and `read_kept` for those in the
+cache, `write_table` and `read_table` for tables.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .errors import ZfkitError, printable
-from .files import write_whole
+from .files import limit_cache, write_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -86,6 +88,39 @@ def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if checksum != sealed(tensors, metadata)[CHECKSUM]:
         raise _changed(path)
     return tensors, metadata
+
+
+KEY = "key"  # its name among the metadata: what the content belongs to
+MOST = 4 * 10**9  # bytes in zfkit's cache, from where on what was not used for the longest is deleted
+EVERY = 50  # files, between two looks at how much there is
+_written = itertools.count()
+
+Content = Mapping[str, "Tensor | bytes"]
+
+
+def read_kept(file: Path, key: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Tensors and words that `write_kept` wrote under this key; None where there are none, or not as they were."""
+    with suppress(ZfkitError, OSError):
+        if file.is_file():
+            tensors, words = read_sealed(file)
+            if words.get(KEY) == key:
+                return tensors, words
+    return None
+
+
+def write_kept(file: Path, key: str, content: Content, words: Mapping[str, str]) -> None:
+    """Write tensors, bytes and words with their key; where there is no room or right to, nothing happens."""
+    from safetensors.torch import save_file
+
+    tensors = {
+        name: torch.frombuffer(bytearray(value), dtype=torch.uint8) if isinstance(value, bytes) else value
+        for name, value in content.items()
+    }
+    metadata = sealed(tensors, {**words, KEY: key})
+    with suppress(OSError):
+        write_whole(file, lambda part: save_file(tensors, part, metadata))
+        if next(_written) % EVERY == 0:
+            limit_cache(MOST)
 
 
 def write_table(path: Path, table: pa.Table) -> None:

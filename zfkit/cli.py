@@ -420,9 +420,8 @@ def _report_training(run: Run, model: VisionModel, val: ImageSet, out: Path) -> 
     print(f"              {ten.top1:.1f}% / {ten.top5:.1f}% (mean of ten crops)")
     try:
         page, chart = out / "history.html", training_figure(run.history)
-        write_whole(
-            page, lambda part: part.write_text(chart.to_html(), encoding="utf-8")
-        )  # needs no connection
+        # needs no connection
+        write_whole(page, lambda part: part.write_text(chart.to_html(), encoding="utf-8"))
         print(f"  curves      {page}")
     except ImportError:  # a server without the notebooks' packages
         pass

@@ -71,9 +71,7 @@ def _check_workers(client: Any) -> None:
             f"the workers of {address} cannot import zfkit ({error}): install the same version there"
         ) from None
     if not versions:
-        raise ZfkitError(
-            f"the scheduler at {address} has no workers: start some with 'dask worker {address}'"
-        )
+        raise ZfkitError(f"the scheduler at {address} has no workers: start one with 'dask worker {address}'")
     if versions != {_version()}:
         raise ZfkitError(
             f"the workers of {address} have zfkit {', '.join(sorted(versions))}, this is {_version()}: install the "

@@ -41,14 +41,10 @@ from .nets.model import VisionModel
 from .nets.zoo import load_model
 
 Status = Literal["fine", "note", "broken"]
-Line = (
-    tuple[str, str] | tuple[str, str, Status]
-)  # what was looked at, what was found, and whether that is fine
-MODULES = {
-    "pillow": "PIL",
-    "scikit-image": "skimage",
-    "scikit-learn": "sklearn",
-}  # where they differ from the package
+# What was looked at, what was found, and whether that is fine.
+Line = tuple[str, str] | tuple[str, str, Status]
+# Where they differ from the package.
+MODULES = {"pillow": "PIL", "scikit-image": "skimage", "scikit-learn": "sklearn"}
 WEIGHTS = Path(str(importlib.resources.files("zfkit"))) / "weights"
 ENOUGH = 500e6  # bytes of free space; an atlas with its table takes a tenth, a data set more
 EXACT, CLOSE = 1e-10, 1e-2  # largest difference, of the largest value: in float64, and on a GPU (TF32)
@@ -81,9 +77,7 @@ class DoctorReport:
     def markdown(self) -> str:
         """The report as Markdown, to be read as it is or pasted into a bug report."""
         count = len(self.broken)
-        verdict = (
-            f"{count} {'thing is' if count == 1 else 'things are'} broken" if count else "everything works"
-        )
+        verdict = f"{count} thing{'s are' if count > 1 else ' is'} broken" if count else "everything works"
         lines = [f"### zfkit doctor: {verdict}"]
         lines += [""] * bool(count) + [f"- **broken** {line}" for line in self.broken]
         for section in dict.fromkeys(c.section for c in self.checks):
@@ -102,14 +96,9 @@ def examine() -> DoctorReport:
     """
     start = time.perf_counter()
     sections: dict[str, Callable[[], Iterator[Line]]] = {
-        "Versions": _versions,
-        "Optional parts": _optional,
-        "Devices": _devices,
-        "Folders": _folders,
-        "Bundled files": _bundled,
-        "Self-test": _self_test,
-        "Speed": _speed,
-    }
+        "Versions": _versions, "Optional parts": _optional, "Devices": _devices, "Folders": _folders,
+        "Bundled files": _bundled, "Self-test": _self_test, "Speed": _speed,
+    }  # fmt: skip
     checks = []
     for section, look in sections.items():
         try:
@@ -144,11 +133,8 @@ def _optional() -> Iterator[Line]:
         missing = ", ".join(r.name for r in requirements if _version(r.name) is None)
         present = ", ".join(f"{r.name} {_version(r.name)}" for r in requirements if _version(r.name))
         if missing:
-            yield (
-                extra,
-                f"missing {missing}: pip install 'zfkit[{extra}]' (there: {present or 'nothing'})",
-                "note",
-            )
+            remedy = f"pip install 'zfkit[{extra}]'"
+            yield extra, f"missing {missing}: {remedy} (there: {present or 'nothing'})", "note"
         else:
             yield extra, present
     if _version("jupyter-client"):
@@ -197,9 +183,7 @@ def _kernel() -> Line:
         return "notebook kernel", "there is none called python3: pip install ipykernel", "note"
     if re.fullmatch(r"python[\d.]*", command) or Path(command).resolve() == Path(sys.executable).resolve():
         return "notebook kernel", "python3 runs this Python"
-    other = (
-        "python3 runs another Python, where zfkit may be missing: python -m ipykernel install --sys-prefix"
-    )
+    other = "python3 is another Python, perhaps without zfkit: python -m ipykernel install --sys-prefix"
     return "notebook kernel", other, "note"
 
 
@@ -244,9 +228,8 @@ def _works(device: str, name: str) -> Line:
 
 def _folders() -> Iterator[Line]:
     yield _folder("current folder", Path.cwd(), "give an --out elsewhere", "note")
-    yield _folder(
-        "temporary files", Path(tempfile.gettempdir()), "set TMPDIR to a folder that works", "broken"
-    )
+    temporary = Path(tempfile.gettempdir())
+    yield _folder("temporary files", temporary, "set TMPDIR to a folder that works", "broken")
     yield _folder("cache (ZFKIT_CACHE)", cache_folder(), "set ZFKIT_CACHE to a folder that works", "note")
     yield _folder("torchvision's weights", Path(torch.hub.get_dir()), "set TORCH_HOME elsewhere", "note")
 
@@ -382,9 +365,8 @@ def _difference(computed: Tensor, expected: Tensor) -> float:
 def _speed() -> Iterator[Line]:
     model = load_model("zfnet64", device="cpu")
     x = model.preprocess(load_images("photos", limit=4, progress=False).take(range(4)))
-    bare = nn.Sequential(
-        *(model.net.get_submodule(n) for n in model.layers[: model.layers.index("conv5") + 1])
-    )
+    below = model.layers[: model.layers.index("conv5") + 1]
+    bare = nn.Sequential(*map(model.net.get_submodule, below))
 
     def forward() -> None:
         with torch.inference_mode():

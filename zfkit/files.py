@@ -205,9 +205,7 @@ def cache_folder(part: str = "") -> Path:
         with contextlib.suppress(OSError):  # nowhere to keep anything
             folder.mkdir(parents=True, exist_ok=True)
             if not any(folder.iterdir()):
-                (folder / "CACHEDIR.TAG").write_text(
-                    f"{TAG}\n# Made by zfkit; `zfkit cache` looks after it.\n"
-                )
+                (folder / "CACHEDIR.TAG").write_text(f"{TAG}\n# Made by zfkit, kept by `zfkit cache`.\n")
     return folder
 
 

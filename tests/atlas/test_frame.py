@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import image_set, network, random_pixels
-from torch import nn
+from tiny import DEEP, deep_network, image_set, network, random_pixels
 
 import zfkit
-from zfkit.atlas.frame import Frame
+from zfkit.atlas.probes import tile_sides
+from zfkit.deconv import Options
 from zfkit.topk import Patches
+from zfkit.topk.frame import Frame
 
-ROWS, COLUMNS, WINDOW = slice(40, 64), slice(30, 54), 101  # of the window, where its units' weights are
+ROWS, COLUMNS = DEEP  # of the window, where its units' weights are
 
 
 def planted(sizes, window=60):
@@ -70,39 +71,49 @@ def test_likeness_is_the_mean_cosine_of_pairs():
 
 @pytest.fixture(scope="module")
 def deep():
-    """Units that see 101 px, with weights in 24 x 24 of them, and nothing that a picture could choose."""
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 3, WINDOW, bias=False))
-    with torch.no_grad():
-        planted = torch.zeros_like(net[2].weight)
-        planted[:, :, ROWS, COLUMNS] = net[2].weight[:, :, ROWS, COLUMNS]
-        net[2].weight.copy_(planted)
-    model = zfkit.wrap_model(net.eval(), mean=128, scale=1 / 64, input_size=110, name="deep")
-    return model, image_set(random_pixels(4, 110))
+    return deep_network(), image_set(random_pixels(4, 110))
 
 
 def shows(sheet, tile):
     """Does the tile lie somewhere in the sheet, both (H, W, 3)? Row by row."""
     starts = range(len(sheet) - len(tile) + 1)
-    return any(
-        all(t.tobytes() in row.tobytes() for t, row in zip(tile, sheet[y:], strict=False)) for y in starts
+    return any(all(t.tobytes() in r.tobytes() for t, r in zip(tile, sheet[y:], strict=False)) for y in starts)
+
+
+def test_a_plot_shows_the_part_and_says_so(monkeypatch):
+    patches, said = planted([(20, 16)] * 9), []
+    monkeypatch.setattr(zfkit.figures.pictures, "wrap_words", lambda text, *_: [said.append(text) or text])
+    plot = patches.plot()
+    for i in range(9):
+        part = patches.photo[0, i, :, 4 + i : 24 + i, 7:27].permute(1, 2, 0).numpy()
+        assert shows(np.asarray(plot), part.repeat(5, 0).repeat(5, 1))  # tiles of 100 px, and bars of 4
+    (words,) = said
+    assert "cut to 40 px around where each projection is, of windows of 120 px: 3.0 times larger." in words
+    assert words.endswith(f"are alike by {float(patches.likeness()):.2f} (mean cosine).")
+    assert (np.asarray(plot)[: plot.height - (3 * 104 + 4)] < 255).any(), "they stand above"
+    assert planted([(38, 9)] * 9).plot().size == (6 * 120 + 10, 3 * 124 + 4) and len(said) == 1, (
+        "nothing is cut"
     )
 
 
-def test_layer_and_atlas_show_the_part_and_say_so(deep, tmp_path):
+def test_layer_atlas_and_site_show_the_part_and_say_so(deep, tmp_path):
     model, images = deep
     top = zfkit.mine(model, images, ["2"], k=4, progress=False)
+    told = []  # while it looks for what is worth to be cut, no map is done, but it is not silent
+    tile_sides(model, images, top, {"2": [0, 2]}, Options(), lambda *note: told.append(note))
+    assert told[-1] == (0, "sizes 2/2")
     atlas = zfkit.write_atlas(model, images, tmp_path, top=top, k=4, progress=False)
-    sheets = (
-        Image.open(atlas.pictures["2"]),
-        zfkit.draw_layer(zfkit.project_top(model, images, top, "2"), top),
-    )
+    alone = zfkit.draw_layer(zfkit.project_top(model, images, top, "2"), top)
+    site = zfkit.write_site(model, images, tmp_path / "site", top=top, k=4, pictures=4, progress=False).parent
+    of_site = np.asarray(Image.open(site / model.name / "2" / "photo-0.webp").convert("RGB"))
     for unit in top.table("2").itertuples():
         left, above = unit.col + COLUMNS.start, unit.row + ROWS.start
         patch = images[unit.image][0][:, above : above + 24, left : left + 24].permute(1, 2, 0).numpy()
-        for sheet in sheets:
+        assert shows(of_site, patch)
+        for sheet in (Image.open(atlas.pictures["2"]), alone):
             assert shows(np.asarray(sheet), patch.repeat(4, 0).repeat(4, 1))  # tiles of 96 px
-    page = atlas.index.read_text()
+    page, front = atlas.index.read_text(), (site / "site.js").read_text()
+    assert "Tiles are cut to 24 px around where each" in front and "with untrained weights by 1.00" in front
     assert "Tiles are cut to 24 px around where each projection is, of windows of 101 px: 4.2 times" in page
     assert (
         "The projections of a map are alike by 1.00 (mean cosine), with untrained weights by 1.00: "

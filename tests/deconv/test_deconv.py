@@ -11,12 +11,15 @@ import torch.nn.functional as F
 from captum.attr import NeuronDeconvolution, NeuronGradient, NeuronGuidedBackprop
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from oracle import assert_close
 from torch import nn
 
 import zfkit
 import zfkit.deconv as deconv
 from zfkit.deconv import Options
+from zfkit.deconv.windows import paste
 from zfkit.errors import LayerError
+from zfkit.nets import BlurPool
 
 F64 = torch.float64
 
@@ -31,13 +34,6 @@ def chain(*layers, size=20):
 
 def noise(*shape, seed=0):
     return torch.randn(*shape, dtype=F64, generator=torch.Generator().manual_seed(seed))
-
-
-def assert_close(found, expected, tolerance=1e-10):
-    """Largest difference at most `tolerance` of the largest expected value."""
-    found, expected = torch.as_tensor(found), torch.as_tensor(expected)
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 # ------------------------------------------------------------------------------ the literal, slow deconvnet
@@ -579,6 +575,10 @@ def relu_of_the_image(n, x):
 
 # What each net is made of; the unit is in its layer `last`.
 NETS = {
+    "a picture of weights": lambda: Net(
+        lambda n, x: n.last(n.relu(n.b(F.relu(n.a(x) + n.picture)))), a=conv(3, 4, 3), b=conv(4, 4, 1),
+        picture=nn.Parameter(noise(1, 4, 18, 18)), relu=nn.ReLU(), last=conv(4, 2, 1),
+    ),
     "batch norm": lambda: Net(
         lambda n, x: n.last(n.relu(n.norm(n.a(x)))), a=conv(3, 4, 3), norm=trained_norm(4), relu=nn.ReLU(),
         last=conv(4, 2, 3),
@@ -606,6 +606,11 @@ NETS = {
     ),
     "dilated maximum pool": lambda: Net(
         lambda n, x: n.last(n.pool(n.a(x))), a=conv(3, 4, 3), pool=nn.MaxPool2d(3, 2, 1, 2), last=conv(4, 2, 3)
+    ),
+    "blurred pools of rows left over": lambda: Net(
+        lambda n, x: n.last(n.blur(F.max_pool2d(n.b(n.relu(n.pool(n.a(x)))), 2, 2, 1))), a=conv(3, 4, 3, padding=2),
+        pool=nn.MaxPool2d(3, 2, ceil_mode=True), relu=nn.ReLU(True), b=conv(4, 6, 3, padding=1), blur=BlurPool(3, 1),
+        last=conv(6, 4, 1),
     ),
     "residual": lambda: Net(residual, a=conv(3, 4, 3), b=conv(4, 4, 3, padding=1), c=conv(4, 4, 1), last=conv(4, 2, 3)),
     "branches with other strides": lambda: Net(
@@ -664,6 +669,30 @@ def test_the_deconvnet_rule_is_the_gradient_with_rectified_relus(name, monkeypat
     found = zfkit.project(model, x, "last", 1, (1, 2), lrn="gradient")
     monkeypatch.setattr(F, "relu", lambda x, inplace=False: DeconvReLU.apply(x))
     assert_close(found, autograd_of(model.net, x, "last", 1, (1, 2)))
+
+
+@pytest.mark.parametrize("rule", ["deconvnet", "guided", "gradient"])
+@pytest.mark.parametrize("name", NETS)
+def test_a_pass_for_one_unit_of_each_image_gives_what_whole_maps_give(name, rule):
+    torch.manual_seed(0)
+    network, x = wrap(NETS[name]()).network, noise(6, 3, 20, 20)
+    _, H, W = network.shapes["last"]
+    units = torch.tensor([(0, 0), (0, W - 1), (H - 1, 0), (H - 1, W - 1), (H // 2, 0), (H // 2, W // 2)])
+    deconvnet = deconv.Deconvnet(network, ["last"], Options(rule, "activation", "gradient"))
+    chosen = "last", torch.arange(6), torch.arange(6) % 2, units
+    whole, _ = deconvnet.reverse(deconvnet.forward(x.clone()), *chosen, whole_maps=True)
+    found, window = deconvnet.reverse(deconvnet.forward(x.clone(), position=units), *chosen)
+    assert_close(paste(found, window.origin, (20, 20)), whole)
+
+
+def test_a_pass_for_one_unit_keeps_its_windows_alone():
+    """conv3 reads 3x3 places of the second pool, and these 7x7 of conv2, which reads 11x11 of the first."""
+    deconvnet = deconv.Deconvnet(
+        zfkit.load_model("zfnet64", device="cpu").network, ["conv3"], Options("guided")
+    )
+    tape = deconvnet.forward(torch.zeros(1, 3, 120, 120), position=torch.tensor([[6, 6]]))
+    sizes = {name: kept.shape[2] for name, kept in tape.kept.items()}
+    assert sizes == {"pool2": 3, "relu2": 7, "pool1": 11, "relu1": 23}
 
 
 @pytest.mark.parametrize(

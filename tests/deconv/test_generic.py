@@ -114,8 +114,8 @@ LINEAR = {
         lambda n, y: F.linear(y.permute(0, 2, 3, 1), n.other.weight[:, :, 0, 0]).permute(0, 3, 1, 2)
     ),
 }
-LIKE_RELU = {
-    name: operation(module)
+LIKE_RELU = {  # each behind a convolution, so that it sees both signs
+    name: operation(nn.Sequential(nn.Conv2d(4, 4, 1), module))
     for name, module in {
         "LeakyReLU": nn.LeakyReLU(0.1), "PReLU": nn.PReLU(), "ELU": nn.ELU(), "SELU": nn.SELU(), "GELU": nn.GELU(),
         "SiLU": nn.SiLU(inplace=True), "Mish": nn.Mish(), "Hardswish": nn.Hardswish(inplace=True),
@@ -249,9 +249,8 @@ def test_what_a_hook_of_the_user_s_changes_goes_back(before, after):
     net = Around(nn.GELU())
     net.operation = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(4))
     seen = []
-    net.operation[1].register_forward_hook(
-        lambda module, inputs, output: seen.append(output)
-    )  # it only looks
+    # it only looks
+    net.operation[1].register_forward_hook(lambda module, inputs, output: seen.append(output))
     if before:
         net.operation[0].register_forward_pre_hook(lambda module, inputs: (inputs[0] * inputs[0],))
     if after:

@@ -208,9 +208,7 @@ def values_of(maps, channels, positions):
     """The sum over images of one unit of each: no image has a part in another's, so gradients stay apart."""
     if maps.dim() == 2:
         return sum(maps[n, c] for n, c in enumerate(channels))
-    return sum(
-        maps[n, c, row, col] for n, (c, (row, col)) in enumerate(zip(channels, positions, strict=True))
-    )
+    return sum(maps[n, c, i, j] for n, (c, (i, j)) in enumerate(zip(channels, positions, strict=True)))
 
 
 @pytest.mark.parametrize("rule", RULES)

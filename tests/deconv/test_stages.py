@@ -91,11 +91,8 @@ def test_figure_1_has_the_maps_to_which_most_comes_back():
 
 def test_what_cannot_be_shown_is_said():
     model, picture = tiny_model(), noise(1, 32)[0]
-    for layer, channel, words in (
-        ("conv9", 0, "conv9"),
-        ("conv3", 99, "0 to 5"),
-        ("fc6", 0, "gives no maps"),
-    ):
+    wrong = ("conv9", 0, "conv9"), ("conv3", 99, "0 to 5"), ("fc6", 0, "gives no maps")
+    for layer, channel, words in wrong:
         with pytest.raises(LayerError, match=words):
             stages(model, picture, layer, channel)
     with pytest.raises(ImageError, match="one uint8 RGB picture"):
@@ -116,7 +113,5 @@ def test_a_picture_may_be_an_array_a_path_or_of_other_bands(tmp_path):
     model = zfkit.wrap_model(nn.Sequential(nn.Conv2d(5, 2, 3)), mean=3, scale=2, input_size=8, show=(4, 2, 0))
     picture = torch.arange(5 * 81, dtype=torch.uint8).view(5, 9, 9)
     assert torch.equal(stages(model, picture, "0", 1)[0].there, 2 * (picture.float() - 3))
-    assert holds(
-        figures.there_and_back(model, picture, "0", 1),
-        figures.montage(picture[None, [4, 2, 0]], 1, 192),
-    )
+    fig1 = figures.there_and_back(model, picture, "0", 1)
+    assert holds(fig1, figures.montage(picture[None, [4, 2, 0]], 1, 192))

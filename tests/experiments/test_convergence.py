@@ -38,20 +38,6 @@ def test_cka_is_normalised_hsic_of_gram_matrices(shape):
     assert cka(x, y) == pytest.approx(gram_cka(x.numpy(), y.numpy()), rel=1e-8)
 
 
-@given(shapes)
-def test_cka_ignores_rotation_scale_and_shift_and_nothing_else(shape):
-    n, p, q, seed = shape
-    x, y = draw(n, p, seed), draw(n, q, seed + 1)
-    rotation = torch.linalg.qr(draw(p, p, seed + 2)).Q
-    assert cka(-4 * x @ rotation + 5, y) == pytest.approx(cka(x, y), abs=1e-9)
-    assert cka(x, x) == pytest.approx(1)
-    assert 0 <= cka(x, y) <= 1 + 1e-12
-    stretched = x.clone()
-    stretched[:, 0] *= 10
-    if p > 1:
-        assert cka(stretched, x) < 1 - 1e-6
-
-
 def test_one_feature_is_the_squared_correlation():
     x, y = draw(30, 4, 0), draw(30, 4, 1) + 0.5 * draw(30, 4, 0)
     by_column = squared_correlation(x, y)

@@ -18,11 +18,7 @@ import zfkit
 from zfkit import ZfkitError
 from zfkit.batching import Cancelled
 from zfkit.errors import LayerError
-from zfkit.experiments.evolution import (
-    LayerEvolution,
-    convergence,
-    evolution,
-)
+from zfkit.experiments.evolution import LayerEvolution, convergence, evolution
 from zfkit.experiments.snapshots import bundled_runs, snapshots_of
 from zfkit.images.imageset import ImageSet
 from zfkit.nets.weights import load_weights, save_weights
@@ -97,9 +93,7 @@ def test_the_strongest_activations_are_those_of_a_loop(found, several, images):
         for name, layer in found.layers.items():
             maps = outputs(model, images, name)
             for c in range(maps.shape[1]):
-                best = max(
-                    ((float(maps[i, c, r, k]), -i, -r, -k) for i, r, k in np.ndindex(*maps[:, c].shape)),
-                )
+                best = max((float(maps[i, c, r, k]), -i, -r, -k) for i, r, k in np.ndindex(*maps[:, c].shape))
                 told = (layer.value, layer.image, layer.row, layer.col)
                 value, image, row, col = (t[c, e].item() for t in told)
                 assert value == pytest.approx(best[0], rel=1e-6)
@@ -117,9 +111,8 @@ def test_projections_and_patches_are_those_of_the_literal_deconvnet(found, sever
                 x = (images[i][0].double().numpy() - 127.5) / 64
                 whole = deconvnet(layers_of(model.net[: int(name) + 1]), x, (c, r, k))
                 top, left = r * stride + low, k * stride + low
-                assert np.allclose(
-                    layer.projection[m, e], whole[:, top : top + S, left : left + S], atol=1e-12
-                )
+                window = np.s_[:, top : top + S, left : left + S]
+                assert np.allclose(layer.projection[m, e], whole[window], atol=1e-12)
                 window = images[i][0][:, top : top + S, left : left + S]
                 assert torch.equal(layer.photo[m, e], window)
 
@@ -195,9 +188,8 @@ def test_maps_are_drawn_by_seed_and_named_by_layer(several, images):
 
 def test_neither_batches_nor_a_set_in_memory_change_anything(found, several):
     streamed = image_set(random_pixels(24), memory=False)
-    other = evolution(
-        several, streamed, ["0", "3", "6"], maps=3, compare=24, places=4, batch_size=5, progress=False
-    )
+    options = {"maps": 3, "compare": 24, "places": 4, "batch_size": 5, "progress": False}
+    other = evolution(several, streamed, ["0", "3", "6"], **options)
     for name, layer in found.layers.items():
         assert torch.equal(layer.image, other[name].image)
         assert torch.allclose(layer.cka, other[name].cka)
@@ -205,9 +197,8 @@ def test_neither_batches_nor_a_set_in_memory_change_anything(found, several):
 
 
 def test_results_do_not_grow_with_the_pictures(several):
-    few, many = (
-        evolution(several, image_set(random_pixels(n)), maps=2, compare=8, progress=False) for n in (10, 60)
-    )
+    sets = (image_set(random_pixels(n)) for n in (10, 60))
+    few, many = (evolution(several, s, maps=2, compare=8, progress=False) for s in sets)
     assert few.compared == many.compared == 8 and many.count == 60
     for a, b in zip(few.layers.values(), many.layers.values(), strict=True):
         assert all(vars(a)[name].shape == vars(b)[name].shape for name in vars(a))
@@ -237,16 +228,10 @@ def test_a_run_its_folder_and_any_folder_are_the_same(folder, small, tmp_path):
     for epoch, path in zfkit.Run(folder).snapshots.items():
         shutil.copyfile(path, other / f"zf64-step{epoch}.safetensors")
     runs = [evolution(s, small, ["conv1"], progress=False) for s in (zfkit.Run(folder), str(folder), other)]
+    assert [run.name for run in runs] == [folder.name, folder.name, "other"]
     for run in runs:
         assert run.epochs == (0, 1, 3) and not run.missing
         assert torch.equal(run["conv1"].cka, runs[0]["conv1"].cka)
-
-
-def test_a_training_is_named_after_its_folder_or_as_asked(folder, small):
-    names = [
-        evolution(folder, small, ["conv1"], maps=1, name=name, progress=False).name for name in (None, "mine")
-    ]
-    assert names == [folder.name, "mine"]
 
 
 def test_the_epoch_comes_from_the_name_or_the_provenance(tmp_path):
@@ -265,10 +250,8 @@ def test_files_of_a_network_that_zfkit_did_not_train(tmp_path, images):
 
     for epoch in (1, 4):
         save_file(network(epoch).net.state_dict(), tmp_path / f"ckpt-{epoch}.safetensors")
-    with (
-        pytest.warns(UserWarning, match="epoch 4 is left out"),
-        pytest.raises(ZfkitError, match=r"does not say which network.*model=zfkit.wrap_model"),
-    ):
+    refused = pytest.raises(ZfkitError, match=r"does not say which network.*model=zfkit.wrap_model")
+    with pytest.warns(UserWarning, match="epoch 4 is left out"), refused:
         evolution(tmp_path, images, progress=False)
     base = network(99)
     run = evolution(tmp_path, images, model=base, maps=2, progress=False)
@@ -309,10 +292,7 @@ def test_snapshots_of_other_shapes_are_refused(folder, small):
 
     wide = replace(TINY, widths=(4, 5, 7, 6, 4))
     write_snapshot(folder / "snapshots" / "epoch_0001.safetensors", 1, wide)
-    with pytest.raises(
-        ZfkitError,
-        match=r"epoch 1 is of another network than that of epoch 3: conv3.bias is \(7,\) in it and \(6,\)",
-    ):
+    with pytest.raises(ZfkitError, match=r"epoch 1 is of another network.*epoch 3: conv3.bias is \(7,\)"):
         evolution(folder, small, progress=False)
 
 
@@ -332,10 +312,8 @@ def test_a_truncated_snapshot_is_left_out_and_told(folder, small, epoch, left):
 def test_nothing_but_truncated_snapshots(folder, small):
     for path in (folder / "snapshots").iterdir():
         cut(path)
-    with (
-        pytest.warns(UserWarning, match="epoch 0 is left out"),
-        pytest.raises(zfkit.errors.ModelError, match=r"none of the snapshots of .* can be read"),
-    ):
+    refused = pytest.raises(zfkit.errors.ModelError, match=r"none of the snapshots of .* can be read")
+    with pytest.warns(UserWarning, match="epoch 0 is left out"), refused:
         evolution(folder, small, progress=False)
 
 
@@ -396,3 +374,10 @@ def test_the_bundled_runs_are_whole_and_small():
     measured = zfkit.evaluate(model, val).top1
     assert measured == pytest.approx(model.provenance["top1"], abs=0.5)
     assert measured > 55  # of 16 classes
+
+
+def test_a_training_is_named_after_its_folder_or_as_asked(folder, small):
+    names = [
+        evolution(folder, small, ["conv1"], maps=1, name=name, progress=False).name for name in (None, "mine")
+    ]
+    assert names == [folder.name, "mine"]

@@ -1,11 +1,13 @@
 """Occlusion against a loop that covers one square at a time and runs the whole network, and against Captum."""
 
+from functools import partial
+
 import pytest
 import torch
 from captum.attr import Occlusion as CaptumOcclusion
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import hooked, image_set, noise, random_weights, tiny_model
+from tiny import hooked, image_set, noise, random_weights
 from torch import nn
 
 import zfkit
@@ -23,13 +25,7 @@ def picture(H, W=None, random_seed=0):
     return noise(1, H, W, random_seed)[0]
 
 
-def occlude(model, image, target=None, **options):
-    return zfkit.occlude(model, image, target, progress=False, **options)
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return tiny_model()
+occlude = partial(zfkit.occlude, progress=False)
 
 
 def starts(length, size, stride):
@@ -102,9 +98,8 @@ def chains(draw):
             inplace = draw(st.booleans())
             other = {"relu": nn.ReLU(inplace), "norm": nn.LocalResponseNorm(3, 0.5), "drop": nn.Dropout()}
             layers.append(other[kind])
-    net = nn.Sequential(
-        *layers, nn.Conv2d(channels, 4, 1), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)
-    )
+    head = nn.Conv2d(channels, 4, 1), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)
+    net = nn.Sequential(*layers, *head)
     H, W = draw(st.integers(9, 18)), draw(st.integers(9, 18))
     size = draw(st.integers(1, min(H, W)))
     return net, H, W, size, draw(st.integers(max(1, size // 2), size)), draw(st.integers(0, 5))

@@ -1,6 +1,7 @@
 """Redrawn weights and other switches: compared before and after, with a literal deconvnet, and in closed form."""
 
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import zfkit
 from zfkit.deconv.project import Deconvnet, forward
 from zfkit.deconv.rules import Options
 from zfkit.errors import LayerError, ZfkitError
+from zfkit.experiments import replacements
 from zfkit.experiments.replacements import no_switches, other_switches, randomise, weight_layers
 
 SIDE = 28  # px, of the pictures that `pooled_network` takes
@@ -52,9 +54,8 @@ def test_what_a_layer_gets_depends_on_seed_and_layer_only():
 
 
 def test_how_weights_are_drawn():
-    model = zfkit.wrap_model(
-        nn.Sequential(nn.Conv2d(3, 50, 9), nn.ReLU()), mean=0, scale=1, input_size=9
-    )  # fmt: skip
+    net = nn.Sequential(nn.Conv2d(3, 50, 9), nn.ReLU())
+    model = zfkit.wrap_model(net, mean=0, scale=1, input_size=9)
     with torch.no_grad():
         model.net[0].weight.mul_(7)
     old = model.net[0].weight.flatten()
@@ -89,9 +90,8 @@ def test_a_factor_for_each_layer_changes_brightness_only():
 
 def test_batch_normalisation_goes_with_its_layer():
     torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 4, 3), nn.BatchNorm2d(4)
-    )
+    first = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU()
+    net = nn.Sequential(*first, nn.Conv2d(5, 4, 3), nn.BatchNorm2d(4))
     for norm in (net[1], net[4]):
         for t in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
             t.copy_(torch.rand_like(t) + 0.5)
@@ -102,9 +102,8 @@ def test_batch_normalisation_goes_with_its_layer():
     assert new[4].running_mean.tolist() == new[4].bias.tolist() == [0] * 4
     assert new[4].running_var.tolist() == new[4].weight.tolist() == [1] * 4
     shuffled = randomise(model, "0", draw="permutation", random_seed=1).net[1]
-    rows = [
-        torch.stack([n.weight, n.bias, n.running_mean, n.running_var], 1).tolist() for n in (net[1], shuffled)
-    ]
+    numbers = [(n.weight, n.bias, n.running_mean, n.running_var) for n in (net[1], shuffled)]
+    rows = [torch.stack(four, 1).tolist() for four in numbers]
     assert rows[0] != rows[1] and sorted(rows[0]) == sorted(rows[1])  # maps keep their four numbers together
 
 
@@ -153,15 +152,24 @@ def test_switches_at_the_centre_are_the_literal_ones():
 
         places[pool] = [[[(middle(i), middle(j)) for j in range(w)] for i in range(h)] for _ in range(C)]
     for unit in ((0, 0, 0), (3, 2, 1), (7, 4, 4)):
-        R, window = deconvnet.reverse(
-            fixed, "6", torch.tensor([0]), torch.tensor(unit[:1]), torch.tensor([unit[1:]])
-        )
+        channel, at = torch.tensor(unit[:1]), torch.tensor([unit[1:]])
+        R, window = deconvnet.reverse(fixed, "6", torch.tensor([0]), channel, at)
         expected = literal_projection(model, places, unit, tape.shapes)
         result = zfkit.deconv.paste(R, window.origin, (SIDE, SIDE))
         assert torch.allclose(result, expected, atol=1e-12) and expected.any()
-    assert torch.equal(
-        tape.kept["2"], tape_of(model, noise(1, SIDE), "6")[1].kept["2"]
-    )  # the tape itself is kept
+    again = tape_of(model, noise(1, SIDE), "6")[1]
+    assert torch.equal(tape.kept["2"], again.kept["2"])  # the tape itself is kept
+
+
+def test_copies_that_nobody_holds_do_not_pile_up(monkeypatch):
+    """Those of large networks are 100 MB each, and Python's own collection comes after many of them."""
+    model, nets = pooled_network(), []
+    monkeypatch.setattr(replacements, "HELD", 0)  # these are small
+    for _ in range(5):
+        untrained = randomise(model, "0")
+        untrained.net.itself = [untrained.net]  # as a traced network refers to itself
+        nets.append(weakref.ref(untrained.net))
+    assert sum(net() is not None for net in nets) <= 2
 
 
 @given(
@@ -183,15 +191,11 @@ def test_random_switches_lie_in_their_windows(kernel, stride, padding, dilation,
         row, col = new.int() >> 4, new.int() & 15
         for offset, size in ((row, new.shape[2]), (col.transpose(2, 3), new.shape[3])):
             start = torch.arange(size)[:, None] * stride - padding
-            assert (
-                (offset % dilation == 0).all()
-                and (offset >= 0).all()
-                and (offset <= dilation * (kernel - 1)).all()
-            )
+            assert offset.min() >= 0 and offset.max() <= dilation * (kernel - 1)
+            assert (offset % dilation == 0).all()
             assert (start + offset >= 0).all() and (start + offset < side).all()
-    again = [
-        no_switches(model, tape, "random", torch.Generator().manual_seed(s)).kept["1"] for s in (1, 1, 2)
-    ]
+    seeds = [torch.Generator().manual_seed(s) for s in (1, 1, 2)]
+    again = [no_switches(model, tape, "random", g).kept["1"] for g in seeds]
     assert torch.equal(again[0], again[1]) and not torch.equal(again[0], again[2])
 
 
@@ -213,11 +217,7 @@ def test_with_the_switches_of_another_picture_the_deconvnet_shows_that_picture()
 
 def test_what_cannot_be_redrawn():
     model = pooled_network()
-    for layers, message in (
-        ("conv9", "no layer 'conv9'"),
-        ("1", "no layer '1'.*0, 3, 6, 9"),
-        ([], "no layer"),
-    ):
+    for layers, message in (("conv9", "no layer 'conv9'"), ("1", "'1'.*0, 3, 6, 9"), ([], "no layer")):
         with pytest.raises(LayerError, match=message):
             randomise(model, layers)
     with pytest.raises(ZfkitError, match="there is no draw 'uniform'"):

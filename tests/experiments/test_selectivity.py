@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -27,12 +28,8 @@ def random_pixels(count, random_seed=0):
     return pixels_of_side(count, SIDE, random_seed)
 
 
-def selectivity(*arguments, **options):
-    return zfkit.experiments.selectivity(*arguments, progress=False, **options)
-
-
-def pose_variation(*arguments, **options):
-    return zfkit.experiments.pose_variation(*arguments, progress=False, **options)
+selectivity = partial(zfkit.experiments.selectivity, progress=False)
+pose_variation = partial(zfkit.experiments.pose_variation, progress=False)
 
 
 def network(random_seed=0):
@@ -67,18 +64,16 @@ def test_index_and_entropy_are_the_literal_ones(classes, count, k, batch, seed):
     x = (torch.from_numpy(pixels[:-1]).permute(0, 3, 1, 2).double() - 127.5) / 58
     for layer, behind in (("0", 2), ("2", 4), ("5", 7)):
         with torch.no_grad():
-            maps = model.net[:behind](x).reshape(
-                count - 1, -1, 1 if layer == "5" else 36 if layer == "0" else 16
-            )
+            places = {"0": 36, "2": 16, "5": 1}[layer]
+            maps = model.net[:behind](x).reshape(count - 1, -1, places)
         rows = result[result.layer == layer].reset_index()
         for c in range(maps.shape[1]):
             activity, peak = maps[:, c].mean(1).tolist(), maps[:, c].amax(1)
             if peak.max() <= 0:
                 assert math.isnan(rows["index"][c])
                 continue
-            means = sorted(
-                np.mean([a for a, b in zip(activity, labels, strict=True) if b == n]) for n in set(labels)
-            )
+            pairs = list(zip(activity, labels, strict=True))
+            means = sorted(np.mean([a for a, b in pairs if b == n]) for n in set(labels))
             rest = np.mean(means[:-1])
             assert rows["index"][c] == pytest.approx((means[-1] - rest) / (means[-1] + rest), abs=1e-9)
             best = sorted(range(count - 1), key=lambda i: (-float(peak[i].float()), i))[:k]
@@ -175,9 +170,8 @@ def test_distances_in_lower_layers_are_those_of_the_maps_within_the_receptive_fi
         second = model.net[:4](model.preprocess(images.take(range(30))))
     for row in result[result.seen_by != "pixels"].itertuples():
         blocks = []
-        for i, r, c in zip(
-            *(getattr(top["2"], n)[row.channel].tolist() for n in ("image", "row", "col")), strict=True
-        ):
+        where = (getattr(top["2"], n)[row.channel].tolist() for n in ("image", "row", "col"))
+        for i, r, c in zip(*where, strict=True):
             blocks.append(first[i, :, r : r + 3, c : c + 3] if row.seen_by == "0" else second[i, :, r, c])
         pairs = [float((a - b).norm()) for a, b in combinations(blocks, 2)]
         assert row.distance == pytest.approx(np.mean(pairs), rel=1e-5)

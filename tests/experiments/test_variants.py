@@ -17,7 +17,6 @@ from zfkit.errors import ImageError, ModelError, ZfkitError
 from zfkit.experiments.variants import (
     BUDGET,
     CHANGES,
-    PAPER,
     Ablation,
     ablate,
     ablation_counts,
@@ -117,7 +116,6 @@ def test_the_papers_errors_are_beside_them():
     assert counts.paper_zfnet.dropna().to_dict() == {
         "full": 16.5, "fc-half": 17.6, "fc-double": 17.0, "wide-3-5": 16.0, "wide-3-5-fc-double": 16.9,
     }  # fmt: skip
-    assert set(PAPER) < set(CHANGES)
 
 
 def test_a_base_that_is_none_is_refused():
@@ -144,9 +142,8 @@ RECIPE = zfkit.Recipe(epochs=2, batch_size=8, init="he", inputs="std")
 def test_it_trains_what_fit_trains(tmp_path):
     train, val = colours(24, 0), colours(12, 1)
     variants = ["without-3-4-6-7"]
-    found = ablate(
-        TINY, train, val, variants, recipe=RECIPE, seeds=[0, 3], out=tmp_path / "runs", progress=False
-    )
+    options = {"recipe": RECIPE, "seeds": [0, 3], "out": tmp_path / "runs", "progress": False}
+    found = ablate(TINY, train, val, variants, **options)
     assert len(found.runs) == 2
     assert found.budget == {
         "base": "custom", "images": "colours", "pictures": 24, "epochs": 2, "recipe": "he",
@@ -160,9 +157,7 @@ def test_it_trains_what_fit_trains(tmp_path):
         assert row.loss == pytest.approx(told.loss)
         assert row.parameters == sum(p.numel() for p in model.net.parameters())
         assert (tmp_path / "runs" / f"{row.variant}-{row.seed}" / "model.safetensors").exists()
-    again = ablate(
-        TINY, train, val, variants, recipe=RECIPE, seeds=[0, 3], out=tmp_path / "runs", progress=False
-    )
+    again = ablate(TINY, train, val, variants, **options)
     pd.testing.assert_frame_equal(found.runs, again.runs)
 
 
@@ -245,10 +240,7 @@ def test_tables_that_are_none_are_refused(tmp_path):
         (tmp_path / "empty.csv", "no table of a sweep"),
         (written(made().drop(columns=["train_top1", "seed"])), "lacks the columns seed, train_top1"),
         (written(made(top1=np.nan), "nan.csv"), "no finished run"),
-        (
-            written(made(epochs=[2, 2, 3, 3]), "epochs.csv"),
-            r"different epochs \(2, 3\), which cannot be compared",
-        ),
+        (written(made(epochs=[2, 2, 3, 3]), "epochs.csv"), r"different epochs \(2, 3\), which cannot"),
     ):
         with pytest.raises(ZfkitError, match=match):
             read_ablation(path)
@@ -286,9 +278,8 @@ def tiny_model(seed, classes=CLASSES, size=32, name="tiny", scale=1.0):
     net = build(replace(TINY, input_size=size, classes=len(classes) or 5)).double()
     for parameter in net.parameters():  # wide enough that answers differ
         torch.nn.init.normal_(parameter, 0, 0.15 if parameter.dim() > 1 else 0.1)
-    return zfkit.wrap_model(
-        net.eval(), mean=120.0, scale=scale / 200, input_size=size, classes=classes, name=name
-    )
+    about = {"input_size": size, "classes": classes, "name": name}
+    return zfkit.wrap_model(net.eval(), mean=120.0, scale=scale / 200, **about)
 
 
 def pictures(count=23, size=32, classes=CLASSES, labels=None):
@@ -337,9 +328,8 @@ def test_it_is_the_average_taken_by_hand(three, crops, size):
     p = by_hand(three, images, crops)
     labels = images.labels.numpy()
     assert found.combinations == ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2))
-    for combination, top1, top5, loss in zip(
-        found.combinations, found.top1, found.top5, found.loss, strict=True
-    ):
+    rows = zip(found.combinations, found.top1, found.top5, found.loss, strict=True)
+    for combination, top1, top5, loss in rows:
         mean = p[list(combination)].mean(0)
         assert top1 == pytest.approx(100 * np.mean(mean.argmax(1) == labels))
         assert top5 == 100  # of five classes
@@ -391,13 +381,6 @@ def test_of_many_networks_each_alone_and_all_together():
     found = ensemble(models, pictures(5), progress=False)
     assert found.combinations == (*((i,) for i in range(7)), tuple(range(7)))
     assert found.models[:2] == ("tiny (1)", "tiny (2)")
-
-
-def test_a_network_averaged_with_itself_is_itself(three):
-    found = ensemble([three[0], three[0]], pictures(), progress=False)
-    assert found.top1[0] == found.top1[1] == found.top1[2]
-    assert found.loss[2] == pytest.approx(found.loss[0])
-    assert found.agreement.tolist() == [[100, 100], [100, 100]]
 
 
 def test_networks_may_take_different_sizes(three):

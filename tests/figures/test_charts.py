@@ -24,9 +24,8 @@ needs_chromium = pytest.mark.skipif(bool(why_not()), reason=why_not())
 def chart():
     two = new_chart(1, 2, titles=["first", "second"], height=300)
     told = "told %{customdata} at %{x}<extra></extra>"
-    charts.draw(
-        two, (1, 1), "line", x=[0, 1, 2], y=[1.5, 0.5, 1], customdata=["a", "b", "c"], hovertemplate=told
-    )
+    data = {"x": [0, 1, 2], "y": [1.5, 0.5, 1], "customdata": ["a", "b", "c"]}
+    charts.draw(two, (1, 1), "line", hovertemplate=told, **data)
     charts.draw(two, (1, 2), "line", x=[0, 1], y=np.array([1.0, 2.0]), line_color="#D55E00")
     return two
 
@@ -52,9 +51,8 @@ def test_small_pictures_lose_nothing_and_large_ones_keep_their_colours():
     small = Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8))
     kept = charts.bundle(small)
     shown = Image.open(io.BytesIO(base64.b64decode(kept["image/png"])))
-    assert (
-        np.array_equal(np.asarray(shown), np.asarray(small)) and kept["text/plain"] == "picture of 40 x 40 px"
-    )
+    assert np.array_equal(np.asarray(shown), np.asarray(small))
+    assert kept["text/plain"] == "picture of 40 x 40 px"
     smooth = np.kron(rng.integers(0, 256, (300, 300, 3)), np.ones((2, 2, 1)))  # colours that 4:2:0 would mix
     kind, data = charts.encoded(Image.fromarray(smooth.astype(np.uint8)))
     assert kind == "image/jpeg"
@@ -97,9 +95,7 @@ def test_a_png_stands_beside_every_chart():
     picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")
     assert picture.size == (1800, 600)
     colours = np.asarray(picture).reshape(-1, 3)
-    assert (np.abs(colours.astype(int) - (0xD5, 0x5E, 0)).max(1) < 8).sum() > 500, (
-        "the vermilion line is drawn"
-    )
+    assert (np.abs(colours.astype(int) - (0xD5, 0x5E, 0)).max(1) < 8).sum() > 500, "the line is drawn"
     nbformat.validate(notebook)
 
 
@@ -124,9 +120,8 @@ def test_a_chart_is_drawn_and_tells_its_numbers_without_a_connection(tmp_path):
 
 def test_curves_stand_under_their_names_with_their_limits():
     series = {"a": (np.arange(3), np.array([1.0, 10, 100])), "b": (["x", "y"], [2, 3])}
-    chart = charts.curves(
-        series, ["red", "blue"], labels=("epoch", "loss"), limits={"guessing": 2.5}, log=True
-    )
+    options = {"labels": ("epoch", "loss"), "limits": {"guessing": 2.5}, "log": True}
+    chart = charts.curves(series, ["red", "blue"], **options)
     assert [(t.name, list(t.x), list(t.y), t.line.color) for t in chart.data] == [
         ("a", [0, 1, 2], [1, 10, 100], "red"), ("b", ["x", "y"], [2, 3], "blue"),
     ]  # fmt: skip

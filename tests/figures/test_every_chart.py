@@ -58,9 +58,8 @@ def results():
     model, images = network(0), image_set(pixels, labels, ("r", "g", "b"))
     wide = zfkit.wrap_model(network(0).net, mean=120, scale=1 / 60, input_size=model.input_size, name="wide")
     runs, spectra = load_first_layer_runs(), zfkit.filter_spectra(random_weight(3, 3, 5, 5))
-    grown = evolution(
-        [(e, network(e)) for e in (0, 2, 5)], images, ["0", "3"], maps=1, compare=24, places=4, **quiet
-    )
+    pairs = [(e, network(e)) for e in (0, 2, 5)]
+    grown = evolution(pairs, images, ["0", "3"], maps=1, compare=24, places=4, **quiet)
     checks = sanity_checks(model, images, ["3"], units=2, draws=1, keep=1, **quiet)
     boxes = torch.tensor([[4.0, 4, 9, 9]]).expand(4, 4)
     folding = wrap(nn.Conv2d(3, 4, 3, 2))
@@ -107,9 +106,8 @@ def results():
 @pytest.mark.skipif(bool(why_not()), reason=why_not())
 def test_every_chart_is_drawn_and_tells_its_numbers_offline(tmp_path):
     charts = {name: getattr(figures, name)(*given) for name, given in results().items()}
-    offered = {
-        n for n in dir(figures) if ": a chart" in (getattr(figures, n).__doc__ or "").partition("\n")[0]
-    }
+    docs = {n: getattr(figures, n).__doc__ or "" for n in dir(figures)}
+    offered = {n for n, doc in docs.items() if ": a chart" in doc.partition("\n")[0]}
     assert offered <= set(charts), "each function whose docstring says that it gives a chart"
     parts = [
         f'<div id="{name}">{chart.to_html(full_html=False, include_plotlyjs=i == 0)}</div>'

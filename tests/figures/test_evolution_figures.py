@@ -86,7 +86,7 @@ def test_maps_that_are_active_nowhere_are_left_grey(images):
 
 
 def test_the_chart_of_numbers_draws_them(found):
-    chart = plotting.convergence_figure([found, found], level=0.8, lr_falls=[3])
+    chart = plotting.convergence_figure([found, found], level=0.8)
     (line,) = chart.select_traces({"name": "3"}, row=1, col=1)
     assert list(line.y) == pytest.approx(found["3"].distance.tolist()) and list(line.x) == [0, 2, 5]
     (line,) = chart.select_traces({"name": "6"}, row=1, col=2)

@@ -36,9 +36,8 @@ def close_figures():
 
 def test_a_sheet_of_filters_is_sorted_and_symmetric_about_grey():
     """Flat filters of one colour each, and one of stripes: its tile comes last, and 0 is grey 128."""
-    weight = torch.ones(4, 3, 2, 2, dtype=F64) * torch.tensor([0.5, -3.0, 1.0, 2.0], dtype=F64).view(
-        4, 1, 1, 1
-    )
+    strengths = torch.tensor([0.5, -3.0, 1.0, 2.0], dtype=F64).view(4, 1, 1, 1)
+    weight = torch.ones(4, 3, 2, 2, dtype=F64) * strengths
     weight[2, :, :, 1] *= -1
     weight[3, 0] = 0
     axes = figures.filter_sheet(zfkit.filter_spectra(weight), columns=2).axes[0]
@@ -73,9 +72,8 @@ def test_radial_spectra_show_profiles_over_the_controls_band():
 
 
 def test_maps_of_spectra_share_one_scale():
-    spectra = [
-        zfkit.filter_spectra(random_weight(3, 3, k, k, random_seed=k), stride=2) for k in (2, 3, 4, 5, 6)
-    ]
+    weights = [random_weight(3, 3, k, k, random_seed=k) for k in (2, 3, 4, 5, 6)]
+    spectra = [zfkit.filter_spectra(weight, stride=2) for weight in weights]
     figure = figures.spectrum_maps(spectra)
     shown = [axes.images[0] for axes in figure.axes if axes.images and axes.get_title(loc="left")]
     assert len(shown) == 5 and len({(i.norm.vmin, i.norm.vmax) for i in shown}) == 1

@@ -13,9 +13,8 @@ from zfkit.figures.health import steps_figure, strips_figure
 
 
 def test_steps_share_a_scale_and_show_the_numbers():
-    table = pd.DataFrame(
-        {"right": [6.0, 60.0, 70.0], "folded": [36.0, 23.0, math.nan]}, index=["a", "b", "c"]
-    )
+    columns = {"right": [6.0, 60.0, 70.0], "folded": [36.0, 23.0, math.nan]}
+    table = pd.DataFrame(columns, index=["a", "b", "c"])
     chart = steps_figure(table, {"folded": 15})
     right, folded = chart.data
     assert list(right.x) == [6, 60, 70] and list(right.y) == ["a", "b", "c"]

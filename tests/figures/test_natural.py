@@ -20,9 +20,8 @@ def patches(projection, photo):
     k = len(photo)
     zeros = torch.zeros(1, k, dtype=torch.int64)
     box = torch.tensor([0, 0, S, S]).expand(1, k, 4)
-    return Patches(
-        "conv1", torch.tensor([0]), projection[None], photo[None], box, zeros, zeros, zeros, torch.ones(1, k)
-    )
+    where = zeros, zeros, zeros, torch.ones(1, k)
+    return Patches("conv1", torch.tensor([0]), projection[None], photo[None], box, *where)
 
 
 @pytest.fixture(scope="module")

@@ -56,8 +56,7 @@ def test_every_map_is_a_point_at_its_reach_and_selectivity():
         layer = top[row.layer]
         assert x == pytest.approx(float(layer.max[row.channel].clamp(min=0) / layer.max.max()))
         assert y == row.index or pd.isna(y) or y == pytest.approx(found.maps.loc[row.Index, "index"])
-        assert active == f"{float(layer.active[row.channel]):.1%}" and image == int(
-            layer.image[row.channel, 0]
-        )
+        assert active == f"{float(layer.active[row.channel]):.1%}"
+        assert image == int(layer.image[row.channel, 0])
     with pytest.raises(LayerError, match="nothing to draw"):
         figures.map_of_maps(model, zfkit.mine(model, images, ["6"], k=1, progress=False), found)

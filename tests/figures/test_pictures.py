@@ -14,18 +14,6 @@ from zfkit.figures.style import MODEL_COLOURS, PALETTE, model_colours, picture_r
 from zfkit.images.colour import full_scale, signed_to_rgb
 
 
-def test_zero_is_grey_and_signs_are_symmetric():
-    generator = torch.Generator().manual_seed(0)
-    signed = torch.randn(4, 3, 8, 8, generator=generator)
-    signed[:, :, 0, 0] = 0
-    rgb = signed_to_rgb(signed).int()
-    assert rgb.shape == (4, 3, 8, 8)
-    assert (rgb[:, :, 0, 0] == 128).all()
-    # 128 + x and 128 - x, up to rounding
-    assert ((signed_to_rgb(-signed).int() + rgb - 256).abs() <= 1).all()
-    assert (signed_to_rgb(torch.zeros(3, 5, 5)) == 128).all()
-
-
 def test_the_scale_is_the_values_percentile_picture_by_picture():
     signed = torch.randn(2, 3, 20, 20, generator=torch.Generator().manual_seed(1))
     signed[1] *= 1000  # a picture of its own scale
@@ -51,17 +39,17 @@ def test_the_scale_is_that_of_torchs_quantile(shape, axes):
     torch.testing.assert_close(scale.flatten(), expected.flatten())
 
 
-def test_a_few_values_in_an_empty_picture_are_shown():
+def test_a_few_values_in_an_empty_picture_are_shown_and_none_are_grey():
     signed = torch.zeros(3, 50, 50)
     signed[0, 3, 4], signed[1, 3, 4] = 1e-6, -1e-6
     assert signed_to_rgb(signed)[:, 3, 4].tolist() == [255, 1, 128]
+    assert (signed_to_rgb(torch.zeros(3, 5, 5)) == 128).all()
 
 
 def test_one_channel_becomes_three():
     signed = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     rgb = signed_to_rgb(signed)
-    assert rgb.shape == (5, 3, 4, 4)
-    assert (rgb[:, :1] == rgb).all()
+    assert rgb.shape == (5, 3, 4, 4) and (rgb[:, :1] == rgb).all()
 
 
 # -------------------------------------------------------------------------------------- pictures into sheets
@@ -97,9 +85,7 @@ def test_a_montage_brings_large_pictures_to_the_tile():
     assert montage(torch.zeros(1, 3, 60, 120, dtype=torch.uint8), columns=1, tile=40).size == (40, 20)
 
 
-@pytest.mark.parametrize(
-    "side, shown", [(7, 98), (11, 99), (27, 108), (51, 102), (64, 128), (65, 96), (200, 96)]
-)
+@pytest.mark.parametrize("side, shown", [(11, 99), (51, 102), (64, 128), (65, 96), (200, 96)])
 def test_one_rule_says_how_large_pictures_are_shown(side, shown):
     """Fields of layers 1 and 2 of both bundled networks stay squares of one filter, and no tile is below 96 px."""
     pictures = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8)
@@ -112,9 +98,8 @@ def test_one_rule_says_how_large_pictures_are_shown(side, shown):
 
 def test_a_bar_under_each_tile_is_as_long_as_its_activation():
     bars = torch.tensor([1.0, 0.5, 0.0, torch.nan])
-    sheet = np.asarray(
-        montage(torch.full((4, 3, 10, 10), 255, dtype=torch.uint8), 4, tile=10, gap=0, bars=bars)
-    )
+    white = torch.full((4, 3, 10, 10), 255, dtype=torch.uint8)
+    sheet = np.asarray(montage(white, 4, tile=10, gap=0, bars=bars))
     dark = (sheet[10:] < 255).all(2).any(0).reshape(4, 10)
     assert dark.sum(1).tolist() == [10, 5, 0, 0] and (sheet[:10] == 255).all()
 
@@ -122,9 +107,7 @@ def test_a_bar_under_each_tile_is_as_long_as_its_activation():
 # -------------------------------------------------------------------------------------- words, numbers, colours
 
 
-@pytest.mark.parametrize(
-    "value, text", [(0.12345, "0.123"), (12.34, "12.3"), (1234.5, "1234"), (-0.5, "-0.5"), (0, "0")]
-)
+@pytest.mark.parametrize("value, text", [(0.12345, "0.123"), (12.34, "12.3"), (1234.5, "1234"), (0, "0")])
 def test_numbers_have_three_digits(value, text):
     assert number(value) == number(torch.tensor(value)) == text
 
@@ -156,9 +139,8 @@ def test_an_animation_holds_every_frame_and_shows_the_first_where_it_cannot_move
         file.seek(i)
         assert file.info["duration"] == 40
         np.testing.assert_array_equal(file.convert("RGB"), frame)
-    still = Image.open(
-        io.BytesIO(animated(frames))
-    )  # without seeking, as a page that cannot animate reads it
+    # Without seeking, as a page that cannot animate reads it.
+    still = Image.open(io.BytesIO(animated(frames)))
     np.testing.assert_array_equal(still.convert("RGB"), frames[0])
 
 
@@ -169,3 +151,15 @@ def test_pictures_in_a_row_stand_under_their_names_unchanged():
     for axes, picture in zip(figure.axes, pictures.values(), strict=True):
         np.testing.assert_array_equal(axes.images[0].get_array(), picture.permute(1, 2, 0))
     plt.close(figure)
+
+
+def test_zero_is_grey_and_signs_are_symmetric():
+    generator = torch.Generator().manual_seed(0)
+    signed = torch.randn(4, 3, 8, 8, generator=generator)
+    signed[:, :, 0, 0] = 0
+    rgb = signed_to_rgb(signed).int()
+    assert rgb.shape == (4, 3, 8, 8)
+    assert (rgb[:, :, 0, 0] == 128).all()
+    # 128 + x and 128 - x, up to rounding
+    assert ((signed_to_rgb(-signed).int() + rgb - 256).abs() <= 1).all()
+    assert (signed_to_rgb(torch.zeros(3, 5, 5)) == 128).all()

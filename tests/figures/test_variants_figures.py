@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import TINY, image_set, random_pixels
-from torch import nn
+from tiny import image_set, random_pixels, tiny_model
 
 import zfkit
 import zfkit.figures.variants as plotting
@@ -17,17 +16,8 @@ from zfkit.experiments.first_layer import MEASURES, factorial_effects
 from zfkit.experiments.variants import Ablation, ensemble
 from zfkit.figures.style import GREY, KERNEL_COLOURS
 from zfkit.figures.variants import ablation_figure, ensemble_figure, transfer_figure
-from zfkit.nets.paper import build
 
 FACTORS = {"kernel": (11, 7), "stride": (4, 2)}
-
-
-def tiny_model(random_seed):
-    torch.manual_seed(random_seed)
-    net = build(TINY)
-    for parameter in net.parameters():  # wide enough that answers differ
-        nn.init.normal_(parameter, 0, 0.15 if parameter.dim() > 1 else 0.1)
-    return zfkit.wrap_model(net, mean=120.0, scale=1 / 200, input_size=32, name="tiny")
 
 
 def test_ablation_shows_the_tables_numbers():
@@ -51,7 +41,7 @@ def test_ablation_shows_the_tables_numbers():
 
 def test_ensemble_shows_the_tables_numbers():
     models = [tiny_model(s) for s in range(3)]
-    images = image_set(random_pixels(23, 32), np.arange(23) % 5)
+    images = image_set(random_pixels(23, 32), np.arange(23) % 5, "abcde")
     found = [ensemble(models, images, crops, progress=False) for crops in (1, 10)]
     chart = ensemble_figure(found)
     (mean,) = chart.select_traces({"name": "10 crops, mean"}, row=1, col=1)
@@ -108,9 +98,7 @@ def test_figure_of_effects_marks_those_that_move():
     assert largest == pytest.approx(1), "one scale a row"
     for words, trace, (low, high) in zip(chart.layout.annotations[3:], chart.data, ends, strict=False):
         beyond = words.x == pytest.approx(high) if trace.x[0] >= 0 else words.x == pytest.approx(low)
-        assert beyond and words.xanchor == ("left" if trace.x[0] >= 0 else "right"), (
-            "no number on the line at 0"
-        )
+        assert beyond and words.xanchor == ("left" if trace.x[0] >= 0 else "right"), "none on the line at 0"
     wide = float(effects.loc[("y", "kernel"), "high"])
     assert ends[1][1] == pytest.approx(float(effects.loc[("y", "stride"), "high"]) / wide)
     assert f"{effects.loc[('y', 'kernel'), 'low']:.4g} to" in chart.data[0].hovertemplate

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from signals import F64, distances_from_0, filter_of_one_wave, literal_power, random_weight, wrap
+from signals import F64, bands, distances_from_0, filter_of_one_wave, literal_power, random_weight, wrap
 from torch import nn
 
 import zfkit
@@ -33,13 +33,7 @@ def test_random_filters_have_the_mean_and_the_spread_of_random_directions():
     shape = (16, 3, 5, 5)
     control = random_control(zfkit.filter_spectra(random_weight(*shape), stride=2), draws=200, random_seed=1)
     rho, largest = (torch.from_numpy(t) for t in distances_from_0(64))
-    masks = {
-        "low": rho < 1 / 12,
-        "mid": (rho >= 1 / 12) & (rho <= 1 / 3),
-        "high": rho > 1 / 3,
-        "aliasable": largest > 1 / 4,
-    }
-    for name, mask in masks.items():
+    for name, mask in bands(rho, largest, 2).items():
         mean, variance = sphere_moments(shape, mask)
         assert mean == pytest.approx(float(mask.double().mean()))  # the band's share of the plane
         assert control.expected[name] == pytest.approx(mean)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from signals import F64, distances_from_0, filter_of_one_wave, literal_power, random_weight, wrap
+from signals import F64, bands, distances_from_0, filter_of_one_wave, literal_power, random_weight, wrap
 from tiny import image_set, random_pixels
 from torch import nn
 
@@ -25,9 +25,7 @@ from zfkit.errors import LayerError
     extra=st.integers(0, 9),
     random_seed=st.integers(0, 99),
 )
-def test_power_is_the_squared_fourier_transform_of_the_filter_with_its_zeros(
-    shape, dilation, extra, random_seed
-):
+def test_power_is_the_squared_fourier_transform_with_the_zeros(shape, dilation, extra, random_seed):
     size = max(2, *(d * (k - 1) + 1 for d, k in zip(dilation, shape[2:], strict=True))) + extra
     weight = random_weight(*shape, random_seed=random_seed)
     conv = nn.Conv2d(shape[1], shape[0], shape[2:], dilation=dilation)
@@ -112,9 +110,8 @@ def test_a_flat_filter_is_low_and_a_chequerboard_is_all_beyond_the_new_nyquist()
 def test_rows_and_columns_may_have_different_strides():
     level, upright = filter_of_one_wave(8, 2, 0), filter_of_one_wave(8, 0, 2)  # 1/4 cycle per pixel
     for stride, wanted in [((4, 1), (1, 0)), ((1, 4), (0, 1)), ((2, 2), (0, 0)), ((3, 3), (1, 1))]:
-        aliasable = [
-            zfkit.filter_spectra(w, stride=stride, size=8).table().aliasable[0] for w in (level, upright)
-        ]
+        spectra = [zfkit.filter_spectra(w, stride=stride, size=8) for w in (level, upright)]
+        aliasable = [s.table().aliasable[0] for s in spectra]
         assert aliasable == pytest.approx(wanted)
 
 
@@ -122,9 +119,6 @@ def test_mean_frequency_of_pictures():
     waves = zfkit.frequency.gratings([4 / 64, 16 / 64], size=64, dtype=F64) - 127.5
     assert zfkit.frequency.mean_frequency(waves).tolist() == pytest.approx([4 / 64, 16 / 64], abs=1e-4)
     assert zfkit.frequency.mean_frequency(torch.zeros(1, 3, 8, 8)).isnan().all()
-
-
-def test_no_pictures_have_no_frequencies():
     assert zfkit.frequency.mean_frequency(torch.zeros(0, 3, 9, 9)).shape == (0,)
 
 
@@ -224,12 +218,7 @@ def test_the_first_layers_of_the_bundled_pair(zfnet64, alexnet64):
         assert {k: round(summary[k], 2) for k in shares} == shares
         P = literal_power(model.net.conv1.weight.detach().double(), 64)
         P /= P.sum((1, 2), keepdims=True)
-        masks = {
-            "low": rho < 1 / 12,
-            "mid": (rho >= 1 / 12) & (rho <= 1 / 3),
-            "high": rho > 1 / 3,
-            "aliasable": largest > 1 / (2 * model.net.conv1.stride[0]),
-        }
+        masks = bands(rho, largest, model.net.conv1.stride[0])
         literal = {k: P[:, m].sum(1).mean() for k, m in masks.items()}
         literal["centroid"] = (P * rho).sum((1, 2)).mean()
         literal["mid_coverage"] = (P.max((1, 2), keepdims=True) / 2 <= P).any(0)[masks["mid"]].mean()
@@ -237,14 +226,12 @@ def test_the_first_layers_of_the_bundled_pair(zfnet64, alexnet64):
 
 
 def test_deeper_layers_count_in_their_own_pixels(zfnet64, alexnet64):
-    strides = [
-        [zfkit.filter_spectra(m, n).input_stride for n in m.conv_layers[:3]] for m in (alexnet64, zfnet64)
-    ]
+    pair = alexnet64, zfnet64
+    strides = [[zfkit.filter_spectra(m, n).input_stride for n in m.conv_layers[:3]] for m in pair]
     assert strides == [[1, 8, 8], [1, 4, 8]]
     deeper = zfkit.filter_spectra(zfnet64, "conv2")
-    np.testing.assert_allclose(
-        deeper.power[:3], literal_power(zfnet64.net.conv2.weight[:3].detach().double(), 64)
-    )
+    weight = zfnet64.net.conv2.weight[:3].detach().double()
+    np.testing.assert_allclose(deeper.power[:3], literal_power(weight, 64))
     table = deeper.table()
     assert deeper.sees == "maps" and table.luminance.isna().all() and (table.aliasable == 0).all()
 
@@ -253,9 +240,8 @@ def test_the_table_joins_what_was_mined(zfnet64):
     table = zfkit.frequency.spectral_table(zfnet64, ["conv1", "conv2"])
     assert table.index.names == ["layer", "channel"] and len(table) == 96 + 256
     assert table.loc["conv1"].equals(zfkit.filter_spectra(zfnet64, "conv1").table())
-    strongest = zfkit.mine(zfnet64, image_set(random_pixels(4, 64)), ["conv1"], k=2, progress=False).table(
-        "conv1"
-    )
+    top = zfkit.mine(zfnet64, image_set(random_pixels(4, 64)), ["conv1"], k=2, progress=False)
+    strongest = top.table("conv1")
     joined = strongest.join(table, on=["layer", "channel"])
     assert len(joined) == len(strongest) >= 96
     assert (joined.centroid.to_numpy() == table.loc["conv1"].centroid[joined.channel].to_numpy()).all()
@@ -275,14 +261,6 @@ def test_what_a_convolution_sees_and_how_far_apart(layers, channels, layer, seen
     np.testing.assert_allclose(spectra.power, literal_power(layers[-1].weight.detach(), 64), atol=1e-12)
     luminance = spectra.table().luminance
     assert (luminance == 1).all() if seen[0] == "grey" else luminance.isna().all() == (seen[0] == "maps")
-
-
-def test_filters_of_one_pixel_are_white_whatever_they_hold():
-    table = zfkit.filter_spectra(wrap(nn.Conv2d(3, 5, 1))).table()
-    np.testing.assert_allclose(table[["low", "mid"]], [[89 / 4096, 1344 / 4096]] * 5)
-    assert (table.selectivity < 1e-9).all() and table.orientation.isna().all()
-    assert (table.aliasable == 0).all()
-    assert table.luminance.between(0, 1).all()  # the one thing such a filter can choose
 
 
 # --------------------------------------------------------------------------------------------------- bad input
@@ -317,3 +295,11 @@ def test_parts_and_layers_that_do_not_exist(zfnet64):
         zfkit.filter_spectra(zfnet64, "conv2").part_of("luminance")
     with pytest.raises(LayerError, match="no layer was named"):
         zfkit.frequency.spectral_table(zfnet64, [])
+
+
+def test_filters_of_one_pixel_are_white_whatever_they_hold():
+    table = zfkit.filter_spectra(wrap(nn.Conv2d(3, 5, 1))).table()
+    np.testing.assert_allclose(table[["low", "mid"]], [[89 / 4096, 1344 / 4096]] * 5)
+    assert (table.selectivity < 1e-9).all() and table.orientation.isna().all()
+    assert (table.aliasable == 0).all()
+    assert table.luminance.between(0, 1).all()  # the one thing such a filter can choose

@@ -85,9 +85,8 @@ def test_wrong_scale(good, pictures, scale):
 
 
 def test_colours_in_the_wrong_order(good, pictures):
-    assert "Colours come in the wrong order" in first_line(
-        replace(good, channels="bgr", _traced=[]), pictures
-    )
+    swapped = replace(good, channels="bgr", _traced=[])
+    assert "Colours come in the wrong order" in first_line(swapped, pictures)
 
 
 def test_statistics_of_batchnorm_that_were_never_updated(pictures):
@@ -115,9 +114,7 @@ def test_a_learning_rate_that_is_too_high(pictures):
     report = zfkit.diagnose(model, pictures, progress=False)
     assert report.verdict.startswith("Training diverged")
     kinds = {(f.severity, f.fault) for f in report.alarms}
-    assert str(report).count("remedy: ") == len(
-        kinds
-    )  # those of one kind are one entry, with the layers named
+    assert str(report).count("remedy: ") == len(kinds)  # one entry a kind, with the layers named
     for f in report.findings:
         assert f.layer in str(report)
 

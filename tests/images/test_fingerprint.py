@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -40,14 +41,12 @@ def write_parquet(folder, pixels):
     folder.mkdir(exist_ok=True)
     write_folder(folder / "bmp", pixels)
     rows = [{"bytes": file.read_bytes(), "path": None} for file in sorted((folder / "bmp").iterdir())]
-    pq.write_table(
-        pa.table({"image": rows}), folder / "p.parquet", compression="none", write_statistics=False
-    )
+    options = {"compression": "none", "write_statistics": False}
+    pq.write_table(pa.table({"image": rows}), folder / "p.parquet", **options)
     return f"parquet:{folder / 'p.parquet'}"
 
 
-def load(source, size=SIDE):
-    return load_images(source, size=size, progress=False)
+load = partial(load_images, size=SIDE, progress=False)
 
 
 @pytest.mark.parametrize("write", [write_folder, write_parquet])
@@ -63,9 +62,8 @@ def test_pictures_that_change_under_their_names_and_sizes(write, change, streame
     write(tmp_path / "a", other)
     assert {p: p.stat().st_size for p in sizes} == sizes
     now = load(source)
-    assert now.fingerprint() != before and [now.name(i) for i in range(4)] == [
-        images.name(i) for i in range(4)
-    ]
+    assert now.fingerprint() != before
+    assert [now.name(i) for i in range(4)] == [images.name(i) for i in range(4)]
     with pytest.raises(ZfkitError, match=r"this table was mined from .* as it is now: mine again"):
         top.check(conv_model(), now)
     if streamed and write is write_folder:  # what was opened before is not read as if nothing had happened
@@ -106,9 +104,8 @@ class Own(ImageSet):
     """With a way of its own to read."""
 
     def __init__(self, pixels):
-        super().__init__(
-            lambda i: (Image.fromarray(pixels[i]), -1), ["a", "b", "c", "d"], size=SIDE, source="own"
-        )
+        names = ["a", "b", "c", "d"]
+        super().__init__(lambda i: (Image.fromarray(pixels[i]), -1), names, size=SIDE, source="own")
 
 
 @pytest.mark.parametrize("make", [own, Own])
@@ -162,7 +159,5 @@ def test_what_data_sets_say_of_their_pictures_is_used(monkeypatch, tmp_path):
 
 
 def test_words_after_photos_are_refused():
-    with pytest.raises(
-        zfkit.errors.ImageError, match=r"'photos:x' says more.*say 'photos', or 'folder:PATH'"
-    ):
+    with pytest.raises(zfkit.errors.ImageError, match="'photos:x' says more than 'photos'"):
         load_images("photos:x")

@@ -1,5 +1,7 @@
 """`ImageSet.of`: pictures at hand as a set; parts of sets."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -14,8 +16,7 @@ PIXELS = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 3, 16, 1
 LABELS = [2, 0, 1, 1, 2]
 
 
-def of(pictures, **options) -> ImageSet:
-    return ImageSet.of(pictures, progress=False, **options)
+of = partial(ImageSet.of, progress=False)
 
 
 class Items(torch.utils.data.Dataset):
@@ -53,14 +54,10 @@ def test_one_set_out_of_every_kind(kind, tmp_path):
     else:
         for i, pixels in enumerate(PIXELS):
             picture(pixels).save(tmp_path / f"{i}.png")
-        pictures = {
-            "tensor": PIXELS,
-            "array": PIXELS.permute(0, 2, 3, 1).numpy(),
-            "paths": sorted(tmp_path.glob("*")),
-        }
-        images = of(
-            pictures[kind], size=16 if kind == "paths" else None, labels=LABELS, classes=["x", "y", "z"]
-        )
+        array, paths = PIXELS.permute(0, 2, 3, 1).numpy(), sorted(tmp_path.glob("*"))
+        pictures = {"tensor": PIXELS, "array": array, "paths": paths}
+        size = 16 if kind == "paths" else None
+        images = of(pictures[kind], size=size, labels=LABELS, classes=["x", "y", "z"])
         assert images.classes == ("x", "y", "z") and images.labels.tolist() == LABELS
         assert of(pictures[kind], size=16).labels.tolist() == [-1] * 5
     assert torch.equal(images.take(range(5)), PIXELS) and images.size == 16

@@ -8,6 +8,7 @@ import re
 import shutil
 import urllib.error
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,7 @@ from zfkit.images.album import INSTALLED, SUBJECTS, Photograph, photographs
 from zfkit.images.decode import decode
 from zfkit.images.imageset import Windows
 
-
-def load(source, size=16, **options) -> ImageSet:
-    return load_images(source, size=size, progress=False, **options)
+load = partial(load_images, size=16, progress=False)
 
 
 def noise(height=16, width=16, channels=3, seed=0) -> np.ndarray:
@@ -113,9 +112,8 @@ def a_window_shows_what_its_name_says(images, i):
     whole = original.resize((224, 224), Image.Resampling.BICUBIC, box=box)
     # Between its two passes Pillow clips what overshoots at sharp edges, and with a box not always in the same place:
     # so the same again, columns first.
-    narrow = original.resize(
-        (224, original.height), Image.Resampling.BICUBIC, box=(box[0], 0, box[2], original.height)
-    )
+    columns = (box[0], 0, box[2], original.height)
+    narrow = original.resize((224, original.height), Image.Resampling.BICUBIC, box=columns)
     rows_last = narrow.resize((224, 224), Image.Resampling.BICUBIC, box=(0, box[1], 224, box[3]))
     errors = [np.abs(array(images[i][0]) - np.asarray(truth).astype(int)) for truth in (whole, rows_last)]
     error = min(errors, key=np.max)
@@ -126,9 +124,8 @@ def test_the_windows_of_a_photograph_cover_it(windows):
     for p in windows.windows.photograph.unique():
         with Image.open(photographs()[p].path) as opened:
             seen = np.zeros((opened.height, opened.width), bool)
-        for left, top, right, bottom in (
-            windows.windows.box[windows.windows.photograph == p].round().int().tolist()
-        ):
+        boxes = windows.windows.box[windows.windows.photograph == p].round().int()
+        for left, top, right, bottom in boxes.tolist():
             seen[top:bottom, left:right] = True
         assert seen.all(), photographs()[p].name
 
@@ -173,20 +170,30 @@ def test_a_bundled_photograph_that_is_missing_or_changed_is_named(own_album, tmp
     (tmp_path / "bee.png").write_bytes(content)
     assert load("photos-small", size=40)[0][1] == SUBJECTS.index("animal")
     (tmp_path / "bee.png").write_bytes(content[:-1] + b"?")
-    with pytest.raises(
-        ImageError, match=r"photograph bee\.png is not as zfkit brought it: install zfkit again"
-    ):
+    with pytest.raises(ImageError, match=r"bee\.png is not as zfkit brought it: install zfkit again"):
         load("photos")
     (tmp_path / "bee.png").unlink()
     with pytest.raises(ImageError, match=r"photograph bee\.png is missing: install zfkit again"):
         load("photos-small")
 
 
+def test_the_albums_pixels_are_kept_on_disk_and_damaged_ones_decoded_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZFKIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(album, "KEPT", 0)
+    decoded = load("photos-small", limit=3)
+    (kept,) = tmp_path.rglob("*.safetensors")
+    with monkeypatch.context() as patched:
+        patched.setattr(album, "decode", None)
+        undecoded = load("photos-small", limit=3)
+    kept.write_bytes(kept.read_bytes()[:-1] + bytes([kept.read_bytes()[-1] ^ 1]))
+    for again in (undecoded, load("photos-small", limit=3)):
+        assert torch.equal(again.take([0, 1, 2]), decoded.take([0, 1, 2])) and again[1][1] == decoded[1][1]
+        assert again.fingerprint() == decoded.fingerprint() and again.name(2) == decoded.name(2)
+
+
 def test_a_package_without_the_photographs_says_so(monkeypatch):
     monkeypatch.setattr(album, "FOLDER", "images/nowhere")
-    with pytest.raises(
-        ImageError, match=r"photographs are missing \(images/nowhere/sources\.csv\): install zfkit"
-    ):
+    with pytest.raises(ImageError, match=r"missing \(images/nowhere/sources\.csv\): install zfkit"):
         photographs.__wrapped__()
 
 
@@ -238,6 +245,7 @@ SEE_THROUGH = np.where(L[..., None] == L[0, 0], 255, COLOURS)
 CMYK = noise(channels=4, seed=5)
 # Pillow rounds (255 - ink)(255 - black) / 255; so does this, but half-way cases may differ by one.
 INK = (255.0 - CMYK[..., :3]) * (255.0 - CMYK[..., 3:]) / 255
+GREY_ALPHA = Image.frombytes("LA", (16, 16), np.dstack([L, ALPHA]).tobytes())
 BITS = np.where(L > 127, 255, 0)
 BIT_PICTURE = Image.fromarray(BITS.astype(np.uint8)).convert("1", dither=Image.Dither.NONE)
 
@@ -252,11 +260,7 @@ FILES = {
     "grey.gif": (encode(L, "GIF"), grey(L), 0),
     "alpha.png": (encode(np.dstack([RGB, ALPHA])), over_white(RGB, ALPHA), 1),
     "alpha.webp": (encode(np.dstack([RGB, ALPHA | 1]), "WEBP", lossless=True), over_white(RGB, ALPHA | 1), 1),
-    "grey_alpha.png": (
-        encode(Image.frombytes("LA", (16, 16), np.dstack([L, ALPHA]).tobytes())),
-        over_white(grey(L), ALPHA),
-        1,
-    ),
+    "grey_alpha.png": (encode(GREY_ALPHA), over_white(grey(L), ALPHA), 1),
     "palette.png": (encode(palette()), COLOURS, 0),
     "palette.gif": (encode(palette(), "GIF"), COLOURS, 0),
     "palette_see_through.png": (encode(palette(), transparency=int(L[0, 0])), SEE_THROUGH, 0),
@@ -339,7 +343,7 @@ def test_pixels_without_a_known_range_are_refused(values, why, tmp_path):
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr("zfkit.images.decode.MAX_PIXELS", 99)
     (tmp_path / "bomb.png").write_bytes(encode(noise(10, 10)))
-    with pytest.raises(ImageError, match=r"bomb\.png: 10 x 10 pixels are more than 99; make it smaller"):
+    with pytest.raises(ImageError, match=r"bomb\.png: 10 x 10 px are more than 99; make it smaller"):
         open_image(tmp_path / "bomb.png")
 
 
@@ -408,9 +412,8 @@ def folder_of(tmp_path: Path, names: list[str]) -> dict[str, np.ndarray]:
 
 
 def test_sub_folders_are_classes_and_paths_give_the_order(tmp_path):
-    written = folder_of(
-        tmp_path, ["dogs/z.png", "cats/b.png", "loose.png", "cats/10/deep.png", "cats/a.png", "a.png"]
-    )
+    names = ["dogs/z.png", "cats/b.png", "loose.png", "cats/10/deep.png", "cats/a.png", "a.png"]
+    written = folder_of(tmp_path, names)
     (tmp_path / "cats" / "notes.txt").write_text("not a picture")
     images = load(f"folder:{tmp_path}")
     assert images.classes == ("cats", "dogs")
@@ -483,9 +486,9 @@ def skipped_names(caught) -> list[str]:
     return [str(w.message).removeprefix("skipped ").split(":")[0] for w in caught]
 
 
-def check_against(written, names, pixels, labels):
-    assert names == sorted(written)
-    assert labels == [0, 0, 1, 1, 1]
+def check_against(written, images, index, pixels, labels):
+    names = [images.name(i) for i in index]
+    assert names == sorted(written) and labels.tolist() == [0, 0, 1, 1, 1]
     for name, picture in zip(names, pixels, strict=True):
         assert np.array_equal(array(picture), written[name])
 
@@ -497,12 +500,8 @@ def test_broken_files_are_skipped_by_name_and_the_rest_is_used(broken_folder):
     assert skipped_names(caught) == broken == [s.name for s in images.skipped]
     reasons = dict(images.skipped)
     assert "truncated" in reasons["cats/b.jpg"] and "not a picture" in reasons["dogs/a.jpg"]
-    check_against(
-        written,
-        [images.name(i) for i in range(len(images))],
-        images.take(range(len(images))),
-        images.labels.tolist(),
-    )
+    everything = range(len(images))
+    check_against(written, images, everything, images.take(everything), images.labels)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
@@ -516,12 +515,8 @@ def test_streaming_gives_the_same_pictures_whatever_the_batch_size(broken_folder
     assert all(0 < len(b.indices) <= batch_size for b in batches)
     assert all(len(b.indices) == len(b.pixels) == len(b.label) for b in batches)
     index = torch.cat([b.indices for b in batches]).tolist()
-    check_against(
-        written,
-        [images.name(i) for i in index],
-        torch.cat([b.pixels for b in batches]),
-        torch.cat([b.label for b in batches]).tolist(),
-    )
+    pixels, labels = (torch.cat([getattr(b, name) for b in batches]) for name in ("pixels", "label"))
+    check_against(written, images, index, pixels, labels)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # each file is reported once, not once a pass
         again = torch.cat([b.indices for b in images.batches(batch_size)]).tolist()
@@ -544,10 +539,8 @@ def test_batches_may_cover_a_part(in_memory, tmp_path, monkeypatch):
 
 def test_a_folder_of_broken_pictures_only_is_an_error(tmp_path):
     (tmp_path / "a.png").write_bytes(b"nothing")
-    with (
-        pytest.warns(UserWarning, match=r"a\.png"),
-        pytest.raises(ImageError, match=r"none of the 1.*a\.png"),
-    ):
+    refused = pytest.raises(ImageError, match=r"none of the 1.*a\.png")
+    with pytest.warns(UserWarning, match=r"a\.png"), refused:
         load(f"folder:{tmp_path}")
 
 
@@ -559,9 +552,8 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 def write_rows(path: Path, rows: list, labels=None, classes=None, group=1000) -> None:
     """Rows of encoded pictures in the Hugging Face image layout, `group` rows to a row group."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.table(
-        {"image": pa.array([r if r is None else {"bytes": r, "path": None} for r in rows], IMAGE)}
-    )
+    cells = [r if r is None else {"bytes": r, "path": None} for r in rows]
+    table = pa.table({"image": pa.array(cells, IMAGE)})
     if labels is not None:
         table = table.append_column("label", pa.array(labels))
     if classes is not None:
@@ -583,14 +575,10 @@ def shades(images: ImageSet) -> list[int]:
 @pytest.fixture
 def parquet_folder(tmp_path):
     """12 + 3 + 9 rows in three files of several row groups: row i has shade i and label i % 3."""
-    for name, rows in (
-        ("a-0.parquet", range(12)),
-        ("a-1.parquet", range(12, 15)),
-        ("b.parquet", range(15, 24)),
-    ):
-        write_rows(
-            tmp_path / name, [shade(i) for i in rows], [i % 3 for i in rows], ["cat", "dog", "eel"], group=2
-        )
+    files = {"a-0.parquet": range(12), "a-1.parquet": range(12, 15), "b.parquet": range(15, 24)}
+    for name, rows in files.items():
+        shown, classes = [shade(i) for i in rows], ["cat", "dog", "eel"]
+        write_rows(tmp_path / name, shown, [i % 3 for i in rows], classes, group=2)
     return tmp_path
 
 
@@ -795,16 +783,13 @@ def test_a_source_of_ones_own_is_one_decorated_function(monkeypatch):
     @sources.image_source("grey:LEVELS", size=8)
     def grey_levels(rest, size, **options):
         levels = [int(level) for level in rest.split(",")]
-        return ImageSet(
-            lambda i: (Image.new("RGB", (9, 9), (levels[i],) * 3), i),
-            [f"level {v}" for v in levels],
-            size=size,
-        )
+        read = lambda i: (Image.new("RGB", (9, 9), (levels[i],) * 3), i)  # noqa: E731
+        return ImageSet(read, [f"level {v}" for v in levels], size=size)
 
     images = load_images("grey:10,20,30", limit=2, progress=False)
     assert shades(images) == [10, 20] and images.size == 8 and images.labels.tolist() == [0, 1]
     assert images.source == "grey:10,20,30" and images.name(1) == "level 20"
-    with pytest.raises(ImageError, match=r"cannot be read.*invalid literal"):
+    with pytest.raises(ImageError, match=r"cannot read.*invalid literal"):
         load("grey:dark")
     with pytest.raises(ImageError, match=r"no image source 'gray:1'.*Did you mean 'grey:LEVELS'"):
         load("gray:1")

@@ -50,9 +50,7 @@ def test_twelve_bits_in_sixteen_are_said_once_and_shown_by_their_range(tmp_path)
         warnings.simplefilter("error")
         ranged = load_images(f"folder:{tmp_path}", size=16, value_range=(100, 3000), progress=False)
         assert np.array_equal(greys(ranged[1][0]), scaled(TWELVE, 100, 3000))
-        Image.fromarray(TWELVE * 16).save(
-            tmp_path / "c.png"
-        )  # one bright picture: the others are merely dark
+        Image.fromarray(TWELVE * 16).save(tmp_path / "c.png")  # one bright picture: others are dark
         load_images(f"folder:{tmp_path}", size=16, progress=False)
 
 
@@ -66,9 +64,8 @@ def test_signed_and_floating_point_pixels_need_a_range(values, word, tmp_path):
     with pytest.raises(ImageError, match=rf"{word}.*value_range=\(low, high\)"):
         quietly(tmp_path / "a.tif")
     low, high = (-1000, 1000) if values is SIGNED else (-1.5, 2.0)
-    assert np.array_equal(
-        greys(quietly(tmp_path / "a.tif", value_range=(low, high))), scaled(values, low, high)
-    )
+    shown = greys(quietly(tmp_path / "a.tif", value_range=(low, high)))
+    assert np.array_equal(shown, scaled(values, low, high))
 
 
 def test_a_range_that_the_file_states_is_taken(tmp_path):
@@ -95,18 +92,13 @@ def png(values: np.ndarray) -> bytes:
     """A PNG of 16-bit colours (H, W, 3), which Pillow cannot write."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-        )
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + checksum
 
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(rows), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in chunks.items())
 
 
 def test_colours_of_sixteen_bits(tmp_path):

@@ -12,6 +12,7 @@ import torch
 from boxes import assert_boxes_are_what_units_see
 from hypothesis import given
 from hypothesis import strategies as st
+from oracle import assert_close
 from torch import nn
 
 import zfkit
@@ -22,9 +23,7 @@ from zfkit.nets.zoo import describe
 
 F64 = torch.float64
 TAPS = {3: [1 / 4, 2 / 4, 1 / 4], 5: [1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16]}
-TINY = Architecture(
-    "zfnet", 32, conv1=(7, 2, 1), conv2=(5, 1, 2), widths=(4, 5, 6, 7, 8), hidden=9, classes=3
-)
+TINY = Architecture("zfnet", 32, (7, 2, 1), (5, 1, 2), widths=(4, 5, 6, 7, 8), hidden=9, classes=3)
 # As the full networks are, but with few maps: stride 2 and 2, and stride 4 and 1 with a pool that does not stride.
 SMALL = {
     "zfnet": Architecture("zfnet", 64, (7, 2, 1), (5, 2, 0), widths=(3, 4, 5, 4, 3), hidden=5, classes=4),
@@ -56,12 +55,6 @@ def sides(net, height, width):
         x = module(x)
         found[name] = tuple(x.shape[2:])
     return found
-
-
-def assert_close(found, expected, tolerance=1e-10):
-    found, expected = torch.as_tensor(found), torch.as_tensor(expected)
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 # ---------------------------------------------------------------------------------------------- the blur layer

@@ -17,9 +17,7 @@ from zfkit.nets import Architecture, load_state, load_weights, read_provenance
 from zfkit.nets.paper import build
 from zfkit.nets.zoo import describe
 
-TINY = Architecture(
-    "zfnet", 32, conv1=(7, 2, 1), conv2=(5, 1, 2), widths=(4, 5, 6, 7, 8), hidden=9, classes=3
-)
+TINY = Architecture("zfnet", 32, (7, 2, 1), (5, 1, 2), widths=(4, 5, 6, 7, 8), hidden=9, classes=3)
 PROVENANCE = {
     "architecture": describe(TINY),
     "input_size": 32,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from mining import image_set, random_pixels, run
+from mining import run
+from tiny import image_set, noise
 from torch import nn
 
 import zfkit
@@ -16,7 +17,7 @@ from zfkit.errors import ImageError, ModelError
 from zfkit.nets.activations import activations
 
 SIDE = 12
-PICTURES = random_pixels(6, SIDE)
+PICTURES = noise(6, SIDE)
 
 
 def small(mean=100.0):

@@ -344,9 +344,7 @@ def test_inputs_are_colour_minus_mean_times_scale():
 
 
 def test_the_bundled_networks_see_0_to_255_less_the_mean_and_no_deviation(zfnet64):
-    black, white = (
-        zfnet64.preprocess(torch.full((3, 1, 1), v, dtype=torch.uint8)).flatten() for v in (0, 255)
-    )
+    black, white = (zfnet64.preprocess(torch.full((3, 1, 1), v).byte()).flatten() for v in (0, 255))
     assert torch.allclose(white - black, torch.full((3,), 255.0))
     assert ((black < -90) & (black > -140)).all()  # "in about [-128, 128]"
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -241,6 +242,35 @@ def test_a_picture_is_a_tensor_an_array_or_a_path(tmp_path):
         zfkit.occlude(model, pixels.astype(float), **options)
 
 
+@pytest.mark.parametrize("size, measure", [
+    (20, lambda *of: zfkit.invariance(*of, values=[0, 2], progress=False)),
+    (22, lambda *of: zfkit.shift_consistency(*of, shifts=2, layers=["0"], progress=False)),
+    (20, lambda *of: zfkit.measure_aliasing(*of, "0", progress=False)),
+    (20, lambda *of: zfkit.diagnose(*of, progress=False)),
+], ids=["invariance", "shift_consistency", "measure_aliasing", "diagnose"])  # fmt: skip
+def test_pictures_are_a_set_tensors_arrays_or_paths(size, measure, tmp_path):
+    """Paths are brought to the size that it takes."""
+    model, pixels = network(0), random_pixels(3, 22)
+    files = [tmp_path / f"{i}.png" for i in range(3)]
+    for file, picture in zip(files, pixels, strict=True):
+        Image.fromarray(picture).save(file)
+    given = [image_set(pixels), torch.from_numpy(pixels).permute(0, 3, 1, 2), pixels]
+    truth, *others = (measure(model, pictures).table() for pictures in given)
+    for other in others:
+        pd.testing.assert_frame_equal(other, truth)
+    brought = zfkit.ImageSet.of(files, size=size, progress=False)
+    pd.testing.assert_frame_equal(measure(model, files).table(), measure(model, brought).table())
+
+
+def test_aliasing_of_one_picture_by_its_path(tmp_path):
+    Image.fromarray(random_pixels(1, 22)[0]).save(file := tmp_path / "a.png")
+    model = network(0)
+    listed = zfkit.ImageSet.of([file], size=model.input_size, progress=False)
+    layer = next(iter(zfkit.frequency.subsampling_layers(model)))
+    found, truth = (zfkit.measure_aliasing(model, of, layer, progress=False) for of in (file, listed))
+    pd.testing.assert_frame_equal(found.table(), truth.table())
+
+
 def test_activations_are_what_a_hook_sees(tmp_path):
     model = tiny_model()
     arrays = random_pixels(3, model.input_size)
@@ -277,9 +307,7 @@ def test_a_heat_map_lies_over_what_units_see():
 def test_filters_of_a_first_layer_in_one_call():
     conv = torch.nn.Conv2d(3, 2, 3)
     conv.weight.data.zero_()[0, 0, 1, 2], conv.weight.data[1, 2] = 5.0, -0.1
-    model = zfkit.wrap_model(
-        torch.nn.Sequential(conv, torch.nn.Conv2d(2, 4, 3)), mean=0, scale=1, input_size=32
-    )
+    model = zfkit.wrap_model(nn.Sequential(conv, nn.Conv2d(2, 4, 3)), mean=0, scale=1, input_size=32)
     sheet = np.asarray(figures.filters(model)).astype(int)
     assert sheet.shape == (66, 2 * 66 + 6, 3)
     assert sheet[33, 55].tolist() == [255, 128, 128] and sheet[33, 10].tolist() == [128] * 3
@@ -320,9 +348,7 @@ def test_every_result_has_a_table_and_a_figure_and_is_said_in_few_words():
             vars(one).update({f.name: torch.rand(999) for f in dataclasses.fields(kind)}, model="net")
             assert repr(one) == f"{kind.__name__}(model='net')"
         else:
-            assert kind.__repr__.__code__.co_filename == inspect.getfile(kind), (
-                "written there, not by dataclass"
-            )
+            assert kind.__repr__.__code__.co_filename == inspect.getfile(kind), "written there, no dataclass"
 
 
 def test_patches_as_a_table_and_a_sheet():

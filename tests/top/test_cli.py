@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import sys
+import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import zfkit
+from zfkit import __main__, cli
 from zfkit.cli import main
 
 
@@ -30,9 +34,7 @@ def test_atlas_writes_the_page_a_picture_per_layer_and_the_table(pictures, tmp_p
     assert main(["atlas", "--images", f"folder:{pictures}", *options]) == 0
     assert sorted(p.name for p in out.iterdir()) == ["conv1.png", "conv3.png", "index.html", "topk.parquet"]
     printed = capsys.readouterr().out
-    assert all(
-        str(out / name) in printed for name in ["index.html", "conv1.png", "conv3.png", "topk.parquet"]
-    )
+    assert all(str(out / n) in printed for n in ["index.html", "conv1.png", "conv3.png", "topk.parquet"])
     table = zfkit.TopK.load(out / "topk.parquet").table("conv3")
     assert table.groupby("channel").size().eq(4).all()
     assert main(["atlas", "--images", f"folder:{pictures}", *options, "--patches-only"]) == 0
@@ -74,10 +76,8 @@ def test_a_notebook_that_makes_no_atlas_is_refused_before_it_runs(tmp_path, caps
     cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": "model = 1", "outputs": [],
             "execution_count": None, "id": "a"}  # fmt: skip
     notebook = tmp_path / "other.ipynb"
-    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    notebook.write_text(
-        json.dumps({"cells": [cell], "metadata": metadata, "nbformat": 4, "nbformat_minor": 5})
-    )
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    notebook.write_text(json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
     assert main(["atlas", "--notebook", str(notebook), "--out", str(tmp_path / "out")]) == 2
     assert "other.ipynb has no parameter images" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -118,3 +118,12 @@ def test_help_shows_an_example(command, capsys):
         main([command, "--help"])
     assert stopped.value.code == 0
     assert f"zfkit {command}" in capsys.readouterr().out.split("example", 1)[1]
+
+
+def test_a_warning_is_one_line(monkeypatch):
+    for of, name in ((signal, "signal"), (sys, "unraisablehook"), (warnings, "formatwarning")):
+        monkeypatch.setattr(of, name, getattr(of, name) if of is warnings else lambda *_: None)
+    monkeypatch.setattr(cli, "main", lambda: 0)
+    with pytest.raises(SystemExit):
+        __main__.main()
+    assert warnings.formatwarning("no projections", UserWarning, "cli.py", 7) == "zfkit: no projections\n"

@@ -99,13 +99,11 @@ def test_a_rule_that_computes_something_else_is_found(monkeypatch, only, capsys)
     only("_self_test")
     assert main(["doctor"]) == 1
     printed = capsys.readouterr()
-    assert printed.out.startswith(
-        "### zfkit doctor: 2 things are broken\n\n- **broken** deconvnet of zfnet64"
-    )
+    expected = "### zfkit doctor: 2 things are broken\n\n- **broken** deconvnet of zfnet64"
+    assert printed.out.startswith(expected)
     lines = printed.err.splitlines()
-    assert [line.partition(" of ")[0] for line in lines] == [
-        f"zfkit doctor: broken: {r}" for r in ("deconvnet", "guided")
-    ]
+    broken = [f"zfkit doctor: broken: {rule}" for rule in ("deconvnet", "guided")]
+    assert [line.partition(" of ")[0] for line in lines] == broken
 
 
 def test_overlapping_windows_that_do_not_add_up_are_found(monkeypatch):
@@ -202,16 +200,14 @@ def test_photographs_that_are_missing_or_damaged(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "WEIGHTS", tmp_path)
     (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\nand no more")
     whole, torn = INSTALLED[1], SimpleNamespace(name="torn", sha256="", checked=lambda: tmp_path / "torn.png")
-    gone, lost = (
-        Photograph("gone", "skimage", "gone.png", ""),
-        Photograph("lost", "zfkit", "a", "", sha256="0" * 64),
-    )
+    gone = Photograph("gone", "skimage", "gone.png", "")
+    lost = Photograph("lost", "zfkit", "a", "", sha256="0" * 64)
     for album, status, told in (
         ((whole, gone, torn), "note", "1 of 3: gone is not in the installed packages, torn is damaged ("),
         (
             (whole, lost),
             "broken",
-            "1 of 2: lost is damaged (`ImageError: the bundled photograph a is missing: inst",
+            "1 of 2: lost is damaged (`ImageError: the bundled photograph a is missing",
         ),
         ((gone,), "broken", "0 of 1: gone"),
     ):
@@ -246,19 +242,15 @@ def test_packages_that_are_missing_too_old_or_do_not_import(monkeypatch):
 
     monkeypatch.setattr(doctor.importlib, "import_module", refuses)
     required, optional = found(doctor._versions), found(doctor._optional)
-    assert (required["pyarrow"].status, required["pyarrow"].found) == (
-        "broken",
-        "is missing: pip install pyarrow",
-    )
+    assert required["pyarrow"] == Check("", "pyarrow", "is missing: pip install pyarrow", "broken")
     assert required["torch"].status == "broken"
     assert required["torch"].found.startswith("2.3.9+cpu is too old: pip install --upgrade 'torch>=2.4")
     assert required["numpy"].status == "fine"
     assert required["torchvision"].status == "broken"
     assert "cannot be imported (`RuntimeError: operator torchvision::nms" in required["torchvision"].found
     assert optional["notebooks"].status == "note"
-    assert optional["notebooks"].found.startswith(
-        "missing papermill: pip install 'zfkit[notebooks]' (there: "
-    )
+    told = "missing papermill: pip install 'zfkit[notebooks]' (there: "
+    assert optional["notebooks"].found.startswith(told)
     assert optional["onnx"].found.startswith("missing onnx: pip install 'zfkit[onnx]'")
     assert optional["cluster"].status == "fine"
     assert "dev" not in optional

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import os
 import random
-import shlex
 import shutil
 import signal
 import subprocess
@@ -41,12 +40,8 @@ COMMANDS = {
     "--epochs 2 --save-every 1 --out out",
     "sweep": "sweep work.ipynb --grid grid.yaml --jobs 2 --out out",
 }  # fmt: skip
-STEADY = {
-    "mine": ".parquet",
-    "atlas": "",
-    "site": "",
-    "train": "model.safetensors",
-}  # the same bytes each time
+# The same bytes each time.
+STEADY = {"mine": ".parquet", "atlas": "", "site": "", "train": "model.safetensors"}
 FORKS = """
 import os, runpy, sys
 import joblib, torchvision, zfkit.atlas, zfkit.cli, zfkit.sweeps, zfkit.training, zfkit.topk
@@ -201,7 +196,7 @@ def test_a_page_server_killed_at_any_moment_takes_its_kernels_along(place):
     rng = random.Random(0)
     for kill in range(-1, KILLS):  # the first tells how long it takes
         port = b.free_port()
-        command = f"{b.make_app('--no-browser', f'--port={port}')} {shlex.quote(str(place / 'page.ipynb'))}"
+        command = b.make_app(place / "page.ipynb", f"--port={port}")
         with (place / "said").open("w") as said:
             server = subprocess.Popen(
                 ["sh", "-c", command], cwd=place, env=environment, start_new_session=True, stdout=said, stderr=said,

@@ -101,9 +101,7 @@ def test_entries_of_four_processes_never_overlap(seconds, tmp_path):
     for process in processes:
         process.kill()
         process.communicate()
-    entries = sorted(
-        tuple(map(int, line.split())) for line in log.read_text().splitlines() if line.count(" ")
-    )
+    entries = sorted(tuple(map(int, s.split())) for s in log.read_text().splitlines() if s.count(" "))
     assert len(entries) > 100
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(entries))
     assert (tmp_path / ".lock").exists()

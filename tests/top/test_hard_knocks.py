@@ -614,9 +614,7 @@ def test_the_command_says_so_before_it_starts(open_folder, capsys):
     (open_folder / "folder").mkdir(mode=0o555)
     zfkit.load_model()  # what torch imports on the way may lie where only root may read
     with as_nobody():
-        code = main(
-            ["mine", "--limit", "2", "--size", "64", "--out", str(open_folder / "folder" / "t.parquet")]
-        )
+        code = main(["mine", "--limit", "2", "--size", "64", "--out", str(open_folder / "folder/t.parquet")])
     printed = capsys.readouterr()
     assert code == 2 and "pictures/s" not in printed.out  # nothing was timed, nothing mined
     assert "zfkit mine: cannot write" in printed.err and "Permission denied" in printed.err

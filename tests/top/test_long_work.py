@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+from pathlib import Path
 
 import pytest
 from mining import assert_same, exact_model, pictures
@@ -32,13 +34,42 @@ def clock(monkeypatch):
 
 
 def test_what_takes_over_two_minutes_says_so_once_and_how_to_shorten_it(clock, capsys):
-    with steps(3000, "shifting", shorter="fewer shifts take less") as done:
-        for _ in range(5):
-            clock.now += 1.5
-            done(1)
-    said = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if "about" in line]
-    # Known after 3 s and 2 pictures: 1.5 s for each of the 2,998 that are left.
-    assert said == ["shifting: about 1:14:57 for 3,000 img; fewer shifts take less"]
+    with steps(3100, "shifting", shorter="fewer shifts take less", begun=100) as done:
+        clock.now += 99
+        done(0)  # it prepares, which is no part of what is estimated
+        for seconds in (30, 1.5, 1.5, 1.5, 1.5):  # the first compiles
+            clock.now += seconds
+            done(1, "loss 1.386")
+    shown = capsys.readouterr().err
+    assert "loss 1.386" in shown
+    said = [line for line in shown.replace("\r", "\n").splitlines() if "about" in line]
+    # Known after 3 s and 2 pictures more: 1.5 s for each of the 2,997 that are left of 3,000.
+    assert said == ["shifting: about 1:14:56 more; fewer shifts take less"]
+
+
+def test_every_long_function_says_what_would_make_it_shorter():
+    """There is one bar; and what counts something else than pictures says more than that fewer of those take less."""
+    texts = {file.stem: file.read_text() for file in Path(zfkit.__file__).parent.rglob("*.py")}
+    nodes = [n for text in texts.values() for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Call)]
+    calls = [call for call in nodes if ast.unparse(call.func) == "steps"]
+    others = [call for call in calls if 2 < len(call.args) < 6 and call.args[2].value != "img"]
+    assert [ast.unparse(c) for c in others if "shorter" not in [k.arg for k in c.keywords]] == []
+    assert (
+        len(calls) > 18
+        and len(others) > 5
+        and [n for n, text in texts.items() if "tqdm" in text] == ["batching"]
+    )
+
+
+def test_memory_is_handed_back_on_the_way(clock, monkeypatch):
+    """At most every 5 s, for it takes a while."""
+    given = []
+    monkeypatch.setattr(batching, "give_back", lambda: given.append(clock.now))
+    with steps(99, "mining", progress=False) as done:
+        for _ in range(9):
+            clock.now += 2
+            done()
+    assert given == [6, 12, 18]
 
 
 @pytest.mark.parametrize("total, progress", [(81, True), (3000, False)])

@@ -7,15 +7,21 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
+import zfkit
+from zfkit.sweeps import read_parameters
+from zfkit.sweeps.execute import DEFAULT_RUN
 from zfkit.sweeps.records import recorded
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 WORDS, CELLS, LINES, SENTENCE, CLOSING = 1_200, 20, 15, 30, 120
 MORE_CELLS = {"02_deconvnet_by_hand": 40}  # of toys
+ALWAYS_SO = {"04-10": "0.65", "04b-06": "0.05 0.20 0.30", "c04": "0.18", "c13-1": "0.09"}  # no findings
+DECIMALS = r"(?<![\d.])\d+\.\d\d+(?!\.?\d)"
 FOLDED = re.compile(r"<details>.*?</details>", re.S)
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -63,10 +69,17 @@ def broken_rules(notebook: nbformat.NotebookNode, cells: int = CELLS) -> list[st
     found += [
         f"the first cell lacks {w!r}" for w in ("Previous", "Next", "Reading", "running") if w not in words[0]
     ]
-    if "\n## Exercises" not in "\n".join(words) or len(FOLDED.findall("\n".join(words))) < 1:
-        found.append("no exercises with folded answers")
+    exercises = "\n".join(words).partition("\n## Exercises")[2]
+    if len(re.findall(r"^\d\. ", FOLDED.sub("", exercises), re.M)) < 3 or not FOLDED.search(exercises):
+        found.append("no three exercises with folded answers")
     if not re.search(r"\bpredict\b", "\n".join(words), re.I):
         found.append("nothing to predict")
+    measured = set(re.findall(DECIMALS, printed_by(notebook)))
+    for cell in (c for c in notebook.cells if c.cell_type == "markdown"):
+        text = FOLDED.sub("", DEFAULT_RUN.sub("", cell.source))
+        said = measured.intersection(re.findall(DECIMALS, as_read(text)))
+        if said - set(ALWAYS_SO.get(cell.id, "").split()):
+            found.append(f"cell {cell.id} has {sorted(said)} of this run, which is not marked as the default")
     for cell in code:
         for output in cell.outputs:
             if output.output_type == "stream" and re.search(r"\b(True|False)\b", output.text):
@@ -82,6 +95,17 @@ def test_notebooks_are_short_and_plain(path):
     assert broken_rules(nbformat.read(path, as_version=4), MORE_CELLS.get(path.stem, CELLS)) == []
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_weights_are_a_parameter_and_all_parameters_are_used(path):
+    notebook = nbformat.read(path, as_version=4)
+    cells = (c for c in notebook.cells if "outputs" in c and c.metadata.get("tags") != ["parameters"])
+    code = "\n".join(c.source for c in cells)
+    names = read_parameters(notebook, path.name)
+    assert "weights" in names and re.search(r"weights=weights|weights\.split", code), "handed on"
+    assert [name for name in names if not re.search(rf"\b{name}\b", code)] == []
+    assert re.search(r"if .*\bweights\b.*:\n    print\(\"The text speaks of", code), "with others"
+
+
 def test_words_and_sentences_are_those_that_are_read():
     text = (
         "# A title?\n\nOne two, e.g. three $x + y$ [four](five six.md). `Six` 7 eight!\n\n"
@@ -94,20 +118,21 @@ def test_words_and_sentences_are_those_that_are_read():
 def test_each_rule_is_noticed():
     cells = [
         nbformat.v4.new_markdown_cell("# No question\n\n" + "word " * 31 + "."),
+        nbformat.v4.new_markdown_cell("<!-- default-run -->\n\nIt is 0.56.\n\n<!-- /default-run -->"),
         nbformat.v4.new_code_cell("\n".join(["x = 1"] * 16)),
-        nbformat.v4.new_markdown_cell("Words. " * 121),
+        nbformat.v4.new_markdown_cell("Words. " * 118 + "It is 0.56."),
     ]
-    cells[1].outputs = [
-        nbformat.v4.new_output("stream", text="more than chance: True"),
+    cells[2].outputs = [
+        nbformat.v4.new_output("stream", text="more than chance: True, 0.56"),
         nbformat.v4.new_output("display_data", {WIDGET: {}, "text/plain": "Explorer"}),
     ]
-    broken = " / ".join(broken_rules(nbformat.v4.new_notebook(cells=cells), cells=2))
+    broken = " / ".join(broken_rules(nbformat.v4.new_notebook(cells=cells), cells=3))
     for rule in (
-        "31 words in", "16 lines", "3 cells", "121 unfolded", "no question", "lacks 'Previous'", "no exercises",
-        "nothing to predict", "prints", "leaves no picture",
+        "31 words in", "16 lines", "4 cells", "121 unfolded", "no question", "lacks 'Previous'", "no three exercises",
+        "nothing to predict", "prints", "leaves no picture", "has ['0.56'] of this run",
     ):  # fmt: skip
         assert rule in broken
-    cells[2].source = "Words. " * 1201
+    cells[3].source = "Words. " * 1201
     assert "words, at most 1200" in " / ".join(broken_rules(nbformat.v4.new_notebook(cells=cells)))
 
 
@@ -167,17 +192,18 @@ def test_claims_are_the_numbers_that_notebooks_recorded(entry):
 
 
 VGG = {"model": "torchvision:vgg11", "weights": "none"}
+NET = {"model": "torchvision:resnet18", "weights": "none"}
 PAIR = {"weights": "none", "pair": ["squeezenet1_1", "torchvision:vgg11"]}
 RUNS = {
     "00_explorer": {"model": "squeezenet1_1"},
     "01_what_do_the_layers_see": VGG | {"maps": 2},
     "04_which_frequencies": PAIR | {"draws": 2},
     "04b_what_a_stride_folds": PAIR | {"pictures": 2, "windows": 2, "searched": 9, "maps": 4},
-    "07_can_you_trust_the_picture": VGG | {"units": 2, "layers": "features.3,features.6"},
-    "08_occlusion": VGG | {"picture": 0, "target": "", "step": 0.25},
+    "07_can_you_trust_the_picture": NET | {"units": 2, "layers": "layer1.1.conv2,layer2.1.conv2"},
+    "08_occlusion": NET | {"picture": 0, "target": "", "step": 0.25},
     "09_invariance": {"model": "squeezenet1_1", "many": 2, "turn": 90, "zoom": 0.4},
     "10_correspondence": VGG | {"images": "animals", "draws": 1},
-    "11b_transfer": VGG | {"each": 3, "per_class": [1, 2], "splits": 1, "scratch_epochs": 0},
+    "11b_transfer": NET | {"each": 3, "per_class": [1, 2], "splits": 1, "scratch_epochs": 0},
     "A_the_lattice": PAIR | {"searched": 9, "maps": 2},
 }
 
@@ -185,16 +211,23 @@ RUNS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_notebooks_run_with_other_networks_and_a_folder_of_pictures(name, tmp_path, monkeypatch):
-    papermill = pytest.importorskip("papermill")
     monkeypatch.setenv("ZFKIT_CACHE", str(tmp_path / "cache"))
     for i in range(10):
         blocks = np.random.default_rng(i).integers(0, 256, (30, 30, 3), dtype=np.uint8)
         (folder := tmp_path / "mine" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         Image.fromarray(blocks).resize((260, 260)).save(folder / f"{i}.png")
-    source = str(FOLDER / f"{name}.ipynb")
-    mine = {"images": f"folder:{tmp_path / 'mine'}"} if "images" in papermill.inspect_notebook(source) else {}
-    done = papermill.execute_notebook(
-        source, None, mine | RUNS[name], "nbclient", "python3", progress_bar=False
-    )
+    source = FOLDER / f"{name}.ipynb"
+    takes = read_parameters(nbformat.read(source, as_version=4))
+    mine = {"images": f"folder:{tmp_path / 'mine'}"} if "images" in takes else {}
+    run = zfkit.sweep(source, [mine | RUNS[name]], tmp_path / "runs", threads=1, progress=False).iloc[0]
+    assert run.status == "finished", run.error
+    done = nbformat.read(tmp_path / "runs" / run.notebook, as_version=4)
     assert "The text speaks of" in printed_by(done), "or its numbers would be taken for this network's"
-    assert recorded(done)
+    assert not any("default-run" in cell.source for cell in done.cells if cell.cell_type == "markdown")
+    kept = pd.read_parquet(tmp_path / "runs" / "results.parquet").iloc[0]
+    assert (records := recorded(done)) and {*records} <= {*kept.index}
+    said = re.findall(r"(\S+): patches of one map (\S+), of different maps (\S+)", printed_by(done))
+    assert len(said) == (5 if name.startswith("01") else 0)  # a line for each layer
+    for layer, *numbers in said:
+        row = kept[[f"{layer}: likeness of patches", f"{layer}: of different maps"]]
+        assert [f"{value:.2f}" for value in row] == numbers

@@ -142,9 +142,7 @@ def test_two_hundred_lines_of_odd_options(part, place, capsys):
         try:
             seen[outcome(line, capsys)] += 1
         except BaseException as error:
-            raise AssertionError(
-                f"zfkit {line!r:.2000} ended with {type(error).__name__}: {error}"
-            ) from error
+            raise AssertionError(f"{line!r:.2000} ended with {type(error).__name__}: {error}") from error
     assert seen[2] > LINES / 80
 
 

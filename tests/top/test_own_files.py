@@ -140,9 +140,7 @@ def user_file(path):
     elif path.suffix == ".parquet":
         pq.write_table(pa.table({"mine": [1]}), path)
     else:
-        path.write_text(
-            "{}" if path.suffix == ".ipynb" else "<!doctype html><title>all about zfkit</title>" * 999
-        )
+        path.write_text("{}" if path.suffix == ".ipynb" else "<!doctype html><title>on zfkit</title>" * 999)
     return path.read_bytes()
 
 

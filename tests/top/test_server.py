@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-import shlex
 import sys
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
 
 import browser as b
+import nbformat
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -25,11 +28,11 @@ pytestmark = [
 ]
 SEATS = 3
 CELLS = (
-    "import os, resource, ipywidgets as W",
-    "state, upload, said = W.Text(), W.FileUpload(accept='image/*'), W.HTML()",
-    """def say(_):
+    "import os, resource, time, ipywidgets as W; time.sleep(1)",
+    """state, upload, said = W.Text(), W.FileUpload(accept='image/*'), W.HTML()
+def say(_):
     held, most = sum(len(file.content) for file in upload.value), resource.getrlimit(resource.RLIMIT_DATA)[0]
-    said.value = f"<b class='said'>{os.getpid()} {state.value or '-'} {held} {most}</b>"
+    said.value = f"<b class='said zx' data-drawn>{os.getpid()} {state.value or '-'} {held} {most}</b>"
 state.observe(say, "value"), upload.observe(say, "value"), say(None)
 W.VBox([state, upload, said])""",
 )
@@ -37,22 +40,57 @@ W.VBox([state, upload, said])""",
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
+    """A tiny notebook as `make app` serves the explorer."""
     folder = tmp_path_factory.mktemp("class")
     for name in ("page", "home", "tmp"):
         (folder / name).mkdir()
-    b.write_notebook(folder / "page" / "tiny.ipynb", *CELLS)
+    app = nbformat.read(b.PAGE / "app.ipynb", as_version=4).cells[0].source
+    notebook = b.write_notebook(folder / "page" / "tiny.ipynb", app, *CELLS)
     b.write_notebook(folder / "other.ipynb", "'other'")
     for place in ("page/notes.txt", "page/photo.png", "outside.png"):
         (folder / place).write_text("not for everybody")
-    port = b.free_port()
-    command = b.make_app("--no-browser", f"--port={port}", f"--Seats.seats={SEATS}")
-    notebook = shlex.quote(str(folder / "page" / "tiny.ipynb"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(folder / "home"))
         patch.setenv("TMPDIR", str(folder / "tmp"))
-        with b.serving(["sh", "-c", f"{command} {notebook}"], folder / "jupyter", port, folder) as running:
-            running.folder = folder
+        with b.voila(folder / "jupyter", notebook, f"--Seats.seats={SEATS}") as running:
+            running.folder, running.notebook = folder, notebook
             yield running
+
+
+def kernels(server):
+    """Process numbers of the server's kernels."""
+    found = set()
+    for child in psutil.Process(server.process.pid).children():
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            found |= {child.pid} if "ipykernel_launcher" in " ".join(child.cmdline()) else set()
+    return found
+
+
+def until(server, good, seconds=40):
+    """The kernels, once they are as they should be."""
+    end = time.monotonic() + seconds
+    while not good(now := kernels(server)) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert good(now), now
+    return now
+
+
+def opened(chromium, server):
+    """A page with its figure, until what it stands for is there; and its kernel."""
+    until(server, lambda now: len(now) == 1)  # the one that is made ready; pages of before are gone
+    page = b.open_page(chromium)
+    page.tab.add_init_script(  # seen before the kernel's first answer, however soon that comes
+        """new MutationObserver(() => {
+            const figure = document.getElementById('zfkit-opening');
+            if (figure) window.began ??= getComputedStyle(figure).display;
+        }).observe(document, {childList: true, subtree: true})"""
+    )
+    page.tab.goto(f"{server.url}/?token={server.token}")
+    page.wait_for("b.said")
+    figure = page.tab.locator("#zfkit-opening img")
+    assert figure.evaluate("async image => (await image.decode(), image.naturalWidth)") > 800
+    assert page.tab.evaluate("began") == "block" and not figure.is_visible()
+    return page, int(said(page)[0])
 
 
 def said(page):
@@ -67,10 +105,11 @@ def test_three_at_once_share_nothing_and_no_picture_reaches_the_disk(server):
     for array in noise:
         Image.fromarray(array).save(file := io.BytesIO(), "PNG")
         pictures.append(file.getvalue())
+    address = f"{server.url}/?token={server.token}"
     with b.chromium() as chromium:
         pages = [b.open_page(chromium) for _ in range(SEATS)]
         for page in pages:  # all are asked for before the first is there
-            page.tab.goto(f"{server.url}/?token={server.token}", wait_until="commit")
+            page.tab.goto(address, wait_until="commit")
         for i, page in enumerate(pages):
             page.wait_for("b.said")
             page.tab.fill("input[type=text]", f"student{i}")
@@ -89,16 +128,41 @@ def test_three_at_once_share_nothing_and_no_picture_reaches_the_disk(server):
             opened = [str(f.readlink()) for f in Path(f"/proc/{said(page)[0]}/fd").iterdir() if f.exists()]
             assert not [name for name in opened if name.endswith((".png", "(deleted)"))]
         fourth = b.open_page(chromium)
-        assert fourth.tab.goto(f"{server.url}/?token={server.token}").status == 503
-        assert "All seats are taken" in fourth.tab.inner_text("body")
+        assert fourth.tab.goto(address).status == 503
+        assert "All seats are taken: try again later" in fourth.tab.inner_text("body")
+        assert fourth.asked == []
         pages[0].tab.close(run_before_unload=True)
-        fourth.until(
-            lambda: fourth.tab.goto(f"{server.url}/?token={server.token}").status,
-            lambda status: status == 200,
-            "no seat",
-        )
+        fourth.until(lambda: fourth.tab.goto(address).status, (200).__eq__, "no seat")
         assert not [words for page in pages for words in page.said if words.startswith("kernel")]
         run_code(server, pages[1])
+        fourth.wait_for("b.said")
+        for page in (*pages[1:], fourth):
+            page.tab.close(run_before_unload=True)
+        until(server, lambda now: len(now) == 1)  # a browser that went with them might not have told it
+
+
+def test_a_page_that_closes_or_is_loaded_anew_ends_its_kernel(server):
+    with b.chromium() as chromium:
+        page, first = opened(chromium, server)
+        page.tab.reload()
+        page.wait_for("b.said")
+        second = int(said(page)[0])
+        assert second in until(server, lambda now: first not in now)
+        page.tab.close(run_before_unload=True)
+        until(server, lambda now: second not in now)
+
+
+def test_the_kernel_of_a_page_that_vanished_ends_and_the_one_made_ready_stays(server, tmp_path):
+    quick = "--Seats.cull_idle_timeout=8", "--Seats.cull_interval=2"
+    with b.chromium() as chromium, b.voila(tmp_path, server.notebook, *quick) as server:
+        page, kernel = opened(chromium, server)
+        (ready,) = until(server, lambda now: len(now) == 2 and kernel in now) - {kernel}
+        page.tab.wait_for_timeout(12_000)
+        assert kernels(server) == {ready, kernel}  # a page that is open keeps its kernel, however still it is
+        page.tab.route("**/voila/api/shutdown/**", lambda route: route.abort())
+        page.tab.context.close()
+        assert until(server, lambda now: kernel not in now) == {ready}
+        assert opened(chromium, server)[1] == ready
 
 
 def run_code(server, page):
@@ -178,6 +242,6 @@ def test_a_page_reads_no_path(tmp_path, monkeypatch):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     file = str(tmp_path / "a.png")
     assert read_own(file, "a.png", 32, 32)
-    monkeypatch.setenv("SERVER_SOFTWARE", "voila/0.5.13")  # as Voila has it in its kernels
+    monkeypatch.setenv("VOILA_BASE_URL", "/")  # as Voila has it in its kernels
     with pytest.raises(ImageError, match="A page reads no paths; choose the file instead"):
         read_own(file, "a.png", 32, 32)

@@ -9,12 +9,12 @@ import itertools
 import json
 import math
 import os
+import pickle
 import re
 import signal
 import subprocess
 import sys
 import time
-from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -28,11 +28,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from parsed import Page
 from PIL import Image
 
 from zfkit.cli import main
 from zfkit.errors import ZfkitError
-from zfkit.sweeps import expand, plan_sweep, read_grid, read_parameters, record, recorded, sweep
+from zfkit.sweeps import expand, plan_sweep, read_grid, read_parameters, record, recorded, runs, sweep
 from zfkit.sweeps.execute import join_streams, with_parameters
 from zfkit.sweeps.gallery import Outcome, results
 
@@ -53,10 +54,8 @@ anything = None"""
 
 def notebook(*code, parameters=CELL, title="# What is it?"):
     """A notebook of a heading, a parameters cell and these code cells (Markdown where they begin with #)."""
-    cells = [
-        new_markdown_cell(title, id="title"),
-        new_code_cell(parameters, metadata={"tags": ["parameters"]}, id="p"),
-    ]
+    cell = new_code_cell(parameters, metadata={"tags": ["parameters"]}, id="p")
+    cells = [new_markdown_cell(title, id="title"), cell]
     for i, text in enumerate(code):
         new = new_markdown_cell if text.startswith("#") else new_code_cell
         cells.append(new(text, id=f"cell{i}"))
@@ -100,56 +99,38 @@ def test_values_that_fit_are_taken(parameters, name, value, got):
     assert run.parameters == {n: p.default for n, p in parameters.items()} | {name: got}
 
 
-@pytest.mark.parametrize(
-    ("grid", "word"),
-    [
-        ({"modle": ["x"]}, "there is no parameter 'modle'. Did you mean 'model'?"),
-        ({"maps": ["many"]}, "takes a whole number, not 'many' (text); the notebook says: \"1, 2, ..."),
-        ({"maps": [True]}, "takes a whole number, not True"),
-        ({"rule": ["deconv"]}, "takes one of 'deconvnet', 'guided', 'gradient', not 'deconv'"),
-        ({"rank": [9]}, "takes 0 to 8, not 9"),
-        ({"rate": [-0.1]}, "takes 0 or more, not -0.1"),
-        ({"rate": [math.nan]}, "not JSON compliant"),
-        ({"rate": ["1e-3"]}, "write it with a point, as 0.001"),
-        ({"model": [False]}, "put the text in quotes"),
-        ({"layers": ["conv1", "conv2"]}, "a list is written as [[...]]"),
-        ({"limit": ["ten"]}, "takes a whole number or None, not 'ten'"),
-        ({"maps": [2**70]}, "64 bits"),
-        ({"anything": [object()]}, "object is no number"),
-        ({"anything": ["\ud800"]}, "surrogates not allowed"),
-        ({"anything": [[[0] * 200] * 200]}, "more than 10,000 parts"),
-        ({}, "the grid is empty"),
-        ([], "an empty list"),
-        ("model", "not 'model' (text)"),
-        ([3], "run 1 of the grid is 3"),
-        ({"maps": []}, "no value for maps"),
-        ({"rate": [1, 1.0]}, "rate = 1.0 twice"),
-        ([{"maps": 1}, {"maps": 2}, {"maps": 1}], "runs 1 and 3 of the grid are the same: maps = 1"),
-        ([{}, {"maps": 24}], "runs 1 and 2 of the grid are the same: maps = 24"),
-        ({"maps": range(1, 40), "rank": range(8), "rate": [i / 9 for i in range(9)]}, "2,808 runs (39 maps x 8 rank"),
-        ({"maps": range(1, 10**12)}, "values for maps; at most 1,000"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("grid, word", [
+    ({"modle": ["x"]}, "there is no parameter 'modle'. Did you mean 'model'?"),
+    ({"maps": ["many"]}, "takes a whole number, not 'many' (text); the notebook says: \"1, 2, ..."),
+    ({"maps": [True]}, "takes a whole number, not True"),
+    ({"rule": ["deconv"]}, "takes one of 'deconvnet', 'guided', 'gradient', not 'deconv'"),
+    ({"rank": [9]}, "takes 0 to 8, not 9"), ({"rate": [-0.1]}, "takes 0 or more, not -0.1"),
+    ({"rate": [math.nan]}, "not JSON compliant"), ({"rate": ["1e-3"]}, "write it with a point, as 0.001"),
+    ({"model": [False]}, "put the text in quotes"),
+    ({"layers": ["conv1", "conv2"]}, "a list is written as [[...]]"),
+    ({"limit": ["ten"]}, "takes a whole number or None, not 'ten'"), ({"maps": [2**70]}, "64 bits"),
+    ({"anything": [object()]}, "object is no number"), ({"anything": ["\ud800"]}, "surrogates not allowed"),
+    ({"anything": [[[0] * 200] * 200]}, "more than 10,000 parts"),
+    ({}, "the grid is empty"), ([], "an empty list"), ("model", "not 'model' (text)"),
+    ([3], "run 1 of the grid is 3"), ({"maps": []}, "no value for maps"),
+    ({"rate": [1, 1.0]}, "rate = 1.0 twice"),
+    ([{"maps": 1}, {"maps": 2}, {"maps": 1}], "runs 1 and 3 of the grid are the same: maps = 1"),
+    ([{}, {"maps": 24}], "runs 1 and 2 of the grid are the same: maps = 24"),
+    ({"maps": range(1, 40), "rank": range(8), "rate": [i / 9 for i in range(9)]}, "2,808 runs (39 maps x 8 rank"),
+    ({"maps": range(1, 10**12)}, "values for maps; at most 1,000"),
+])  # fmt: skip
 def test_what_does_not_fit_is_refused(parameters, grid, word):
     with pytest.raises(ZfkitError, match=re.escape(word)):
         expand(grid, parameters)
 
 
-@pytest.mark.parametrize(
-    ("cell", "word"),
-    [
-        ("x = 2 * 3", "gives x no literal"),
-        ("import os", "only assignments NAME = LITERAL go there"),
-        ("x, y = 1, 2", "only assignments"),
-        ("x = 1\nx = 2", "assigns x a second time"),
-        ("x = ", "no valid Python"),
-        ("x = 1\0", "no valid Python"),
-        ("", "is empty"),
-        ("x = 9  # range: 0 to 8", "its own default does not fit"),
-        ("x = 1e999", "not JSON compliant"),
-        ("x = b'bytes'", "bytes is no number"),
-    ],
-)
+@pytest.mark.parametrize("cell, word", [
+    ("x = 2 * 3", "gives x no literal"), ("import os", "only assignments NAME = LITERAL go there"),
+    ("x, y = 1, 2", "only assignments"), ("x = 1\nx = 2", "assigns x a second time"),
+    ("x = ", "no valid Python"), ("x = 1\0", "no valid Python"), ("", "is empty"),
+    ("x = 9  # range: 0 to 8", "its own default does not fit"), ("x = 1e999", "not JSON compliant"),
+    ("x = b'bytes'", "bytes is no number"),
+])  # fmt: skip
 def test_a_parameters_cell_holds_literals_and_nothing_else(cell, word):
     with pytest.raises(ZfkitError, match=re.escape(word)):
         read_parameters(notebook(parameters=cell), "it.ipynb")
@@ -174,20 +155,12 @@ def test_a_notebook_has_one_parameters_cell():
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_papermill_finds_every_parameter_too(path, caplog):
-    """`papermill --help-notebook` lists them all, and takes none for unknown: it reads lines by a pattern."""
-    papermill = pytest.importorskip("papermill")
-    ours = read_parameters(nbformat.read(path, as_version=4), path.name)
-    assert [*papermill.inspect_notebook(str(path))] == [*ours]
-    assert "Unable to parse" not in caplog.text
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_every_notebook_has_parameters_with_comments_and_stays_small(path):
-    shipped = nbformat.read(path, as_version=4)
+def test_every_notebook_has_parameters_with_comments_and_stays_small(path, caplog):
+    papermill, shipped = pytest.importorskip("papermill"), nbformat.read(path, as_version=4)
     nbformat.validate(shipped)
     found = read_parameters(shipped, path.name)  # one tagged cell, literals only, defaults that fit
     assert [p.name for p in found.values() if not p.comment] == [], "unit and allowed values, in a comment"
+    assert [*papermill.inspect_notebook(str(path))] == [*found] and "Unable to parse" not in caplog.text
     assert path.stat().st_size < 3 * 2**20
     assert "widgets" not in shipped.metadata, "GitHub refuses some notebooks with widget state"
 
@@ -294,13 +267,10 @@ def test_records_of_a_notebook_are_read_and_others_are_not():
     assert values == {"x": 2, "z": [1, -math.inf], "w": None}
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "word"),
-    [
-        *(("it", v, "cannot record 'it'") for v in ({"a": 1}, [[1]], np.zeros((2, 2)), 2**64, 1j)),
-        *((n, 1, "a record needs a name") for n in (" ", "two\nlines", 3, "x" * 201)),
-    ],
-)
+@pytest.mark.parametrize("name, value, word", [
+    *(("it", v, "cannot record 'it'") for v in ({"a": 1}, [[1]], np.zeros((2, 2)), 2**64, 1j)),
+    *((n, 1, "a record needs a name") for n in (" ", "two\nlines", 3, "x" * 201)),
+])  # fmt: skip
 def test_what_cannot_be_recorded_is_refused(name, value, word):
     with pytest.raises(ZfkitError, match=word):
         record(name, value)
@@ -319,6 +289,7 @@ def png(width):
 # Records without importing torch, as zfkit.record does it: kernels start in a second, not in three.
 RECORD = """\
 import os
+import pickle
 from IPython.display import display
 def record(name, value):
     told = {"zfkit": {"record": name, "value": value}}
@@ -339,31 +310,6 @@ display({{"image/png": "bm8gcGljdHVyZQ=="}}, raw=True)"""
 ALIKE = 'display({"image/png": pictures[4]}, raw=True)'
 X = 'x = 0  # 0, 1, ...\nword = "<script>alert(1)</script>"  # any\nseed = 7  # any'
 SHOWN = [RECORD, WORK, "## Its <b>shape</b>", PICTURE, "## Always this", ALIKE]
-
-
-class Page(HTMLParser):
-    """What a page holds: scripts, what it refers to, and its text."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.scripts, self.refers, self.text, self.tags, self.current = [], [], "", set(), ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.add(tag)
-        self.current = tag
-        if tag == "script":
-            self.scripts.append("")
-        self.refers += [value for name, value in attributes if name in ("src", "href")]
-
-    def handle_endtag(self, tag):
-        self.current = ""
-
-    def handle_data(self, data):
-        if self.current == "script":
-            self.scripts[-1] += data
-        elif self.current != "style":
-            self.text += data
 
 
 @pytest.fixture(scope="module")
@@ -426,13 +372,14 @@ def test_the_page_shows_all_runs_and_escapes_everything(swept):
     page = Page(text)
     assert len(page.scripts) == 1
     assert "alert" not in page.scripts[0]
-    assert not {"i", "iframe", "object"} & page.tags
+    assert not {"i", "iframe", "object"} & {tag for tag, _ in page.elements}
     shared, recorded_ones = 1, 4
     assert page.text.count("<script>alert(1)</script>") == shared + recorded_ones
     assert "ZeroDivisionError" in page.text
     assert "Its <b>shape</b>" in page.text
     assert not re.search(r"https?://", text)
-    files = [unquote(r) for r in page.refers if not r.startswith(("#", "data:"))]
+    refers = [a[n] for _, a in page.elements for n in a if n in ("src", "href")]
+    files = [unquote(r) for r in refers if not r.startswith(("#", "data:"))]
     pictures = [f for f in files if f.startswith("figures/")]
     assert pictures[::2] == pictures[1::2], "each links to what it shows"
     assert pictures[::2] == ["figures/x=1/4-1.png", "figures/x=2/4-1.png", "figures/x=1/5-1.png"]
@@ -522,6 +469,16 @@ def test_a_cell_that_is_meant_to_raise_stops_nothing(tmp_path):
     nbformat.write(meant, path)
     table = sweep(path, {"x": [3]}, tmp_path / "runs", progress=False)
     assert (table["status"][0], table["square"][0]) == ("finished", 9)
+
+
+@pytest.mark.parametrize("x, said", [(3, True), (4, False)])
+def test_what_is_said_of_the_default_run_is_left_out_of_others(x, said):
+    part = "<!-- default-run -->\n\nIt is 9.\n\n<!-- /default-run -->"
+    source = notebook(f"# Always.\n\n{part}\n\nAs ever.", "#", "x", parameters="x = 3")
+    source.cells[3].source = part
+    texts = [cell.source for cell in with_parameters(source, {"x": x}).cells]
+    assert (part in texts) == said and (f"# Always.\n\n{part}\n\nAs ever." in texts) == said
+    assert ("# Always.\n\nAs ever." in texts) != said and texts[-1] == "x"
 
 
 def alive(pid):
@@ -726,3 +683,9 @@ def test_executing_notebooks_twice_changes_no_byte(tmp_path):
     assert {k: v for k, v in output.data.items() if "zfkit" not in k} == {"text/html": ""}
     assert recorded(nbformat.read(path, as_version=4)) == {"x": 1}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["it.ipynb"]
+
+
+def test_a_worker_watches_its_parent_before_it_imports_torch():
+    # As it reaches a worker: pickled. Unpickling imports the module that it stands in, and what that imports.
+    code = f"import pickle, sys; pickle.loads({pickle.dumps(runs.end_with)!r}); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from mining import exact_model, pictures
+from tiny import image_set, random_pixels, tiny_model
 
 import zfkit
 from zfkit.topk import bundled, mined, reach, reached, records
@@ -72,6 +73,16 @@ def same(one, other):
     return all(torch.equal(one[layer].value, other[layer].value) for layer in other.layers)
 
 
+def test_layers_that_fit_are_mined_inside_pictures_though_others_see_more(tmp_path):
+    model = tiny_model()
+    images = image_set(random_pixels(2, model.input_size))
+    # Each made and then read; the last rests on all, and none takes another's place.
+    for layers, inside in [(None, False), ([model.conv_layers[-1]], False), (["conv1"], True)] * 2:
+        top = mined(model, images, tmp_path, layers)
+        assert top.inside == inside and [*top.layers] == (layers or [*model.conv_layers])
+    assert len([*tmp_path.iterdir()]) == 3
+
+
 def test_the_table_that_ships_is_used_and_nothing_mined(shipped):
     model, images, table, calls, folder = shipped
     assert same(mined(model, images, folder / "cache"), table) and calls == []
@@ -84,8 +95,7 @@ def test_atlas_and_site_begin_with_it(shipped, monkeypatch, write):
     model, images, _, _, folder = shipped
     monkeypatch.setattr(bundled, "_records", dict)
     truth = zfkit.mine(model, images, ["3"], 4, inside=True, progress=False)
-    for file in (zfkit.atlas.page, zfkit.atlas.site):
-        monkeypatch.setattr(file, "mine", lambda *a, **o: pytest.fail("mined"))
+    monkeypatch.setattr(zfkit.atlas.page, "mine", lambda *a, **o: pytest.fail("mined"))
     write(model, images, folder / "out", layers=["3"], maps=2, k=4, progress=False)
     (saved,) = (folder / "out").rglob("topk.parquet")
     found = zfkit.TopK.load(saved)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from mining import assert_same, conv_model, image_set, pictures, random_pixels
+from mining import assert_same, conv_model, pictures
+from tiny import image_set, noise
 from torch import nn
 
 import zfkit
@@ -87,11 +88,11 @@ def rows_of(top, layer):
     return list(top.table(layer)[columns].itertuples(index=False, name=None))
 
 
-@given(data=st.data(), k=st.integers(1, 12), in_memory=st.booleans(), inside=st.booleans())
-def test_mining_equals_a_sort_of_all_activations_whatever_the_batch_size(data, k, in_memory, inside):
+@given(data=st.data(), k=st.integers(1, 12), memory=st.booleans(), inside=st.booleans())
+def test_mining_equals_a_sort_of_all_activations_whatever_the_batch_size(data, k, memory, inside):
     size = data.draw(st.integers(6, 8))
     model, pixels = data.draw(coarse_models(size)), data.draw(coarse_pixels(size))
-    images, layers = image_set(pixels, in_memory=in_memory), ["0", "1", "3", "6"]
+    images, layers = image_set(pixels, memory=memory), ["0", "1", "3", "6"]
     assume(not inside or zfkit.receptive_field(model, "3").box(1, 1).right <= size)
     tables = [
         zfkit.mine(model, images, layers, k, inside=inside, batch_size=b, progress=False)
@@ -130,7 +131,7 @@ def test_of_windows_the_strongest_that_do_not_overlap_count(data, k, per_photogr
     corners = data.draw(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=n, max_size=n))
     box = [(x, y, x + 3, y + 3) for x, y in corners]
     windows = Windows(torch.tensor(photograph), torch.tensor(box, dtype=torch.float32))
-    images = image_set(pixels, windows, in_memory=data.draw(st.booleans()))
+    images = image_set(pixels, windows=windows, memory=data.draw(st.booleans()))
     tables = [
         zfkit.mine(model, images, ["3"], k, per_photograph=per_photograph, batch_size=b, progress=False)
         for b in (1, 2, 3, 7, n)
@@ -147,7 +148,7 @@ def test_of_windows_the_strongest_that_do_not_overlap_count(data, k, per_photogr
 
 
 def test_ranks_without_a_picture_are_left_out_of_the_table():
-    top = zfkit.mine(conv_model(channels=4), image_set(random_pixels(3, 8)), k=5, progress=False)
+    top = zfkit.mine(conv_model(channels=4), image_set(noise(3, 8)), k=5, progress=False)
     frame = top.table()
     assert list(frame.columns) == ["layer", "channel", "rank", "value", "image", "row", "col"]
     assert len(frame) == 4 * 3 and frame["rank"].max() == 2 and (frame["image"] >= 0).all()
@@ -158,7 +159,7 @@ def test_ranks_without_a_picture_are_left_out_of_the_table():
 def test_all_convolutional_layers_are_mined_by_default():
     net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Conv2d(2, 5, 3))
     model = zfkit.wrap_model(net, mean=128, scale=1, input_size=8)
-    top = zfkit.mine(model, image_set(random_pixels(3, 8)), k=2, progress=False)
+    top = zfkit.mine(model, image_set(noise(3, 8)), k=2, progress=False)
     assert list(top.layers) == ["0", "2"] and top["2"].value.shape == (5, 2)
     with pytest.raises(LayerError, match=r"'1' was not mined; this table has 0, 2"):
         top.table("1")
@@ -188,7 +189,7 @@ def test_activations_that_are_not_finite_name_the_layer_and_the_picture(batch_si
         ZfkitError,
         match=r"'2' gives .* not finite, first for picture 0 of the . at hand: its weight holds NaN",
     ):
-        zfkit.mine(model, image_set(random_pixels(4, 8)), batch_size=batch_size, progress=False)
+        zfkit.mine(model, image_set(noise(4, 8)), batch_size=batch_size, progress=False)
     # Too large only where a picture is not black.
     net[0].weight.data.fill_(3e38)
     net[0].bias.data.zero_()
@@ -206,15 +207,13 @@ def test_another_batch_size_gives_the_same_places_and_values_to_a_millionth(zfne
     tables = [zfkit.mine(zfnet64, images, "conv3", batch_size=n, progress=False) for n in (64, 64, 101, 7)]
     assert_same(tables[0], tables[1])
     expected = tables[0]["conv3"]
-    largest = expected.max.max()
+    most = expected.max.max()
     for other in tables[2:]:
         top = other["conv3"]
         for name in ("image", "row", "col"):
             assert torch.equal(getattr(top, name), getattr(expected, name))
         for name in ("value", "max", "mean"):
-            torch.testing.assert_close(
-                getattr(top, name), getattr(expected, name), rtol=0, atol=1e-6 * largest
-            )
+            torch.testing.assert_close(getattr(top, name), getattr(expected, name), rtol=0, atol=1e-6 * most)
 
 
 def test_bfloat16_is_close_and_float32_is_the_default(zfnet64, photos64):
@@ -240,7 +239,7 @@ def test_bfloat16_is_close_and_float32_is_the_default(zfnet64, photos64):
     ({"images": ImageSet(lambda i: None, [], size=8)}, "no pictures"),
 ])  # fmt: skip
 def test_mining_refuses_what_it_cannot_do(options, message):
-    given = {"model": conv_model(), "images": image_set(random_pixels(3, 8)), "progress": False}
+    given = {"model": conv_model(), "images": image_set(noise(3, 8)), "progress": False}
     with pytest.raises(ZfkitError, match=message):
         zfkit.mine(**given | options)
 
@@ -258,8 +257,8 @@ def test_pictures_smaller_than_the_receptive_field_have_no_units_inside():
     net = nn.Sequential(nn.Conv2d(3, 2, 5, padding=2), nn.ReLU(), nn.Conv2d(2, 2, 5, padding=2))
     model = zfkit.wrap_model(net, mean=0, scale=1, input_size=8)
     with pytest.raises(LayerError, match=r"'2' see 9 px, so in pictures of 8 px none.*leave out inside"):
-        zfkit.mine(model, image_set(random_pixels(3, 8)), inside=True, progress=False)
-    top = zfkit.mine(model, image_set(random_pixels(3, 9)), "2", k=3, inside=True, progress=False)
+        zfkit.mine(model, image_set(noise(3, 8)), inside=True, progress=False)
+    top = zfkit.mine(model, image_set(noise(3, 9)), "2", k=3, inside=True, progress=False)
     assert (top["2"].row == 4).all() and (top["2"].col == 4).all()  # the only one that sees just the picture
 
 
@@ -268,4 +267,4 @@ def test_pictures_too_small_for_the_layer_are_refused(batch_size):
     net = nn.Sequential(nn.Conv2d(3, 2, 5), nn.ReLU(), nn.Conv2d(2, 2, 5))
     model = zfkit.wrap_model(net, mean=0, scale=1, input_size=16)
     with pytest.raises(LayerError, match="cannot run to 2 on images of 8 x 8 px; it was made for 16 px"):
-        zfkit.mine(model, image_set(random_pixels(3, 8)), ["2"], batch_size=batch_size, progress=False)
+        zfkit.mine(model, image_set(noise(3, 8)), ["2"], batch_size=batch_size, progress=False)

@@ -36,10 +36,9 @@ def wrapped(channels=3, **options):
     return zfkit.wrap_model(net(channels), mean=mean, scale=1 / 60, input_size=(H, W), **options)
 
 
+# few are projected from crops around them, many from whole pictures
 @pytest.mark.parametrize("channels", [1, 2, 3, BANDS])
-@pytest.mark.parametrize(
-    "units", [1, 9]
-)  # few are projected from crops around them, many from whole pictures
+@pytest.mark.parametrize("units", [1, 9])
 def test_top_patches_are_what_autograd_and_the_pixels_say(channels, units):
     model, count = wrapped(channels, **({"show": (3, 2, 1)} if channels == BANDS else {})), 12
     pixels = bands(count, model.bands)

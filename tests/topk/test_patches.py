@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from mining import conv_model, image_set, random_pixels
+from mining import conv_model
 from PIL import Image
+from tiny import image_set, noise
 from torch import nn
 
 import zfkit
@@ -87,7 +88,7 @@ def nets(draw):
 def test_windows_of_random_nets_are_as_in_the_whole_picture(data, few):
     model, size, side = data.draw(nets())
     n = data.draw(st.integers(1, 3))
-    images = image_set(random_pixels(n, size, seed=data.draw(st.integers(0, 99))))
+    images = image_set(noise(n, size, random_seed=data.draw(st.integers(0, 99))))
     place = st.integers(0, side - 1)
     unit = st.tuples(st.integers(0, n - 1), place, place)
     k = 1 if few else 4
@@ -126,7 +127,7 @@ def by_pillow(windows, side):
 @pytest.mark.parametrize("layer, tile, side", [("0", 5, 3), ("3", 5, 5), ("3", 10, 10), ("5", 7, 7)])
 def test_tiles_are_the_windows_made_smaller(model, layer, tile, side):
     """Layer "0" sees 3 px, which are left as they are, "3" more than 10, and "5" all 18."""
-    images = image_set(random_pixels(3, 18))
+    images = image_set(noise(3, 18))
     top = zfkit.mine(model, images, layer, k=3, progress=False)
     large, small = (zfkit.project_top(model, images, top, layer, tile=t) for t in (None, tile))
     assert small.projection.shape == (*large.projection.shape[:3], side, side)
@@ -169,7 +170,7 @@ def ways(monkeypatch):
 
 
 def test_few_units_are_projected_from_crops_many_from_whole_pictures(model, ways):
-    images = image_set(random_pixels(3, 64))
+    images = image_set(noise(3, 64))
     few = table_of(model, images, {"3": [(0, 15, 15), (1, 7, 0), (2, 7, 5)]})
     assert_windows_equal_whole_pictures(model, images, few, "3")
     assert ways == {"crops"}
@@ -180,7 +181,7 @@ def test_few_units_are_projected_from_crops_many_from_whole_pictures(model, ways
 
 
 def test_layers_projected_together_are_as_one_by_one(model, ways):
-    images = image_set(random_pixels(3, 18))
+    images = image_set(noise(3, 18))
     # "0" sees little of a picture and is cut out; "3" needs all of it.
     units = {"0": [[(0, 1, 2), (2, 3, 3)], [(1, 0, 4), (0, 4, 1)]], "3": [[(0, 1, 2), (2, 3, 3)]] * 4}
     top = table_of(model, images, units)
@@ -195,7 +196,7 @@ def test_layers_projected_together_are_as_one_by_one(model, ways):
     "options", [{"rule": "guided"}, {"rule": "gradient", "lrn": "gradient"}, {"seed": "activation"}]
 )
 def test_options_reach_the_projection(model, options):
-    images = image_set(random_pixels(2, 18))
+    images = image_set(noise(2, 18))
     top = table_of(model, images, {"3": [(0, 0, 3), (1, 2, 3)]})
     assert_windows_equal_whole_pictures(model, images, top, "3", **options)
 
@@ -215,12 +216,8 @@ def test_rules_share_a_forward_pass_and_nothing_else(own_rules, activation):
         nn.Conv2d(3, 4, 3, padding=1), activation(), nn.MaxPool2d(3, 2), nn.Conv2d(4, 5, 3, padding=1)
     )
     model = zfkit.wrap_model(net.double(), mean=120, scale=1 / 60, input_size=8)
-    images = image_set(random_pixels(3, 8))
-    image, channel, place = (
-        torch.tensor([2, 0, 1]),
-        torch.tensor([4, 0, 1]),
-        torch.tensor([[1, 1], [0, 2], [2, 0]]),
-    )
+    images = image_set(noise(3, 8))
+    image, channel, place = map(torch.tensor, ([2, 0, 1], [4, 0, 1], [[1, 1], [0, 2], [2, 0]]))
     units = patches_module.Units(torch.arange(3), image, channel, place)
     found = {}
     rules = "deconvnet", "guided", "gradient"
@@ -236,7 +233,7 @@ def test_rules_share_a_forward_pass_and_nothing_else(own_rules, activation):
 def test_the_size_of_a_batch_changes_nothing(model, monkeypatch, at_once):
     monkeypatch.setattr(patches_module, "FORWARD_PIXELS", at_once)
     monkeypatch.setattr(patches_module, "REVERSE_BYTES", at_once)
-    images = image_set(random_pixels(3, 33), in_memory=False)
+    images = image_set(noise(3, 33), memory=False)
     units = {"0": [(2, 0, 5), (0, 9, 9)], "3": [[(1, 3, 0)] * 4, [(0, 7, 7)] * 4]}
     for layer in units:
         top = table_of(model, images, {layer: units[layer]})
@@ -245,17 +242,9 @@ def test_the_size_of_a_batch_changes_nothing(model, monkeypatch, at_once):
 
 def test_a_picture_just_as_large_as_the_receptive_field(model):
     size = zfkit.receptive_field(model, "3").size
-    images = image_set(random_pixels(1, size))
+    images = image_set(noise(1, size))
     top = table_of(model, images, {"3": [(0, 0, 0), (0, 1, 1), (0, 2, 0)]})
     assert_windows_equal_whole_pictures(model, images, top, "3")
-
-
-def test_a_crop_just_as_large_as_the_receptive_field_at_the_border(ways):
-    model, images = conv_model(), image_set(random_pixels(2, 8))
-    model.net.double()
-    top = table_of(model, images, {"0": [(0, 0, 0), (1, 7, 3)]})
-    assert_windows_equal_whole_pictures(model, images, top, "0")
-    assert ways == {"crops"}
 
 
 def test_there_is_no_crop_where_a_unit_sees_everything_or_strides_differ(model):
@@ -263,13 +252,13 @@ def test_there_is_no_crop_where_a_unit_sees_everything_or_strides_differ(model):
     net = nn.Sequential(nn.Conv2d(3, 2, 3, stride=(1, 2)))
     uneven = zfkit.wrap_model(net.double(), mean=128, scale=1 / 64, input_size=12)
     assert Crop.plan(uneven, "0", 12) is None
-    images = image_set(random_pixels(1, 12))
+    images = image_set(noise(1, 12))
     top = table_of(uneven, images, {"0": [(0, 9, 0), (0, 2, 4)]})
     assert_windows_equal_whole_pictures(uneven, images, top, "0")
 
 
 def test_units_of_fully_connected_layers_see_the_whole_picture(model):
-    images = image_set(random_pixels(3, 18))
+    images = image_set(noise(3, 18))
     top = table_of(model, images, {"5": [[(2, 0, 0), (0, 0, 0)], [(1, 0, 0), (2, 0, 0)]]})
     patches = zfkit.project_top(model, images, top, "5")
     assert patches.projection.shape == (2, 2, 3, 18, 18)
@@ -283,7 +272,7 @@ def test_units_of_fully_connected_layers_see_the_whole_picture(model):
 
 
 def test_what_was_mined_is_what_is_projected(model):
-    images = image_set(random_pixels(6, 18))
+    images = image_set(noise(6, 18))
     top = zfkit.mine(model, images, k=4, progress=False)
     patches = zfkit.project_top(model, images, top, "3", channels=[3, 1], k=2)
     assert_windows_equal_whole_pictures(model, images, top, "3", patches)
@@ -295,7 +284,7 @@ def test_what_was_mined_is_what_is_projected(model):
 def test_units_at_corners_borders_and_inside_of_the_bundled_network(zfnet64, layer):
     model = copy.deepcopy(zfnet64)
     model.net.double()
-    images = image_set(random_pixels(1, 64))
+    images = image_set(noise(1, 64))
     end = model.net[: list(model.layers).index(layer) + 1](model.preprocess(images[0][0])).shape[-1] - 1
     places = [(0, 0), (0, end), (end, 0), (end, end), (0, end // 2), (end // 2, end // 3)]
     top = table_of(model, images, {layer: [(0, row, col) for row, col in places]})
@@ -306,7 +295,7 @@ def test_units_at_corners_borders_and_inside_of_the_bundled_network(zfnet64, lay
 
 
 def test_ranks_without_a_picture_stay_empty():
-    model, images = conv_model(channels=3), image_set(random_pixels(2, 8))
+    model, images = conv_model(channels=3), image_set(noise(2, 8))
     top = zfkit.mine(model, images, k=4, progress=False)
     patches = zfkit.project_top(model, images, top, "0")
     assert (patches.image[:, :2] >= 0).all() and (patches.image[:, 2:] == -1).all()
@@ -324,7 +313,7 @@ def test_ranks_without_a_picture_stay_empty():
     ({"rule": "deconv"}, "no rule 'deconv'. Did you mean 'deconvnet'"),
 ])  # fmt: skip
 def test_projecting_refuses_what_it_cannot_do(options, message):
-    model, images = conv_model(), image_set(random_pixels(2, 8))
+    model, images = conv_model(), image_set(noise(2, 8))
     top = zfkit.mine(model, images, k=2, progress=False)
     with pytest.raises(zfkit.ZfkitError, match=message):
         zfkit.project_top(model, images, top, **{"layer": "0", **options})
@@ -355,7 +344,7 @@ def test_maps_are_drawn_from_those_that_were_ever_active():
 
 
 def test_what_was_passed_by_its_gradient_is_said_beside_the_projections(model):
-    images = image_set(random_pixels(2, 18))
+    images = image_set(noise(2, 18))
     assert zfkit.project_top(model, images, zfkit.mine(model, images, progress=False), "3").notes == ()
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.Conv2d(4, 2, 3)).double()
     gated = zfkit.wrap_model(net, mean=128, scale=1 / 64, input_size=18)

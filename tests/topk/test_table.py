@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from mining import assert_same, conv_model, exact_model, image_set, pictures, random_pixels
+from mining import assert_same, conv_model, exact_model, pictures
 from PIL import Image
+from tiny import image_set, noise
 from torch import nn
 
 import zfkit
@@ -36,6 +37,18 @@ def test_merged_parts_are_the_table_of_one_run(n, windows, inside):
     merged = TopK.merge([tables[i] for i in np.random.default_rng(n).permutation(n)], images)  # in any order
     assert_same(merged, whole)
     merged.check(model, images)
+
+
+def test_a_mean_between_two_numbers_is_rounded_alike_in_any_order():
+    """1 + 2^-24 lies in the middle of two float32 numbers, of which 1 is even."""
+    tables = tables_of(exact_model(), images := pictures(75), 5)
+    shares = np.random.default_rng(0).permuted([0, 1, 7, 27, 40])
+    for table, share in zip(tables, shares, strict=True):
+        for top in table.layers.values():
+            top.mean[:] = float(share) * (1 + 2.0**-24) / table.count
+    for seed in range(20):
+        merged = TopK.merge([tables[i] for i in np.random.default_rng(seed).permutation(5)], images)
+        assert all((top.mean == 1).all() for top in merged.layers.values())
 
 
 @pytest.mark.parametrize("windows", [False, True])
@@ -87,7 +100,7 @@ def test_tables_that_do_not_belong_together_are_refused():
 def test_a_saved_table_comes_back_as_it_was(tmp_path):
     net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Conv2d(2, 5, 3), nn.Flatten(), nn.Linear(80, 3))
     model = zfkit.wrap_model(net, mean=128, scale=1 / 64, input_size=8, name="Größe 🦔")
-    images = image_set(random_pixels(3, 8))
+    images = image_set(noise(3, 8))
     top = zfkit.mine(model, images, ["2", "0", "4"], k=5, progress=False)  # k > 3: some ranks are empty
     path = top.save(tmp_path / "below" / "top.parquet")
     assert [f.name for f in (tmp_path / "below").iterdir()] == ["top.parquet"]
@@ -105,7 +118,7 @@ def saved_with(path, top, **changes):
 
 
 def test_files_that_are_no_table_are_refused_in_a_sentence(tmp_path):
-    top = zfkit.mine(conv_model(), image_set(random_pixels(3, 8)), k=2, progress=False)
+    top = zfkit.mine(conv_model(), image_set(noise(3, 8)), k=2, progress=False)
     files = foreign, text, cut, newer, bare, zero, short = [
         tmp_path / f"{name}.parquet" for name in ("foreign", "text", "cut", "newer", "bare", "zero", "short")
     ]
@@ -122,6 +135,23 @@ def test_files_that_are_no_table_are_refused_in_a_sentence(tmp_path):
         assert "NoneType" not in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(ZfkitError, match=r"there is no file '.*gone.parquet'; check the path"):
         TopK.load(tmp_path / "gone.parquet")
+
+
+@pytest.mark.parametrize("name, value, said", [
+    ("image", 3, "values of 'image'"), ("image", -2, "values of 'image'"), ("image", -1, "activations"),
+    ("row", 8, "values of 'row'"), ("row", -1, "values of 'row'"), ("col", 2**40, "values of 'col'"),
+    ("value", torch.nan, "activations"), ("value", torch.inf, "activations"), ("value", [0.1, 0.2], "activations"),
+    ("max", torch.nan, "activations"), ("mean", -torch.inf, "activations"), ("active", 1.1, "activations"),
+])  # fmt: skip
+def test_what_cannot_be_in_a_table_is_refused_by_name(name, value, said, tmp_path):
+    """Of 3 pictures and maps of 8 x 8: in a file whose checksum fits."""
+    top = zfkit.mine(conv_model(), image_set(noise(3, 8)), k=2, progress=False)
+    column = getattr(top["0"], name).clone()
+    column[1] = torch.tensor(value)
+    changed = {"0": dataclasses.replace(top["0"], **{name: column})}
+    file = dataclasses.replace(top, layers=changed).save(tmp_path / "t.parquet")
+    with pytest.raises(ZfkitError, match=rf"t\.parquet is not a table .*layer '0' has {said} that cannot be"):
+        TopK.load(file)
 
 
 # -------------------------------------------------------------------------------------- what a table belongs to

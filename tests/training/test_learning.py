@@ -59,10 +59,8 @@ def test_weights_start_as_the_paper_says():
 
 def test_signals_fade_no_faster_in_the_narrow_network_than_in_the_wide_one():
     """What keeps var(W x) is n_in var(W), layer by layer: 0.01^2 times the paper's number of inputs."""
-    wide, narrow = (
-        dict(untrained(ARCHITECTURES[name], Recipe()).named_children())
-        for name in ("zfnet64", "zfnet64-narrow")
-    )
+    pair = (untrained(ARCHITECTURES[name], Recipe()) for name in ("zfnet64", "zfnet64-narrow"))
+    wide, narrow = (dict(net.named_children()) for net in pair)
     for name in ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"):
         gains = [net[name].weight.var().item() * net[name].weight[0].numel() for net in (wide, narrow)]
         assert gains[0] == pytest.approx(gains[1], rel=0.15), name

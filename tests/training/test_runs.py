@@ -123,12 +123,8 @@ def test_killed_again_and_again_it_ends_with_the_same_weights(tmp_path):
     folder = tmp_path / "run"
     random.seed(0)
     for pause in (3, 0.05):
-        process = subprocess.Popen(
-            [sys.executable, "-c", script(), str(folder), str(pause)],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=ONE_THREAD,
-        )
+        command = [sys.executable, "-c", script(), str(folder), str(pause)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ONE_THREAD)
         while "epoch" not in process.stdout.readline():
             pass
         if pause > 1:
@@ -230,9 +226,7 @@ def labelled(labels, classes=(), size=32):
     (labelled([0, 1], size=40), labelled([0, 1]), "the validation pictures are 32 px: load both sets alike"),
     (labelled([0, 1], ("a", "b")), labelled([0, 1], ("b", "a")), "the same classes, in the same order"),
 ])  # fmt: skip
-def test_data_that_cannot_be_trained_on_are_refused_before_the_first_step(
-    train_set, val_set, message, tmp_path
-):
+def test_data_that_cannot_be_trained_on_are_refused_at_once(train_set, val_set, message, tmp_path):
     with pytest.raises(TrainingError, match=message):
         train(tmp_path / "run", data=(train_set, val_set))
     assert not (tmp_path / "run").exists()
@@ -264,9 +258,8 @@ def test_the_command_trains_and_says_where_things_are(tmp_path, capsys):
 
     out = tmp_path / "r"
     command = "train --images textures --limit 64 --epochs 1 --batch-size 32 --device cpu --seed 3"
-    code = main(
-        [*command.split(), *["--widths", "2", "3", "3", "3", "2", "--hidden", "4", "--out"], str(out)]
-    )
+    small = ["--widths", "2", "3", "3", "3", "2", "--hidden", "4", "--out", str(out)]
+    code = main([*command.split(), *small])
     printed = capsys.readouterr().out
     assert code == 0 and "top-1 / top-5" in printed and "mean of ten crops" in printed
     model = zfkit.load_model(out / "model.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import browser
 import pytest
 from explored import pictures, wrapped
 
@@ -12,6 +13,12 @@ import zfkit
 def nothing_kept(tmp_path, monkeypatch):
     """What the explorer keeps on disk is another test's no longer."""
     monkeypatch.setenv("ZFKIT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser.chromium() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

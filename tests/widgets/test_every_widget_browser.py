@@ -1,8 +1,11 @@
 """Every widget in JupyterLab: there without an error of kernel, page or console, with pictures, controls with names."""
 
 import browser as b
+import numpy as np
 import pytest
+from PIL import Image
 
+import zfkit
 from zfkit import widgets
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(bool(b.why_not()), reason=b.why_not())]
@@ -38,8 +41,8 @@ root => [...root.querySelectorAll('button, select, input')].filter(e => e.getCli
 
 
 def test_every_widget_runs_in_jupyterlab(tmp_path):
-    panels = {name for name in widgets.__all__ if issubclass_of(getattr(widgets, name), widgets.Panel)}
-    assert panels - {"Panel"} == set(CELLS)
+    kinds = [kind for name in widgets.__all__ if isinstance(kind := getattr(widgets, name), type)]
+    assert {k.__name__ for k in kinds if issubclass(k, widgets.Panel)} - {"Panel"} == set(CELLS)
     b.write_notebook(tmp_path / "all.ipynb", SETUP, *(cell for cell, _ in CELLS.values()))
     with b.chromium() as browser, b.jupyter_lab(tmp_path / "server", tmp_path) as server:
         page = b.open_lab(browser, server, "all.ipynb", width=1280, height=1000)
@@ -51,8 +54,30 @@ def test_every_widget_runs_in_jupyterlab(tmp_path):
             page.until(lambda r=root: r.evaluate(SEEN), pictures.__le__, f"{name} lacks pictures")
             assert root.evaluate(NAMELESS) == [], name
             assert root.locator("[role=alert]:visible, .zfkit-notice:visible").all_inner_texts() == [], name
+        keys_move_and_save_downloads(page, roots.nth([*CELLS].index("GratingExplorer")))
         assert page.said == [] and page.asked == []
 
 
-def issubclass_of(kind, of):
-    return isinstance(kind, type) and issubclass(kind, of)
+def keys_move_and_save_downloads(page, root):
+    """Arrow keys move the map (asked for: 3) and leave the notebook alone, but not with Shift; "?" explains them."""
+    readout = root.locator(".widget-slider", has_text="map").locator(".widget-readout")
+    root.locator(".zfkit-head h2").click()
+    for key, expected in (
+        ("ArrowRight", "4"),
+        ("Shift+ArrowRight", "4"),
+        ("ArrowRight", "5"),
+        ("ArrowLeft", "4"),
+    ):
+        page.tab.keyboard.press(key)
+        page.until(readout.inner_text, expected.__eq__, f"after {key} it is another map")
+    page.tab.keyboard.press("?")
+    page.until(root.locator("dialog:visible").count, (1).__eq__, "no dialog")
+    page.tab.keyboard.press("Escape")
+    root.locator("button:has-text('save picture')").click()
+    with page.tab.expect_download() as download:
+        root.locator("a[download]").click()
+    widget = widgets.explore_gratings(zfkit.load_model("zfnet64"), channel=4)
+    shown, saved = (np.asarray(picture) for picture in (widget.snapshot(), Image.open(download.value.path())))
+    beside, above = (saved.shape[1] - shown.shape[1]) // 2, saved.shape[0] - shown.shape[0]
+    lines = [saved[y : y + len(shown), beside:-beside] for y in range(above)]  # the words are above and below
+    assert any(np.array_equal(line, shown) for line in lines)

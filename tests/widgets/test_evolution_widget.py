@@ -12,6 +12,7 @@ from tiny import image_set, network, random_pixels, write_snapshot
 import zfkit
 import zfkit.figures.evolution as plotting
 from zfkit import ZfkitError
+from zfkit.deconv.rules import Options
 from zfkit.errors import LayerError
 from zfkit.experiments.evolution import evolution
 from zfkit.widgets import EvolutionExplorer
@@ -28,10 +29,8 @@ def images():
 
 @pytest.fixture(scope="module")
 def found(images):
-    pairs = [(epoch, network(epoch)) for epoch in EPOCHS]
-    return evolution(
-        pairs, images, ["0", "3", "6"], {"0": [2, 0], "3": [1, 4], "6": []}, compare=24, progress=False
-    )
+    pairs, channels = [(epoch, network(epoch)) for epoch in EPOCHS], {"0": [2, 0], "3": [1, 4], "6": []}
+    return evolution(pairs, images, [*channels], channels, compare=24, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +182,8 @@ def test_a_folder_is_looked_through_first(tmp_path):
     for epoch in (0, 1, 3):
         write_snapshot(tmp_path / f"epoch_{epoch}.safetensors", epoch)
     images = image_set(random_pixels(12, 32, 1))
-    explorer = zfkit.widgets.explore_evolution(
-        tmp_path, images, layers=["conv2"], maps=2, epochs=[0, 3, 9], epoch=0
-    )
+    options = {"layers": ["conv2"], "maps": 2, "epochs": [0, 3, 9]}
+    explorer = zfkit.widgets.explore_evolution(tmp_path, images, **options, epoch=0)
     try:
         assert explorer.wait() and not explorer.errors
         expected = evolution(tmp_path, images, ["conv2"], maps=2, epochs=[0, 3], progress=False)
@@ -196,6 +194,38 @@ def test_a_folder_is_looked_through_first(tmp_path):
         assert int(explorer.strip.picture.image.width) == explorer.view.strip(explorer.state).width
     finally:
         explorer.close()
+
+
+def test_what_was_looked_through_is_kept_for_these_snapshots_pictures_and_options(tmp_path, monkeypatch):
+    looks = []
+    monkeypatch.setattr(widget, "evolution", lambda *a, **o: (looks.append(o), evolution(*a, **o))[1])
+    folder, images = tmp_path / "mine", image_set(random_pixels(12, 32, 1))
+    folder.mkdir()
+    for epoch in (0, 3):
+        write_snapshot(folder / f"epoch_{epoch}.safetensors", epoch)
+
+    def found(images=images, **options):
+        options = {"layers": ["conv2"], "maps": 2, **options}
+        explorer = zfkit.widgets.explore_evolution(folder, images, **options)
+        assert explorer.wait() and not explorer.errors
+        explorer.close()
+        return explorer.found
+
+    first, again = found(epochs=[0, 3, 9]), found(epochs=[0, 3, 9])
+    assert len(looks) == 1
+    for name, value in vars(first).items():
+        assert name == "layers" or value == getattr(again, name), name
+    for name, value in vars(first["conv2"]).items():
+        assert torch.equal(value.nan_to_num(-1), getattr(again["conv2"], name).nan_to_num(-1)), name
+    others = [{"maps": 1}, {"options": Options("guided")}, {"images": image_set(random_pixels(12, 32, 2))}]
+    unknown = {"channels": {"conv2": torch.tensor([1])}}  # no plain value, and so never kept
+    for count, other in enumerate([*others, unknown, unknown], 2):
+        assert found(**other) and len(looks) == count
+    for file in (tmp_path / "cache").rglob("evolution.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert found(maps=1) and len(looks) == 7
+    write_snapshot(folder / "epoch_0.safetensors", 7)
+    assert found(maps=1) and len(looks) == 8
 
 
 def test_what_is_wrong_with_the_folder_is_told_in_place(tmp_path, images):

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import threading
 import time
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,7 +37,7 @@ def explorer(world):
 @pytest.fixture
 def at_once(monkeypatch):
     """Nothing waits for a browser or for somebody who rests; however slow the machine, two steps are page turning."""
-    for name, seconds in (("PAINT", 0), ("REST", 0), ("TURNING", 1000)):
+    for name, seconds in (("PAINT", 0), ("STAY", 0), ("REST", 0), ("TURNING", 1000)):
         monkeypatch.setattr(f"zfkit.widgets.explorer.{name}", seconds)
 
 
@@ -101,9 +99,11 @@ def consistent(e: Explorer) -> None:
 def test_opens_where_it_was_asked_to(world):
     e = explore(*world, layer="conv2", channel=5, rank=2, gain=2.0)
     consistent(e)
-    assert e.state == State("conv2", 5, 2, gain=2.0)
     by_link = explore(*world, link="?layer=conv2&map=5&tile=3&contrast=2")
-    assert by_link.state == e.state and e.link == "?layer=conv2&map=5&tile=3&contrast=2.0"
+    assert (
+        by_link.state == e.state == State("conv2", 5, 2, gain=2.0)
+        and e.link == "?layer=conv2&map=5&tile=3&contrast=2.0"
+    )
     e.close(), by_link.close()
 
 
@@ -117,20 +117,12 @@ def test_without_a_place_it_opens_at_a_map_that_many_pictures_excite(world):
 
 
 def test_requests_do_what_they_say(explorer):
-    e = explorer
-    ask(e, channel=4)
-    assert e.state.channel == 4
-    ask(e, layer="conv1", channel=0)
-    assert e.state == State("conv1", 0)
-    ask(e, rank=5)
-    assert e.state.rank == 5
-    ask(e, position=[3, 2])
-    assert e.state.position == (3, 2)
-    consistent(e)
-    ask(e, position=None)
-    assert e.state.position is None
-    ask(e, tab="compare")
-    consistent(e)
+    expected = replace(explorer.state, position=None)
+    moves = [{"channel": 4}, {"layer": "conv1", "channel": 0}, {"rank": 5}, {"position": (3, 2)}]
+    for changes in (*moves, {"position": None}, {"tab": "compare"}):
+        ask(explorer, **changes)
+        assert explorer.state == (expected := replace(expected, **changes))
+        consistent(explorer)
 
 
 def test_every_request_is_answered_and_a_refused_one_changes_nothing(explorer, monkeypatch):
@@ -150,20 +142,12 @@ def test_every_request_is_answered_and_a_refused_one_changes_nothing(explorer, m
 
 
 def test_a_place_of_another_map_is_refused_in_words(explorer):
-    ask(
-        explorer, position=[16, 2]
-    )  # a click on the larger map of the layer before, on its way while it changed
+    # a click on the larger map of the layer before, on its way while it changed
+    ask(explorer, position=[16, 2])
     assert explorer.state.position is None
     assert "maps of 'conv2' are 8 x 8" in sent(explorer, "said")["words"]
     explorer.errors.clear()
     consistent(explorer)
-
-
-def test_the_newest_position_wins(explorer):
-    for channel in [1, 2, 3, 4, 5, 6, 7, 8, 9, 3, 8]:
-        ask(explorer, channel=channel)
-    consistent(explorer)
-    assert explorer.state.channel == 8
 
 
 def test_a_page_that_opens_later_is_sent_all_that_is_shown(explorer, monkeypatch):
@@ -175,6 +159,21 @@ def test_a_page_that_opens_later_is_sent_all_that_is_shown(explorer, monkeypatch
     assert {"layer", "page", "detail", "facts", "control"} <= set(kinds)
     page, buffers = next(pair for pair in again if pair[0]["kind"] == "page")
     assert buffers[page["patches"]["buffer"]] == explorer.view.grids(explorer.state).patches.content
+
+
+def test_a_page_is_sent_nothing_but_the_view_of_its_address(explorer, monkeypatch):
+    """Also where another was there before it, in a kernel that was made ready ahead."""
+    assert explorer.wait()
+    said = []
+    monkeypatch.setattr(explorer.page, "send", lambda content, buffers=None: said.append(content))
+    ask(explorer, "ready", query="token=x&layer=conv1&map=4&rule=guided&utm_source=mail")
+    assert explorer.wait() and explorer.state == State("conv1", 4, rule="guided")
+    assert {(c["layer"], c.get("channel", 4)) for c in said if "layer" in c} == {("conv1", 4)}
+    ask(explorer, "ready", query="layer=conv1")  # a link leaves out map 0, and all else that is the default
+    assert explorer.wait() and explorer.state == State("conv1", 0)
+    ask(explorer, "ready", query="layer=conv7")
+    assert "no layer 'conv7'" in sent(explorer, "said")["words"]
+    assert {"said", "page", "layer"} <= {content["kind"] for content in said[-9:]}
 
 
 def test_a_page_that_is_ready_is_sent_once(explorer, monkeypatch):
@@ -219,9 +218,8 @@ def test_below_the_pointer_on_the_wall_are_the_maps_patches(world, explorer, mon
     sheet = opened(buffers[content["sheet"]["buffer"]])
     expected = cut_top(*world, "conv2", [3], progress=False)
     height, width = expected.photo.shape[-2:]
-    assert np.array_equal(
-        sheet[:height, width : 2 * width], expected.photo[0, 1].permute(1, 2, 0).int().numpy()
-    )
+    second = sheet[:height, width : 2 * width]
+    assert np.array_equal(second, expected.photo[0, 1].permute(1, 2, 0).int().numpy())
 
 
 def test_the_map_of_maps_has_every_map_of_every_layer(world, explorer):
@@ -237,9 +235,7 @@ def test_the_map_of_maps_has_every_map_of_every_layer(world, explorer):
         assert not top.inside  # so all units count
         output = dict(activations(model, pixels, [layer]))[layer]
         maxima = output.flatten(2).amax(2).clamp(min=0).double()
-        means = torch.stack(
-            [maxima[torch.from_numpy(labels == c)].mean(0) for c in sorted(set(labels.tolist()))]
-        )
+        means = torch.stack([maxima[torch.from_numpy(labels == c)].mean(0) for c in np.unique(labels)])
         best = means.amax(0)
         others = (means.sum(0) - best) / (len(means) - 1)
         expected = torch.where(best + others > 0, (best - others) / (best + others), 0.0)
@@ -259,11 +255,10 @@ def test_a_dead_map_says_so(world):
 
 
 def test_search_without_result_says_so_and_goes_on(explorer):
-    ask(explorer, search="zebra")
-    consistent(explorer)
-    assert "No map of conv2 has “zebra”" in sent(explorer, "page")["sentence"]
-    ask(explorer, search="")
-    consistent(explorer)
+    for search in ("zebra", ""):
+        ask(explorer, search=search)
+        consistent(explorer)
+        assert ("No map of conv2 has “zebra”" in sent(explorer, "page")["sentence"]) == bool(search)
 
 
 def test_orders_arrive_when_they_are_measured(explorer):
@@ -271,10 +266,7 @@ def test_orders_arrive_when_they_are_measured(explorer):
         ask(explorer, order=order)
         consistent(explorer)
         assert not explorer.view.facts.lacks(explorer.state)
-
-
-def test_the_order_of_a_picture_that_is_not_there_says_so(explorer):
-    ask(explorer, order="your picture")
+    ask(explorer, order="your picture")  # which is not there
     consistent(explorer)
     assert "no picture of yours" in sent(explorer, "layer")["words"]
 
@@ -369,20 +361,64 @@ def test_nothing_is_computed_ahead_until_somebody_looks(world, at_once):
     e = explore(*world, layer="conv2", channel=3)
 
     def ready():
-        return [c for c in range(10) if e.view.ready(State("conv2", c))]
+        return [c for c in range(10) if e.view.at_hand(State("conv2", c))]
 
     assert ready() == [3] and not e.view.facts.profiles and "thumbnails" not in e.sent
     ask(e, "ready")
     assert e.worker.wait(60, Worker.LATER)
-    assert ready() == [3, 4, 5] and set(e.view.facts.profiles) == {"conv1", "conv2"}
+    assert ready() == [0, 2, 3, 4, 5] and e.view.at_hand(State("conv1", 0))  # where the next step may lead
+    assert set(e.view.facts.profiles) == {"conv1", "conv2"}
     assert sent(e, "facts")["histogram"]["measured"] == 14 and sent(e, "thumbnails")["layer"] == "conv2"
     assert sent(e, "strip")["0"]["columns"] == 3
     consistent(e)
     e.close()
     alone = explore(*world, layer="conv2", channel=8, ahead=False)
     alone.go_live()
-    assert alone.worker.wait(60, Worker.LATER) and not alone.view.ready(State("conv2", 9))
+    assert alone.worker.wait(60, Worker.LATER) and not alone.view.at_hand(State("conv2", 9))
     alone.close()
+
+
+def test_a_network_of_one_channel_is_explored_like_any(at_once):
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 5, stride=2), torch.nn.ReLU(), torch.nn.Conv2d(4, 5, 3)
+    ).double()
+    model = zfkit.wrap_model(net, mean=[120.0], scale=1 / 60, input_size=SIDE, name="grey")
+    photos = pictures()
+    e = explore(
+        model,
+        photos,
+        zfkit.mine(model, photos, progress=False),
+        others={},
+        save_to=None,
+        layer="2",
+        channel=1,
+    )
+    e.go_live()
+    for changes in (
+        {"wall": True},
+        {"wall": False, "order": "mean frequency"},
+        {"colours": "natural"},
+        {"tab": "compare"},
+    ):
+        ask(e, **changes)
+        assert e.wait()
+    ask(e, "sample", place=0)
+    assert e.worker.wait(60, Worker.LATER) and e.errors == [] and len(sent(e, "own")["channels"]) == 5
+    tile = opened(e.view.grids(State("2", 1)).projections.content)
+    assert (
+        (tile[..., 0] == tile[..., 1]).all() and (tile[..., 0] == tile[..., 2]).all() and tile.std() > 5
+    )  # grey
+    e.close()
+
+
+def test_a_layer_is_entered_forwards(explorer, at_once):
+    explorer.go_live()
+    elsewhere = {"layer": "conv1", "channel": 0}
+    for steps in ({"channel": 5}, {"channel": 3}, elsewhere, {"colours": "natural"}):  # backwards at first
+        ask(explorer, **steps)
+        assert explorer.worker.wait(60, Worker.LATER)
+    assert all(explorer.view.at_hand(State("conv1", channel)) for channel in (0, 1, 2))
+    assert not explorer.view.at_hand(State("conv2", 0, colours="natural"))  # which a layer learns at length
 
 
 def test_measuring_waits_until_nobody_turns_pages(explorer, monkeypatch):
@@ -406,21 +442,18 @@ def test_static_picture_stands_beside_the_widget(explorer):
     shown = Image.open(io.BytesIO(base64.b64decode(data["image/jpeg"])))
     assert shown.size == explorer.snapshot().size and shown.width > 500
     snapshot = np.asarray(explorer.snapshot()).astype(int)
-    x, y, side = 22, 22 + 34 + 20, 130
-    patches = explorer.view.grids(explorer.state).patches
+    patches, side = explorer.view.grids(explorer.state).patches, 130
     sheet = Image.open(io.BytesIO(patches.content)).convert("RGB")
     middle = sheet.crop((patches.width, patches.height, 2 * patches.width, 2 * patches.height))
     expected = np.asarray(middle.resize((side, side), Image.Resampling.NEAREST)).astype(int)
-    x, y = x + side + 3, y + side + 3  # beside and below the first one
+    x, y = 22 + side + 3, 22 + 34 + 20 + side + 3  # beside and below the first one
     assert np.array_equal(snapshot[y : y + side, x : x + side], expected)
 
 
 def test_save_writes_the_tab_that_is_shown(world, tmp_path):
     e = explore(*world, layer="conv2", channel=3, save_to=tmp_path / "new")
-    e.post = (lambda post: lambda parcel, keep=True: (said.append(parcel.content), post(parcel, keep)))(
-        e.post
-    )
-    said = []
+    said, post = [], e.post
+    e.post = lambda parcel, keep=True: (said.append(parcel.content), post(parcel, keep))
     for tab in ("maps", "compare"):
         ask(e, tab=tab)
         ask(e, "save")
@@ -436,31 +469,15 @@ def test_save_writes_the_tab_that_is_shown(world, tmp_path):
     e.close()
 
 
-def test_app_notebook_and_its_template_are_in_place():
-    root = Path(zfkit.__file__).resolve().parents[1]
-    app = json.loads((root / "zfkit" / "widgets" / "page" / "app.ipynb").read_text())
-    assert "zfkit.explore(" in "".join(app["cells"][-1]["source"])
-    target = (root / "Makefile").read_text().split("\napp:")[1].split("\n\n")[0]
-    assert (
-        "--token" in target and "--template=zfkit" in target
-    )  # where it listens is tested on the server itself
-
-
 # -------------------------------------------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"this is no picture", "not a picture in a format that Pillow reads"),
-        (b"", "the file is empty"),
-        (png((20, 20))[:60], "damaged or truncated"),
-        (png((1, 1)), "1 × 1 pixels, too few to see anything"),
-        (png((20_000, 6_000)), "20,000 × 6,000 pixels; more than 100,000,000 would fill the memory"),
-        (png((20_000, 20_000)), "so many pixels that it would fill the memory"),
-    ],
-    ids=["text", "empty", "cut", "1x1", "120 megapixels", "20,000 px"],
-)
+@pytest.mark.parametrize("content, message", [
+    (b"this is no picture", "not a picture in a format that Pillow reads"), (b"", "the file is empty"),
+    (png((20, 20))[:60], "damaged or truncated"), (png((1, 1)), "1 × 1 pixels, too few to see anything"),
+    (png((20_000, 6_000)), "20,000 × 6,000 pixels; more than 100,000,000 would fill the memory"),
+    (png((20_000, 20_000)), "so many pixels that it would fill the memory"),
+], ids=["text", "empty", "cut", "1x1", "120 megapixels", "20,000 px"])  # fmt: skip
 def test_bad_pictures_get_a_sentence_where_the_picture_would_be(explorer, content, message):
     upload(explorer, content, "bad.png")
     assert explorer.wait()
@@ -492,17 +509,17 @@ def test_the_square_moves(explorer):
     for at, bright in ((0.0, 0), (1.0, 250)):
         ask(explorer, "square", at=at)
         assert explorer.wait()
-        assert sent(explorer, "own")["at"] == at
+        assert sent(explorer, "own")["at"] == at and sent(explorer, "own")["size"] == (90, 30)
         assert float(explorer.view.facts.picture.float().mean()) == pytest.approx(bright, abs=1)
 
 
 def test_a_sample_of_the_album(world, explorer):
     explorer.set(tab="image")
     assert explorer.wait()
-    samples = sent(explorer, "samples")
-    ask(explorer, "sample", place=samples["places"][2])
+    place = sent(explorer, "samples")["places"][2]
+    ask(explorer, "sample", place=place)
     assert explorer.wait()
-    shown = compare.strongest(world[0], world[1][samples["places"][2]][0], "conv2")
+    shown = compare.strongest(world[0], world[1][place][0], "conv2")
     assert list(sent(explorer, "own")["channels"]) == shown.channels.tolist()
 
 
@@ -590,16 +607,14 @@ class Monkey(RuleBasedStateMachine):
     def click_the_map(self, r, c):
         ask(self.explorer, position=[r, c])
 
-    @rule(
-        name=st.sampled_from(["rule", "gain", "order", "search", "tab", "versus", "wall", "colours"]),
-        data=st.data(),
-    )
-    def change(self, name, data):
+    @rule(data=st.data())
+    def change(self, data):
         choices = {
             "rule": ["deconvnet", "guided", "gradient"], "gain": [0.25, 1.0, 3.0, 8.0], "order": list(ORDERS),
             "search": ["", "dog", "zebra", "Teapot"], "tab": ["maps", "image", "compare"], "wall": [True, False],
             "versus": ["methods", "same"], "colours": ["signed", "natural"],
         }  # fmt: skip
+        name = data.draw(st.sampled_from([*choices]))
         ask(self.explorer, **{name: data.draw(st.sampled_from(choices[name]))})
 
     @rule(content=st.sampled_from([png((30, 50)), png((1, 1)), b"no", gif(3)]))

@@ -8,14 +8,13 @@ Screenshots go to the folder in ZFKIT_SCREENSHOTS, if that is set.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
+import io
 import os
 import random
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import browser as b
@@ -23,16 +22,13 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from explored import window
 from PIL import Image
 
 import zfkit
 from zfkit.widgets import ExplorerView, State
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(bool(b.why_not()), reason=b.why_not() or "there is one"),
-]
-ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(bool(b.why_not()), reason=b.why_not())]
 START = {"layer": "conv4", "channel": 117}
 
 
@@ -78,22 +74,15 @@ class Truth:
     @functools.cache  # noqa: B019
     def tiles(self, layer, channel, rule, gain):
         """The nine projections of a map, as they are shown."""
-        found = zfkit.project_top(
-            self.model, self.photos, self.top, layer, [channel], rule=rule, progress=False
-        )
+        all_of = self.model, self.photos, self.top, layer, [channel]
+        found = zfkit.project_top(*all_of, rule=rule, progress=False)
         return [rgb_of(projection, gain) for projection in found.projection[0]]
 
     @functools.cache  # noqa: B019
     def unit(self, layer, channel, rank, place, rule, gain):
         """The unit's window of its projection on the whole picture; grey outside of it."""
         image = int(self.top[layer].image[channel, rank])
-        batch = self.model.preprocess(self.photos.take([image]))
-        pixels = zfkit.project(self.model, batch, layer, channel, torch.tensor([place]), rule=rule)[0]
-        box = zfkit.receptive_field(self.model, layer).box(*place)
-        margin = box.right - box.left
-        padded = torch.nn.functional.pad(pixels, (margin,) * 4)
-        window = padded[:, box.top + margin : box.bottom + margin, box.left + margin : box.right + margin]
-        return rgb_of(window, gain)
+        return rgb_of(window(self.model, self.photos.take([image])[0], layer, channel, place, rule), gain)
 
     def maximum(self, layer, channel, rank):
         """Row and column that `mine` found."""
@@ -113,16 +102,11 @@ def truth(tmp_path_factory):
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="no table of open ports here")
-@pytest.mark.parametrize("target, argument", [("lab", "LAB_ARGS"), ("app", "APP_ARGS")])
-def test_what_make_starts_is_for_this_machine_and_its_user_alone(tmp_path, target, argument):
+@pytest.mark.parametrize("target", ["lab", "app"])
+def test_what_make_starts_is_for_this_machine_and_its_user_alone(tmp_path, target):
     port = b.free_port()
-    options = f"{argument}=--no-browser --port={port}"
-    dry = ["make", "--dry-run", "--always-make", "--no-print-directory", target, options]
-    printed = subprocess.run(dry, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    commands = printed.replace("\\\n", " ").splitlines()
-    command = next(line for line in commands if "--no-browser" in line)
-    command = re.sub(r"\S*bin/python\b", shlex.quote(sys.executable), command, count=1)
-    with b.serving(["sh", "-c", f"exec env {command}"], tmp_path, port, ROOT, token=False) as server:
+    command = b.made(target, f"--port={port}")
+    with b.serving(["sh", "-c", command], tmp_path, port, b.ROOT, token=False) as server:
         assert server.listens_on() == {"127.0.0.1"}
         for path in ("/api/kernels", {"lab": "/lab", "app": "/"}[target]):
             assert re.match(r"403|302 /login", server.answers(path)), server.answers(path)
@@ -145,13 +129,10 @@ def notebooks(tmp_path_factory, truth):
     folder = tmp_path_factory.mktemp("notebooks")
     table = truth.top.save(folder / "top.parquet")
     b.write_notebook(folder / "explorer.ipynb", CELL.replace("PICTURES", str(truth.folder)))
-    page = nbformat.read(ROOT / "zfkit" / "widgets" / "page" / "app.ipynb", as_version=4)
+    page = nbformat.read(b.PAGE / "app.ipynb", as_version=4)
     parameters = next(cell for cell in page.cells if "parameters" in cell.metadata.get("tags", []))
-    values = {
-        "images": f"folder:{truth.folder}",
-        "table": str(table),
-        "layer": "conv2",
-    }  # a link goes before it
+    # A link goes before the layer.
+    values = {"images": f"folder:{truth.folder}", "table": str(table), "layer": "conv2"}
     parameters.source += "".join(f"\n{name} = {value!r}" for name, value in values.items())
     nbformat.write(page, folder / "app.ipynb")
     return folder
@@ -174,12 +155,6 @@ def nothing_kept():
 
 
 @pytest.fixture(scope="module")
-def chromium():
-    with b.chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
 def shots(tmp_path_factory):
     chosen = os.environ.get("ZFKIT_SCREENSHOTS")
     return Path(chosen) if chosen else tmp_path_factory.mktemp("screenshots")
@@ -189,18 +164,17 @@ def shots(tmp_path_factory):
 def opened(request, tmp_path_factory, chromium, notebooks, truth):
     """The explorer's page, which stays open from test to test."""
     folder = tmp_path_factory.mktemp(request.param)
-    if request.param in ("lab", "notebook"):
-        with b.jupyter_lab(folder, notebooks, request.param) as server:
-            page = b.open_lab(
-                chromium, server, "explorer.ipynb", front=request.param, width=1400, height=1100
-            )
-            yield Explorer(request.param, page, truth, server)
+    front, size = request.param, {"width": 1400, "height": 1100}
+    if front in ("lab", "notebook"):
+        with b.jupyter_lab(folder, notebooks, front) as server:
+            page = b.open_lab(chromium, server, "explorer.ipynb", front, **size)
+            yield Explorer(front, page, truth, server)
             page.tab.context.close()
     else:
         with b.voila(folder, notebooks / "app.ipynb") as server:
             page = b.open_page(chromium, 1280, 900)
             page.tab.goto(f"{server.url}/?token={server.token}&layer=conv4&map=117")
-            yield Explorer(request.param, page, truth, server)
+            yield Explorer(front, page, truth, server)
             page.tab.context.close()
 
 
@@ -250,6 +224,7 @@ class Explorer:
 
     def __init__(self, kind, page, truth, server):
         self.kind, self.page, self.tab, self.truth, self.server = kind, page, page.tab, truth, server
+        self.size = page.tab.viewport_size
 
     # -- hands
 
@@ -278,6 +253,7 @@ class Explorer:
 
     def reset(self):
         """Back to the first view, by mouse."""
+        self.tab.set_viewport_size(self.size)
         self.tab.mouse.move(2, 2)
         self.find("[data-tab=maps]").click()
         if self.find(".zx-all").get_attribute("aria-pressed") == "true":
@@ -289,6 +265,12 @@ class Explorer:
         if self.view()["layer"] != "conv4":
             self.layer("conv4")
         self.until(layer="conv4")
+        read = self.find(".zx-bars").get_attribute
+        self.page.until(  # keys go by the order that is shown: all maps, by number
+            lambda: [int(read(name)) for name in ("aria-valuemax", "aria-valuenow")],
+            lambda now: now == [383, self.view()["channel"]],
+            "another order",
+        )
         if self.view()["channel"] != 117:
             self.to(117)
         self.find(".zx-three .zx-nine .zx-tile").first.click()
@@ -320,12 +302,9 @@ class Explorer:
             return view
         tiles = self.truth.tiles(view["layer"], view["channel"], view["rule"], view["gain"])
         for i, expected in enumerate(tiles):
-            assert same(self.pixels(".zx-three .zx-nine >> nth=1 >> canvas", i), expected), (
-                f"tile {i} of {view}"
-            )
-        unit = self.truth.unit(
-            view["layer"], view["channel"], view["rank"], tuple(view["place"]), view["rule"], view["gain"]
-        )
+            assert same(self.pixels(".zx-three .zx-nine >> nth=1 >> canvas", i), expected), f"{i} of {view}"
+        names = ("layer", "channel", "rank", "place", "rule", "gain")
+        unit = self.truth.unit(*(tuple(view[n]) if n == "place" else view[n] for n in names))
         assert same(self.pixels(".zx-four > :nth-child(4) canvas"), unit), view
         return view
 
@@ -337,9 +316,8 @@ def test_opens_as_asked(explorer):
     view = explorer.settle(**START, rank=0, rule="deconvnet", gain=1)
     assert tuple(view["place"]) == explorer.truth.maximum("conv4", 117, 0)
     title = explorer.find("h2 span")
-    assert (
-        f"(folder {explorer.truth.folder.name})" in title.inner_text()
-    )  # the rest of the path is its tooltip
+    # the rest of the path is its tooltip
+    assert f"(folder {explorer.truth.folder.name})" in title.inner_text()
     assert title.get_attribute("title") == f"folder:{explorer.truth.folder}"
 
 
@@ -352,11 +330,8 @@ def test_every_picture_has_a_text_and_the_new_map_is_said(explorer):
              && !c.closest('button[aria-label], button[title], .zx-fires')).length"""
     )
     assert silent == 0
-    assert (
-        explorer.find(".zx-tile canvas")
-        .first.get_attribute("aria-label")
-        .startswith("patch of conv4 map 118, 1: ")
-    )
+    label = explorer.find(".zx-tile canvas").first.get_attribute("aria-label")
+    assert label.startswith("patch of conv4 map 118, 1: ")
 
 
 def test_every_control_is_reached_by_tab_and_shows_its_focus(explorer):
@@ -392,21 +367,12 @@ def test_every_control_is_reached_by_tab_and_shows_its_focus(explorer):
 def test_nothing_is_cut_off_from_phones_to_projectors(explorer, shots):
     if explorer.kind != "voila":
         pytest.skip("JupyterLab has a width of its own")
-    before = explorer.tab.viewport_size
-    try:
-        look_at_widths(explorer, shots)
-    finally:
-        explorer.tab.set_viewport_size(before)
-
-
-def look_at_widths(explorer, shots):
     for width, height in ((360, 740), (590, 800), (830, 900), (1024, 768), (1280, 800), (1920, 1080)):
         explorer.tab.set_viewport_size({"width": width, "height": height})
         explorer.tab.wait_for_timeout(300)
         explorer.page.screenshot(shots / f"explorer_{width}.png")
-        outside = explorer.find(
-            "button, select, input:not(.zx-unseen), canvas[role=img], [role=slider]"
-        ).evaluate_all(
+        controls = "button, select, input:not(.zx-unseen), canvas[role=img], [role=slider]"
+        outside = explorer.find(controls).evaluate_all(
             """all => all.filter(e => {
               const box = e.getBoundingClientRect();
               const scrolls = e.closest('.zx-layers, .zx-shelf');
@@ -426,19 +392,35 @@ def look_at_widths(explorer, shots):
         )
         assert cut == [], width  # what is cut off tells all of it in its title
         assert explorer.tab.evaluate("document.documentElement.scrollWidth") <= width
+        small = explorer.find("*").evaluate_all(
+            """all => all.filter(e => e.getClientRects().length && parseFloat(getComputedStyle(e).fontSize) < 14)
+                 .map(e => e.outerHTML.slice(0, 80))"""
+        )
+        assert small == [], width
+        for layer in ("conv1", "conv4") * (width > 1000):  # filters stand beside facts in the first alone
+            explorer.layer(layer)
+            explorer.settle(layer=layer)
+            explorer.page.wait_for(".zx-control canvas")
+            bottom = explorer.tab.evaluate("document.querySelector('.zfkit').getBoundingClientRect().bottom")
+            assert bottom <= height, f"{layer} has to be scrolled at {width} x {height}"
 
 
 def test_no_serious_finding_of_axe(explorer):
     from axe_playwright_python.sync_playwright import Axe
 
-    for tab in ("maps", "image", "compare"):
-        explorer.find(f"[data-tab={tab}]").click()
-        explorer.until(tab=tab)
-        found = Axe().run(explorer.tab, context=".zx").response["violations"]
-        serious = [
-            (v["id"], v["nodes"][0]["html"][:120]) for v in found if v["impact"] in ("serious", "critical")
-        ]
-        assert serious == [], tab
+    for scheme in ("dark", "light"):
+        explorer.tab.emulate_media(color_scheme=scheme)
+        for tab in ("image", "compare", "maps", "wall"):
+            if tab == "wall":
+                explorer.press("a")
+                explorer.page.wait_for(".zx-wall canvas")
+            else:
+                explorer.find(f"[data-tab={tab}]").click()
+                explorer.until(tab=tab)
+            found = Axe().run(explorer.tab, context=".zx").response["violations"]
+            serious = [v for v in found if v["impact"] in ("serious", "critical")]
+            assert [(v["id"], v["nodes"][0]["html"][:120]) for v in serious] == [], f"{tab}, {scheme}"
+        explorer.press("a")
 
 
 # ----------------------------------------------------------------------------------------- layers and maps
@@ -499,7 +481,7 @@ def test_maps_by_mouse(explorer):
 
 def test_keys_work_after_a_click_that_falls_on_no_control(explorer):
     for channel, place in enumerate(("h2", ".zx-known h3", ".zx-shelf button"), 118):
-        explorer.find(place).first.click()
+        explorer.page.wait_for(f".zx {place}").click()
         explorer.tab.wait_for_timeout(100)
         if place == ".zx-shelf button":  # which takes itself away
             channel = explorer.until()["channel"] + 1
@@ -521,13 +503,10 @@ def test_rules_contrast_and_colours(explorer):
         explorer.settle(gain=gain)
     explorer.choose("gain", 1)
     explorer.settle(gain=1)
-    plain = explorer.pixels(".zx-three .zx-nine >> nth=1 >> canvas")
+    shown = functools.partial(explorer.pixels, ".zx-three .zx-nine >> nth=1 >> canvas")
+    plain = shown()
     explorer.choose("colours", "natural")
-    shown = explorer.page.until(
-        lambda: explorer.pixels(".zx-three .zx-nine >> nth=1 >> canvas"),
-        lambda now: bool((now != plain).any()),
-        "no other colours",
-    )
+    shown = explorer.page.until(shown, lambda now: bool((now != plain).any()), "no other colours")
     assert np.ptp(shown.astype(int).mean((0, 1))) < 40  # grey on average, as before
 
 
@@ -541,14 +520,13 @@ def test_tiles_by_click_and_key(explorer):
 
 
 def test_space_lays_projections_over_patches(explorer):
-    patch, projection = (
-        explorer.pixels(f".zx-three .zx-nine >> nth={n} >> canvas", 1).astype(float) for n in (0, 1)
-    )
+    place = ".zx-three .zx-nine >> nth={} >> canvas"
+    patch, projection = (explorer.pixels(place.format(n), 1).astype(float) for n in (0, 1))
     explorer.press(" ")
-    blended = explorer.pixels(".zx-three .zx-nine >> nth=0 >> canvas", 1)
+    blended = explorer.pixels(place.format(0), 1)
     assert np.abs(blended - (0.4 * patch + 0.6 * projection)).max() <= 2
     explorer.press(" ")
-    assert np.array_equal(explorer.pixels(".zx-three .zx-nine >> nth=0 >> canvas", 1), patch)
+    assert np.array_equal(explorer.pixels(place.format(0), 1), patch)
 
 
 def test_places_on_the_map_by_click_and_key(explorer):
@@ -576,31 +554,37 @@ def test_places_on_the_map_by_click_and_key(explorer):
 
 
 def test_all_maps_at_once(explorer):
-    explorer.press("a")
+    said = {"3": "picture 3, ", " ": "projections over patches", "a": "all maps of conv4"}
+    for key, words in said.items():
+        explorer.press(key)
+        explorer.page.until(
+            explorer.find(".zx-aside").inner_text, lambda now, w=words: now.startswith(w), words
+        )
+    explorer.press(" ")  # patches alone again
     explorer.page.wait_for(".zx-wall canvas")
     maps = explorer.find(".zx-wall [data-map]")
     assert maps.count() == 384
     maps.nth(10).hover()
     explorer.page.wait_for(".zx-peek b:text-is('map 10')")
     assert explorer.find(".zx-peek canvas").count() == 9
+    explorer.find("[type=search]").fill("astronaut")
+    explorer.find("[type=search]").press("Enter")
+    explorer.page.until(maps.count, lambda now: 0 < now < 384, "the wall is not searched")
+    explorer.find("[type=search]").fill("")
+    explorer.find("[type=search]").press("Enter")
+    explorer.page.until(maps.count, (384).__eq__, "maps are missing")
     explorer.choose("order", "max activation")
     best = explorer.truth.top["conv4"].max.argsort(descending=True, stable=True)[:3].tolist()
-    explorer.page.until(
-        lambda: maps.evaluate_all("all => all.slice(0, 3).map(e => Number(e.dataset.map))"),
-        lambda now: now == best,
-        "not sorted",
-    )
+    first = "all => all.slice(0, 3).map(e => Number(e.dataset.map))"
+    explorer.page.until(lambda: maps.evaluate_all(first), lambda now: now == best, "not sorted")
     maps.first.click()
     explorer.settle(channel=best[0])
     explorer.find("[type=search]").fill("astronaut")
     explorer.tab.keyboard.press("Enter")
     places = [i for i in range(len(explorer.truth.photos)) if "astronaut" in explorer.truth.photos.name(i)]
     found = int(torch.isin(explorer.truth.top["conv4"].image, torch.tensor(places)).any(1).sum())
-    explorer.page.until(
-        lambda: explorer.find(".zx-count small").inner_text(),
-        lambda words: f"of {found} found" in words,
-        "not found",
-    )
+    count = explorer.find(".zx-count small").inner_text
+    explorer.page.until(count, lambda words: f"of {found} found" in words, "not found")
 
 
 def test_the_map_of_maps_leads_to_every_map(explorer):
@@ -608,13 +592,21 @@ def test_the_map_of_maps_leads_to_every_map(explorer):
     explorer.page.wait_for(".zx-points circle")
     best = explorer.truth.top["conv5"].max.argsort(descending=True)[3].item()
     assert explorer.find(".zx-points .zx-here").get_attribute("data-map") == "conv4 117"
-    at = [
-        float(explorer.find(f"circle[data-map='conv5 {best}']").get_attribute(name)) for name in ("cx", "cy")
-    ]
     near = explorer.find(f"circle[data-map='conv5 {best}']")
+    at = [float(near.get_attribute(name)) for name in ("cx", "cy")]
     near.dispatch_event("pointerenter")
     explorer.page.wait_for(f".zx-peek b:text-is('conv5 map {best}')")
     assert explorer.find(".zx-peek canvas").count() == 9 and min(at) > 0
+    explorer.find("button:has-text('save picture')").click()
+    with explorer.tab.expect_download() as download:
+        explorer.page.wait_for(".zx .zx-notice a[download]").click()
+    saved = np.asarray(Image.open(download.value.path()).convert("RGB"))
+    assert download.value.suggested_filename == "zfnet64-map-of-maps.png"
+    ink = [int(v) for v in re.findall(r"\d+", near.evaluate("e => getComputedStyle(e).fill"))[:3]]
+    x, y = (2 * round(v + d) for v, d in zip(at, (20, 50), strict=True))  # twice as large, beside a margin
+    assert (np.abs(saved[y - 12 : y + 13, x - 12 : x + 13].astype(int) - ink).max(-1) < 60).any()
+    if explorer.kind == "voila":
+        explorer.page.until(lambda: explorer.tab.url, lambda url: "all=1&show=points" in url, "no link")
     explorer.find(".zx-points button:has-text('conv1')").click()
     assert explorer.find("circle[data-map^='conv1 ']").count() == 0
     near.dispatch_event("click")
@@ -634,22 +626,12 @@ def test_a_picture_of_your_own(explorer, tmp_path):
     explorer.find("input[type=file]").set_input_files(str(file))
     output = dict(zfkit.nets.activations.activations(truth.model, pixels, ["conv4"]))["conv4"][0].detach()
     strongest = output.flatten(1).amax(1).argsort(descending=True, stable=True)[:9].tolist()
-    explorer.page.until(
-        lambda: explorer.find(".zx-card b").all_inner_texts(),
-        lambda words: words == [f"map {c}" for c in strongest], "not the strongest maps",
-    )  # fmt: skip
-    box_of = zfkit.receptive_field(truth.model, "conv4").box
+    words = [f"map {c}" for c in strongest]
+    explorer.page.until(explorer.find(".zx-card b").all_inner_texts, words.__eq__, "not the strongest maps")
     for i, channel in enumerate(strongest):
         place = divmod(int(output[channel].argmax()), output.shape[2])
-        whole = zfkit.project(
-            truth.model, truth.model.preprocess(pixels), "conv4", channel, torch.tensor([place])
-        )
-        box = box_of(*place)
-        margin = box.right - box.left
-        window = torch.nn.functional.pad(whole[0], (margin,) * 4)[
-            :, box.top + margin : box.bottom + margin, box.left + margin : box.right + margin
-        ]
-        assert same(explorer.pixels(f".zx-card >> nth={i} >> canvas", 1), rgb_of(window)), channel
+        expected = rgb_of(window(truth.model, pixels, "conv4", channel, place))
+        assert same(explorer.pixels(f".zx-card >> nth={i} >> canvas", 1), expected), channel
     explorer.find(".zx-card").nth(2).click()
     explorer.settle(tab="maps", channel=strongest[2])
     explorer.choose("order", "your picture")
@@ -659,6 +641,66 @@ def test_a_picture_of_your_own(explorer, tmp_path):
         "the maps are not in the order of the picture",
     )
     explorer.settle(channel=strongest[0])
+
+
+def test_a_picture_is_dropped_or_pasted(explorer):
+    explorer.find("[data-tab=image]").click()
+    explorer.page.wait_for(".zx-samples canvas")
+    Image.fromarray(explorer.truth.photos[20][0].permute(1, 2, 0).numpy()).save(file := io.BytesIO(), "PNG")
+    for kind, name, place in (
+        ("drop", "dropped.png", ".zx-own"),
+        ("paste", "pasted.png", ".zx-samples button"),
+    ):
+        explorer.find(place).first.focus()
+        explorer.find(place).first.evaluate(
+            """(element, [kind, name, encoded]) => {
+              const carried = new DataTransfer();
+              const content = Uint8Array.from(atob(encoded), c => c.charCodeAt(0));
+              carried.items.add(new File([content], name, {type: "image/png"}));
+              const [Kind, field] = kind === "drop" ? [DragEvent, "dataTransfer"] : [ClipboardEvent, "clipboardData"];
+              element.dispatchEvent(new Kind(kind, {bubbles: true, [field]: carried}));
+            }""",
+            [kind, name, base64.b64encode(file.getvalue()).decode()],
+        )
+        explorer.page.wait_for(f".zx-own .zx-soft:has-text('{name}')")
+    explorer.page.wait_for(".zx-card canvas")
+
+
+def test_a_picture_from_the_camera_and_its_square(explorer):
+    explorer.find("[data-tab=image]").click()
+    explorer.page.wait_for(".zx-samples canvas")
+    explorer.tab.evaluate("""() => {
+        const get = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+        window.tracks = [];
+        navigator.mediaDevices.getUserMedia = async wanted => {
+            const stream = await get(wanted);
+            tracks.push(...stream.getTracks());
+            return stream;
+        };
+    }""")
+    running = "tracks.filter(track => track.readyState === 'live').length"
+    explorer.find("button:text-is('camera')").click()
+    explorer.page.wait_for(".zx-camera video")
+    explorer.page.until(
+        lambda: explorer.tab.evaluate("document.querySelector('.zx-camera video').videoWidth"),
+        (0).__lt__,
+        "dark",
+    )
+    explorer.find("button:text-is('take it')").click()
+    explorer.page.wait_for(".zx-own .zx-soft:has-text('camera.png')")
+    assert explorer.tab.evaluate(running) == 0
+    square = explorer.find(".zx-square")  # the picture is wider than high: it is moved along it
+    before, at = explorer.pixels(".zx-card canvas", 1), int(square.get_attribute("aria-valuenow"))
+    square.press("ArrowRight")
+    explorer.page.until(lambda: int(square.get_attribute("aria-valuenow")), (at + 10).__eq__, "not moved")
+    explorer.page.until(
+        lambda: np.array_equal(explorer.pixels(".zx-card canvas", 1), before), (False).__eq__, "as before"
+    )
+    explorer.find("button:text-is('camera')").click()
+    explorer.find("[data-tab=maps]").click()  # at once, perhaps before the camera runs
+    explorer.page.until(
+        lambda: explorer.tab.evaluate(f"[tracks.length, {running}]"), [2, 0].__eq__, "it runs on"
+    )
 
 
 def test_what_is_no_picture_gets_a_sentence(explorer, tmp_path):
@@ -690,6 +732,18 @@ def test_two_models_side_by_side(explorer):
 
 
 # -------------------------------------------------------------------------------------------- to take along
+
+
+def test_the_code_that_is_copied_makes_this_view(explorer):
+    explorer.tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    explorer.find(".zx-more summary").click()
+    explorer.find("button:has-text('copy code')").click()
+    explorer.page.wait_for(".zx-notice :text('The code is copied')")
+    copied = explorer.tab.evaluate("navigator.clipboard.readText()")
+    view = ExplorerView(explorer.truth.model, explorer.truth.photos, explorer.truth.top)
+    assert copied.startswith(view.code(State(**START)).removesuffix(")"))  # then what the wall shows next
+    explorer.find(".zx-more summary").press("Escape")
+    assert explorer.find(".zx-more").get_attribute("open") is None
 
 
 def test_saving_a_picture(explorer, notebooks):
@@ -737,27 +791,22 @@ def test_fifty_random_actions_leave_a_consistent_view(explorer, seed):
             if explorer.find(selector).first.is_visible():
                 act(explorer.find(selector).first)
 
+    def pick(field, *values):
+        where(f"[data-field={field}]", lambda one: one.select_option(draw.choice(values), timeout=999))
+
+    keys = ["ArrowRight", "ArrowLeft", "PageDown", "Home", "End", "r", "5", "a", " "]
+    words = ["astronaut", "xyz", "12", ""]
+    place = lambda: {"x": 40, "y": draw.choice([30, 60])}  # noqa: E731
     actions = [
-        lambda: explorer.press(
-            draw.choice(["ArrowRight", "ArrowLeft", "PageDown", "Home", "End", "r", "5", "a", " "])
-        ),
-        lambda: where(
-            ".zx-fires", lambda part: part.click(position={"x": 40, "y": draw.choice([30, 60])}, timeout=999)
-        ),
-        lambda: where(
-            "[type=search]", lambda box: box.fill(draw.choice(["astronaut", "xyz", "12", ""]), timeout=999)
-        ),
+        lambda: explorer.press(draw.choice(keys)),
+        lambda: where(".zx-fires", lambda part: part.click(position=place(), timeout=999)),
+        lambda: where("[type=search]", lambda box: box.fill(draw.choice(words), timeout=999)),
         lambda: where("[type=search]", lambda box: box.press("Enter", timeout=999)),
         lambda: where("button:has-text('save picture')", lambda button: button.click(timeout=999)),
         lambda: explorer.layer(draw.choice(["conv1", "conv3", "conv5"])),
-        lambda: explorer.choose("order", draw.choice(["index", "max activation", "dead first"])),
-        lambda: where(
-            "[data-field=rule]",
-            lambda one: one.select_option(draw.choice(["deconvnet", "guided"]), timeout=999),
-        ),
-        lambda: where(
-            "[data-field=gain]", lambda one: one.select_option(draw.choice(["1", "2"]), timeout=999)
-        ),
+        lambda: pick("order", "index", "max activation", "dead first"),
+        lambda: pick("rule", "deconvnet", "guided"),
+        lambda: pick("gain", "1", "2"),
         lambda: explorer.find(f"[data-tab={draw.choice(['maps', 'image', 'compare'])}]").click(),
     ]
     for _ in range(5):
@@ -779,16 +828,14 @@ def test_two_views_of_one_explorer_keep_in_step(explorer, chromium, notebooks):
     cell = CELL.replace("PICTURES", str(explorer.truth.folder))
     b.write_notebook(notebooks / "twice.ipynb", cell, "explorer")
     page = b.open_lab(chromium, explorer.server, "twice.ipynb", width=1400, height=2600)
-    page.until(
-        lambda: page.tab.locator(".zx .zx-tile canvas[role=img]").count(), lambda n: n == 36, "not both"
-    )
+    page.until(page.tab.locator(".zx .zx-tile canvas[role=img]").count, (36).__eq__, "not both")
     first, second = (page.tab.locator(".zx").nth(i) for i in (0, 1))
     for one, key, said in ((first, "ArrowRight", "conv4 map 118"), (second, "Home", "conv4 map 0")):
         one.locator(".zx-bars").press(key)
         for view in (first, second):
             page.until(lambda v=view: v.locator("[role=status].zx-unseen").inner_text(), said.__eq__, said)
     second.locator("button:has-text('save picture')").click()
-    page.until(lambda: second.locator("a[download]").count(), lambda n: n == 1, "nothing saved")
+    page.until(second.locator("a[download]").count, (1).__eq__, "nothing saved")
     assert first.locator("a[download]").count() == 0 and page.said == []
     page.tab.context.close()
 

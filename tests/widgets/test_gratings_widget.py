@@ -34,9 +34,8 @@ def test_samples_are_what_the_network_answers(view, layer, frequency, orientatio
     maps, model = view.maps(state), view.models["tiny"]
     first = -(zfkit.receptive_field(model, layer).offset // 4)
     fx, fy = (float(v) for v in zfkit.frequency.wave(frequency, orientation))
-    start = (
-        math.radians(40) - 2 * math.pi * 4 * (fx + fy) * 2
-    )  # so that unit first + 2 is at the picture's phase
+    # so that unit first + 2 is at the picture's phase
+    start = math.radians(40) - 2 * math.pi * 4 * (fx + fy) * 2
     picture = zfkit.frequency.gratings(frequency, orientation, start, size=110, dtype=torch.float64)
     with torch.no_grad():
         answers = model.net[: int(layer) + 1](model.normalise(picture))[0, 1]
@@ -102,13 +101,8 @@ def test_moving_a_slider_changes_what_is_shown(explorer):
     assert explorer.wait() and explorer.state.frequency == 0.1
     assert explorer.picture.image.value != before
     assert "0.100 cycles per pixel" in explorer.words.value and explorer.picture.label in explorer.words.value
-    for name, value in [
-        ("orientation", 45),
-        ("phase", 90),
-        ("channel", 1),
-        ("colour", "red - green"),
-        ("layer", "2"),
-    ]:
+    moves = {"orientation": 45, "phase": 90, "channel": 1, "colour": "red - green", "layer": "2"}
+    for name, value in moves.items():
         getattr(explorer, name).value = value
         assert explorer.wait() and getattr(explorer.state, name) == value
     assert not explorer.errors
@@ -130,9 +124,8 @@ def test_the_map_of_responses_shows_what_is_kept_in_grey_and_what_is_folded_in_c
     found = view.plane(state)
     for f, o in [(3, 0), (30, 5)]:
         h, w = pixels.shape[:2]
-        r, g, b = pixels[
-            int((o + 0.5) * h / len(found.orientation)), int((f + 0.5) * w / len(found.frequency))
-        ]
+        y, x = int((o + 0.5) * h / len(found.orientation)), int((f + 0.5) * w / len(found.frequency))
+        r, g, b = pixels[y, x]
         folded = bool(found.is_folded[f, o, 0])
         assert folded == (f == 30) and (r > b + 2) == folded and (folded or r == g == b)
 

@@ -48,18 +48,16 @@ def test_it_shows_the_filters_and_the_projections_as_they_are(images):
 
     run = zfkit.fit(TINY, images, images, QUICK, watch=watch, progress=False, device="cpu")
     assert monitor.errors == [] and len(seen) == 3  # before training, and after each epoch
-    assert (
-        "Epoch 2 of 2" in monitor.words.value and f"{run.history.top1.iloc[-1]:.1f} %" in monitor.words.value
-    )
+    for words in ("Epoch 2 of 2", f"{run.history.top1.iloc[-1]:.1f} %"):
+        assert words in monitor.words.value
     for weight, projection, filters, projections in seen:
         # Grey 128 + 127 times the share of the largest |weight|, upper left pixel of the first and last filter.
         grey = (128 + 127 * weight / weight.abs().max()).round()
         assert np.abs(filters[2, 2] - grey[0, :, 0, 0].numpy()).max() <= 1
         # One map: its projection above its patch. The strongest value of the projection is in full colour.
         channel, row, column = np.unravel_index(int(projection.abs().argmax()), projection.shape)
-        side = projection.shape[1] * (
-            64 // projection.shape[1]
-        )  # px on the sheet, enlarged by a whole factor
+        # px on the sheet, enlarged by a whole factor
+        side = projection.shape[1] * (64 // projection.shape[1])
         page = 320 / (2 * side + GAP) * side / projection.shape[1]  # px on the page for one of the projection
         found = projections[int((row + 0.5) * page), int((column + 0.5) * page), channel]
         assert found == (255 if projection[channel, row, column] > 0 else 1)

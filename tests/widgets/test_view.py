@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from explored import CLASSES, SIDE, opened, pictures, small_net, wrapped
+from explored import CLASSES, SIDE, opened, pictures, small_net, window, wrapped
 from PIL import Image
+from tiny import DEEP, deep_network, image_set, random_pixels
 from torch import nn
 
 import zfkit
 from zfkit.batching import Cancelled
+from zfkit.deconv.receptive_field import units_inside
 from zfkit.errors import ZfkitError
 from zfkit.figures.network import heat
 from zfkit.figures.pictures import to_picture
 from zfkit.images.imageset import ImageSet
+from zfkit.nets.activations import activations
+from zfkit.topk import mined
 from zfkit.topk.profile import Profile
 from zfkit.widgets import ExplorerView, State, compare, drawing
+from zfkit.widgets.controls import encode
 from zfkit.widgets.results import size_of
 from zfkit.widgets.state import ORDERS
 from zfkit.widgets.view import KEPT, PIECE, THUMB
@@ -81,11 +87,9 @@ def test_tiles_are_what_project_gives(world, view, layer, rule):
     assert grids.values == pytest.approx(best.value[4].tolist()) and all(grids.there)
     for rank in (0, 5, 8):
         i, row, col = int(best.image[4, rank]), int(best.row[4, rank]), int(best.col[4, rank])
-        whole = zfkit.project(model, model.preprocess(photos[i][0]), layer, 4, [(row, col)], rule=rule)[0]
         left, up, right, down = (v + margin for v in field.box(row, col))
-        window = nn.functional.pad(whole, (margin,) * 4)[:, up:down, left:right]
-        scale = np.quantile(window.abs().flatten().numpy(), 0.995) / 2.0
-        shown = np.round(128 + 127 * np.clip(window.numpy() / scale, -1, 1)).astype(int)
+        seen = window(model, photos[i][0], layer, 4, (row, col), rule).numpy()
+        shown = np.round(128 + 127 * np.clip(2 * seen / np.quantile(np.abs(seen), 0.995), -1, 1)).astype(int)
         assert np.abs(tile_of(grids.projections, rank) - shown.transpose(1, 2, 0)).max() <= 1
         photo = np.pad(photos[i][0].numpy(), ((0, 0), (margin,) * 2, (margin,) * 2), constant_values=128)
         cut = photo[:, up:down, left:right].transpose(1, 2, 0).astype(int)
@@ -116,23 +120,19 @@ def test_natural_colours_are_those_of_the_figures(world, view):
     assert "untrained network's projections gain" in view.scale_line(state)
 
 
-def test_the_control_is_what_shuffled_weights_give_at_the_same_units(world, view):
+@pytest.mark.parametrize("rule", ["deconvnet", "gradient"])
+def test_the_control_is_what_shuffled_weights_give_at_the_same_units(world, view, rule):
     model, photos, top = world
-    sheet, alike = view.control(State("conv2", 3))
+    sheet, alike = view.control(State("conv2", 3, rule=rule))
     shuffled = view.shuffled()
-    for a, b in zip(
-        shuffled.net.parameters(), model.net.parameters(), strict=True
-    ):  # the same weights, elsewhere
+    for a, b in zip(shuffled.net.parameters(), model.net.parameters(), strict=True):  # the same, elsewhere
         assert torch.equal(a.flatten().sort().values, b.flatten().sort().values)
     assert not torch.equal(shuffled.net.conv2.weight, model.net.conv2.weight)
-    cosines = []
+    cosines, t = [], top["conv2"]
     for rank in range(3):
-        i, unit = (
-            int(top["conv2"].image[3, rank]),
-            [(int(top["conv2"].row[3, rank]), int(top["conv2"].col[3, rank]))],
-        )
+        i, *unit = (int(places[3, rank]) for places in (t.image, t.row, t.col))
         own, other = (
-            zfkit.project(m, m.preprocess(photos[i][0]), "conv2", 3, unit)[0].flatten()
+            zfkit.project(m, m.preprocess(photos[i][0]), "conv2", 3, [unit], rule=rule)[0].flatten()
             for m in (model, shuffled)
         )
         cosines.append(float(own @ other / (own.norm() * other.norm())))
@@ -148,9 +148,8 @@ def test_a_network_that_cannot_be_projected_has_patches_alone():
     grids = view.grids(State("2", 1))
     assert grids.projections is None and grids.patches is not None
     detail = view.detail(State("2", 1))
-    assert (
-        detail.patch and not detail.projection and detail.value == pytest.approx(float(top["2"].value[1, 0]))
-    )
+    assert detail.patch and not detail.projection
+    assert detail.value == pytest.approx(float(top["2"].value[1, 0]))
     assert view.control(State("2", 1)) == (None, 0.0)
     assert "which has no gradient" in compare.methods(view, State("2", 1))[1]
     assert view.figure(State("2", 1)).width > 300
@@ -174,8 +173,7 @@ def test_a_unit_that_somebody_picked_is_projected(world, view):
     field = zfkit.receptive_field(model, "conv2")
     shown, box = opened(detail.projection), field.box(6, 2)
     inside = shown[up - box.top : down - box.top, left - box.left : right - box.left]
-    scale = np.quantile(nn.functional.pad(whole, (20,) * 4)[
-        :, box.top + 20 : box.bottom + 20, box.left + 20 : box.right + 20].abs().flatten().numpy(), 0.995)  # fmt: skip
+    scale = np.quantile(window(model, photos[image][0], "conv2", 3, (6, 2)).abs().numpy(), 0.995)
     expected = np.round(128 + 127 * np.clip(whole[:, up:down, left:right].numpy() / scale, -1, 1))
     assert np.abs(inside - expected.transpose(1, 2, 0)).max() <= 1
     assert detail.box == pytest.approx([v / SIDE for v in box])
@@ -185,9 +183,8 @@ def test_a_unit_that_somebody_picked_is_projected(world, view):
 
 def test_of_a_unit_that_sees_more_than_the_picture_the_picture_is_shown(world):
     torch.manual_seed(4)
-    net = nn.Sequential(
-        nn.Conv2d(3, 4, 21, stride=4, padding=10), nn.ReLU(), nn.Conv2d(4, 4, 5, padding=2)
-    ).double()
+    layers = nn.Conv2d(3, 4, 21, stride=4, padding=10), nn.ReLU(), nn.Conv2d(4, 4, 5, padding=2)
+    net = nn.Sequential(*layers).double()
     model, photos = wrapped(net, classes=None), world[1]
     assert zfkit.receptive_field(model, "2").size > SIDE
     view = ExplorerView(model, photos, zfkit.mine(model, photos, ["2"], progress=False))
@@ -236,10 +233,8 @@ def test_own_picture_shows_the_strongest_maps(world, view, tmp_path):
     assert torch.equal(own.seen, pixels)
     assert own.shares == pytest.approx([float(maxima[c] / top["conv2"].max[c]) for c in own.channels])
     likeliest = model.net(model.preprocess(pixels))[0].softmax(0).detach()
-    assert own.classes[0] == (
-        CLASSES[int(likeliest.argmax())],
-        pytest.approx(float(likeliest.max()), abs=1e-6),
-    )
+    assert own.classes[0][0] == CLASSES[int(likeliest.argmax())]
+    assert own.classes[0][1] == pytest.approx(float(likeliest.max()), abs=1e-6)
     window = zfkit.project(model, model.preprocess(pixels), "conv2", own.channels[0])[0]
     found = compare.strongest(model, pixels, "conv2").projection[0, 0]
     assert float(found.abs().sum()) == pytest.approx(float(window.abs().sum()))
@@ -247,32 +242,18 @@ def test_own_picture_shows_the_strongest_maps(world, view, tmp_path):
     assert np.array_equal(tile_of(own.usual, 1), usual.permute(1, 2, 0).int().numpy())
 
 
-def test_the_square_of_a_wide_picture_is_where_it_was_put(view):
-    wide = Image.new("RGB", (90, 30), "black")
-    wide.paste((250, 250, 250), (60, 0, 90, 30))
-    for at, bright in ((0.0, 0), (1.0, 250)):
-        own = compare.own(view, State("conv1"), drawing.encode(wide), "wide.png", at)
-        assert own.size == (90, 30) and "the square in the frame" in own.note
-        pixels, _, _, _ = compare.read_own(drawing.encode(wide), "wide.png", SIDE, (SIDE, SIDE), at)
-        assert float(pixels.float().mean()) == pytest.approx(bright, abs=1)
-
-
 def test_methods_side_by_side(world, view):
     model, photos, top = world
     sheet, sentence = compare.methods(view, State(layer="conv2", channel=1))
     assert not sentence and sheet.columns == 5
-    field = zfkit.receptive_field(model, "conv2")
     for row in range(3):
         t = top["conv2"]
         i, place = int(t.image[1, row]), (int(t.row[1, row]), int(t.col[1, row]))
-        box, margin = field.box(*place), field.size
-        left, up, right, down = (v + margin for v in box)
         for column, (net, rule) in enumerate(
             [(model, "deconvnet"), (model, "guided"), (model, "gradient"), (view.shuffled(), "deconvnet")], 1
         ):
-            whole = zfkit.project(net, net.preprocess(photos[i][0]), "conv2", 1, [place], rule=rule)
-            window = nn.functional.pad(whole, (margin,) * 4)[:, :, up:down, left:right]
-            expected = drawing.coloured(window)[0].permute(1, 2, 0).int().numpy()
+            expected = drawing.coloured(window(net, photos[i][0], "conv2", 1, place, rule)[None])[0]
+            expected = expected.permute(1, 2, 0).int().numpy()
             assert np.abs(tile_of(sheet, 5 * row + column) - expected).max() <= 1
     tiles = [tile_of(sheet, i) for i in range(1, 5)]
     assert all((a != b).mean() > 0.05 for n, a in enumerate(tiles) for b in tiles[:n])
@@ -292,14 +273,10 @@ def test_two_models_see_the_same_photograph(world):
     assert [c for c, _ in second.captions] == order
 
 
-@pytest.mark.parametrize(
-    "source, words",
-    [
-        ("folder:/home/me/pictures/cats", "folder cats"),
-        ("parquet:/data/food/part-*.parquet", "parquet part-*.parquet"),
-        ("textures:no-middle", "textures:no-middle"),
-    ],
-)
+@pytest.mark.parametrize("source, words", [
+    ("folder:/home/me/pictures/cats", "folder cats"), ("textures:no-middle", "textures:no-middle"),
+    ("parquet:/data/food/part-*.parquet", "parquet part-*.parquet"),
+])  # fmt: skip
 def test_the_title_names_a_folder_without_its_path(world, source, words):
     model, photos, top = world
     same = ImageSet(lambda i: (photos[i], -1), ["0"], size=SIDE, source=source)
@@ -307,6 +284,21 @@ def test_the_title_names_a_folder_without_its_path(world, source, words):
 
 
 # ---------------------------------------------------------------------------------- kept, and broken off
+
+
+def test_what_ships_of_bundled_networks_is_what_they_answer():
+    photos = zfkit.load_images("photos", progress=False)
+    for model in map(zfkit.load_model, ("zfnet64", "alexnet64", "squeezenet1_1")):
+        view = ExplorerView(model, photos, mined(model, photos))
+        assert all(view.facts._read_profile(layer) and view.kept_thumbnails(layer) for layer in view.layers)
+        image = int(view.facts.profiles[view.layers[0]].image[7])
+        for layer, output in activations(model, photos.take([image]), view.layers):
+            inside = units_inside(model, layer, 224) if view.top.inside else (slice(None), slice(None))
+            expected = output[0][:, inside[0], inside[1]].flatten(1).amax(1).numpy()
+            given = view.facts.profiles[layer].values[7]  # in half precision
+            assert np.allclose(given, expected, rtol=2e-3, atol=1e-3 * np.abs(expected).max()), layer
+        tiles = opened(view.three(view.layers[-1]).content)  # three of the thumbnails, beside each other
+        assert tiles.shape == (THUMB, 3 * THUMB, 3) and tiles.std() > 5
 
 
 def test_what_was_projected_before_it_was_cancelled_is_not_projected_again(world, view, monkeypatch):
@@ -320,9 +312,9 @@ def test_what_was_projected_before_it_was_cancelled_is_not_projected_again(world
     state = State("conv2", 3)
     with pytest.raises(Cancelled):  # a newer page was asked for
         view.grids(state, cancelled_after(1), PIECE)
-    assert projected == [PIECE] and not view.ready(state)
+    assert projected == [PIECE] and not view.at_hand(state)
     grids = view.grids(state)
-    assert projected == [PIECE, view.shown - PIECE] and view.ready(state)
+    assert projected == [PIECE, view.shown - PIECE] and view.at_hand(state)
     assert grids == ExplorerView(*world).grids(state)
 
 
@@ -336,9 +328,8 @@ def test_another_unit_of_a_picture_takes_no_second_forward_pass(world, view):
     view.detail(replace(state, position=(1, 2)))
     hook.remove()
     assert len(passes) == 1
-    assert view.detail(replace(state, position=(1, 2))) == ExplorerView(*world).detail(
-        replace(state, position=(1, 2))
-    )
+    other = replace(state, position=(1, 2))
+    assert view.detail(other) == ExplorerView(*world).detail(other)
 
 
 def test_what_is_kept_stays_within_its_bytes(view):
@@ -406,13 +397,14 @@ def test_what_was_kept_on_disk_is_used_and_what_is_damaged_is_made_again(world, 
 
     for given, kept in zip(again(), made, strict=True):
         assert np.array_equal(given, kept) if isinstance(kept, np.ndarray) else given == kept
-    assert computed == []
+    assert ExplorerView(*world).at_hand(state) == made[0] and computed == []
     files = sorted(zfkit.files.cache_folder("explorer").rglob("*.safetensors"))
     assert len(files) == 4  # a profile of each layer, thumbnails, and one page
     for file in files:
         content = bytearray(file.read_bytes())
         content[-3] ^= 1
         file.write_bytes(content)
+    assert ExplorerView(*world).at_hand(state) is None
     for given, kept in zip(again(), made, strict=True):
         assert np.array_equal(given, kept) if isinstance(kept, np.ndarray) else given == kept
     assert computed
@@ -490,9 +482,8 @@ def test_facts_say_the_numbers(world, measured):
     assert known["labels"]["of"] == len(used) and known["labels"]["kind"] == "class"
     assert dict(known["labels"]["rows"]) == {CLASSES[k]: used.count(k) for k in set(used)}
     histogram = known["histogram"]
-    assert sum(histogram["counts"]) == len(values) and histogram["active"] == pytest.approx(
-        (values > 0).mean()
-    )
+    assert sum(histogram["counts"]) == len(values)
+    assert histogram["active"] == pytest.approx((values > 0).mean())
     faces = [value for value, _ in histogram["faces"]]
     assert (faces[0], faces[-1]) == (pytest.approx(values.min()), pytest.approx(values.max()))
     assert faces == sorted(faces) and [values[i] for i in facts.faces("conv1", 4)] == pytest.approx(faces)
@@ -527,26 +518,16 @@ def test_warnings_name_what_is_wrong_and_what_mends_it():
 # --------------------------------------------------------------------------------------------------- states
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"layer": "conv9"}, "Did you mean 'conv"),
-        ({"layer": "conv1", "channel": 6}, "it has 6, 0 to 5"),
-        ({"channel": 2.0}, "channel must be a whole number"),
-        ({"rank": 9}, "there is no rank 9"),
-        ({"layer": "conv2", "position": (8, 0)}, "maps of 'conv2' are 8 x 8"),
-        ({"position": 3}, "position must be (row, column)"),
-        ({"tab": "map"}, "Did you mean 'maps'?"),
-        ({"gain": 0}, "gain must be"),
-        ({"versus": "vgg"}, "model to compare with 'vgg'"),
-        ({"chanel": 3}, "Did you mean 'channel'?"),
-        ({"search": 3}, "search must be text"),
-        ({"colours": "neon"}, "colours"),
-        ({"wall": 1}, "wall must be True or False"),
-        ({"link": "?layer=conv1&mapp=2"}, "Did you mean 'map'?"),
-        ({"link": "?map=two"}, "which is no number"),
-    ],
-)
+@pytest.mark.parametrize("changes, message", [
+    ({"layer": "conv9"}, "Did you mean 'conv"), ({"layer": "conv1", "channel": 6}, "it has 6, 0 to 5"),
+    ({"channel": 2.0}, "channel must be a whole number"), ({"rank": 9}, "there is no rank 9"),
+    ({"layer": "conv2", "position": (8, 0)}, "maps of 'conv2' are 8 x 8"), ({"gain": 0}, "gain must be"),
+    ({"position": 3}, "position must be (row, column)"), ({"tab": "map"}, "Did you mean 'maps'?"),
+    ({"versus": "vgg"}, "model to compare with 'vgg'"), ({"chanel": 3}, "Did you mean 'channel'?"),
+    ({"search": 3}, "search must be text"), ({"wall": 1}, "wall must be True or False"),
+    ({"colours": "neon"}, "colours"), ({"link": "?layer=conv1&mapp=2"}, "Did you mean 'map'?"),
+    ({"link": "?map=two"}, "which is no number"),
+])  # fmt: skip
 def test_states_that_do_not_exist_are_refused_in_words(world, changes, message):
     with pytest.raises(ZfkitError) as error:
         zfkit.explore(*world, **changes)
@@ -558,15 +539,22 @@ def test_table_of_other_pictures_is_refused(world):
         zfkit.explore(world[0], pictures(labelled=False), world[2])
 
 
-def test_a_list_from_papermill_is_a_position():
-    assert State(position=[1, 2]) == State(position=(1, 2))
+def test_the_square_of_a_wide_picture_is_where_it_was_put():
+    wide = Image.new("RGB", (90, 30), "black")
+    wide.paste((250, 250, 250), (60, 0, 90, 30))
+    for at, bright in ((0.0, 0), (1.0, 250)):
+        pixels, _, _, _ = compare.read_own(encode(wide), "wide.png", SIDE, (SIDE, SIDE), at)
+        assert float(pixels.float().mean()) == pytest.approx(bright, abs=1)
 
 
 @pytest.mark.parametrize("state", [
-    State(), State("conv2", 3, 4, (1, 2), gain=2.0, search="a & b", wall=True),
+    State(), State("conv2", 3, 4, [1, 2], gain=2.0, search="a & b", wall=True, show="points"),  # a list of papermill's
     State("layer1.0/x", 1, tab="compare", rule="guided", colours="natural", order="dead first", versus="alexnet64"),
 ])  # fmt: skip
 def test_a_link_gives_the_state_back(state):
+    assert replace(state, position=[1, 2]) == replace(
+        state, position=(1, 2)
+    )  # papermill and pages have lists alone
     assert State(**State.of_link(state.link)) == state
     query = f"token=abc&{state.link[1:]}&utm_source=mail"  # as a server has it, and a newsletter
     assert State(**State.of_link(State.link_in(query))) == state
@@ -583,3 +571,38 @@ def test_code_reproduces_the_view(view):
     })  # fmt: skip
     exec(view.code(state).replace("import zfkit\n", ""), {"zfkit": fake})
     assert called == {"model": "small", "photos": "drawn", "size": SIDE, "mined": {}, "state": state}
+
+
+def test_of_large_windows_the_part_is_shown_that_projections_fill(monkeypatch):
+    model, photos = deep_network(), image_set(random_pixels(4, 110))
+    top = zfkit.mine(model, photos, ["2"], k=4, progress=False)
+    state, whole = State("2", 1), zfkit.project_top(model, photos, top, "2", [1], progress=False)
+    for again in (False, True):
+        view = ExplorerView(model, photos, top)
+        if again:  # what was found of the layer is kept
+            monkeypatch.setattr("zfkit.widgets.facts.project_many", None)
+        else:
+            assert compare.methods(view, state)[0].height == 101
+        assert view.facts.frame("2", "deconvnet").size == (24, 24)
+        grids = view.grids(state)
+        assert grids.cut == "cut to 24 of 101 px: 4.2 times larger"
+        for sheet, expected in (
+            (grids.patches, whole.photo[0][(..., *DEEP)]),
+            (grids.projections, drawing.coloured(whole.projection[0][(..., *DEEP)])),
+        ):
+            assert (sheet.height, sheet.width, sheet.columns) == (24, 24, 2)
+            tiles = opened(sheet.content).reshape(2, 24, 2, 24, 3).swapaxes(1, 2).reshape(4, 24, 24, 3)
+            assert np.array_equal(tiles, expected.permute(0, 2, 3, 1).numpy())
+    assert opened(view.detail(state).patch).shape == (101, 101, 3)  # one of them is on its photograph, whole
+    assert view.thumbnails("2")[0].height == 24 and view.control(state)[1] != 0
+
+
+@pytest.mark.slow
+def test_the_page_opens_with_a_figure_of_where_it_opens(zfnet64):
+    photos = zfkit.load_images("photos", progress=False)
+    view = ExplorerView(zfnet64, photos, mined(zfnet64, photos))
+    figure = view.figure(view.checked(State(**view.worth_a_look())))
+    page = Path(zfkit.widgets.__file__).parent / "page" / "voila" / "templates" / "zfkit"
+    with Image.open(page / "static" / "opening.jpg") as shipped:
+        assert shipped.size == figure.size
+        assert np.abs(np.asarray(shipped).astype(int) - np.asarray(figure)).mean() < 2

@@ -39,14 +39,15 @@ from ..nets.activations import expect_room
 from ..nets.model import VisionModel, expect_model
 from ..topk.bundled import LITTLE, reach, reached, shipped
 from ..topk.estimate import estimate_mining
+from ..topk.frame import Frame
 from ..topk.mine import mine
 from ..topk.patches import Patches, cut_top, project_many, sample_maps
 from ..topk.table import RANKED, LayerTop, TopK
-from .frame import Frame, likeness_note, tile_sides
 from .html import templates
+from .probes import likeness_note, tile_sides
 from .sheet import draw_maps
 
-PATCH_BYTES = 2**29  # of patches that are held at once
+PATCH_BYTES = 2**28  # of patches that are held at once
 TIMED = 12  # layers of which `estimate_atlas` projects a map
 
 # How many feature maps of each layer, all, or which: of every layer, or by layer.
@@ -110,19 +111,12 @@ def write_atlas(
     expect_own(
         *(folder / file for file in (*files.values(), "index.html", "topk.parquet", "topk.mined.parquet"))
     )
-    refusal = ZfkitError(
-        f"another process is writing to {str(folder)!r}: wait for it, or choose another folder"
-    )
+    refusal = ZfkitError(f"another process is writing to {str(folder)!r}: wait for it, or take another")
     with contextlib.ExitStack() as stack:
         # Before the work, and to its end: or one's page could end up beside another's pictures.
         stack.enter_context(only_writer(folder, refusal))
         if top is None:
-            inside = fits_inside(model, names, images.size)
-            settings = (*names, str(k), str(inside))
-            state = state_file(folder, model, images, settings) if images.lasting else None
-            top = shipped(model, images, names, k, inside=inside) or mine(
-                model, images, names, k, inside=inside, checkpoint=state, progress=progress
-            )
+            top = shipped_or_mined(model, images, names, k, folder, progress)
             # Not as topk.parquet, beside an older page's pictures.
             stack.enter_context(_kept(top, folder / "topk.mined.parquet"))
         channels = maps if isinstance(maps, Mapping) else sample_maps(top, names, maps, random_seed)
@@ -227,12 +221,17 @@ STATE = ".zfkit-mining-"  # begins the name of the state of a mining that was st
 STATE_FILE = re.compile(rf"({re.escape(STATE)}[0-9a-f]{{16}})(\.lock)?")
 
 
-def state_file(folder: Path, model: VisionModel, images: ImageSet, settings: Sequence[str]) -> Path:
-    """Where mining with these settings keeps its state; those of others are deleted."""
-    parts = (model.fingerprint(), images.fingerprint(), *settings)
-    file = folder / f"{STATE}{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
-    forget_states(folder, but=file.name)
-    return file
+def shipped_or_mined(
+    model: VisionModel, images: ImageSet, layers: Sequence[str], k: int, folder: Path, progress: bool
+) -> TopK:
+    """The table that ships, or one that is mined here; stopped, it goes on from a state in `folder`. Others' go."""
+    inside, state = fits_inside(model, layers, images.size), None
+    if images.lasting:
+        parts = (model.fingerprint(), images.fingerprint(), *layers, str(k), str(inside))
+        state = folder / f"{STATE}{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
+        forget_states(folder, but=state.name)
+    top = shipped(model, images, layers, k, inside=inside)
+    return top or mine(model, images, layers, k, inside=inside, checkpoint=state, progress=progress)
 
 
 def forget_states(folder: Path, but: str = "") -> None:
@@ -297,7 +296,7 @@ def _layers(
     alone: Mapping[str, str],
     options: Options,
     colours: Colours,
-    done: Callable[[int], None],
+    done: Callable[..., None],
 ) -> Iterator[tuple[Patches, list[Pair]]]:
     """Layer by layer patches, of the last of its feature maps at least, and the grids of all.
 
@@ -309,7 +308,7 @@ def _layers(
     frames: dict[str, Frame] = {}  # likewise
     likeness: dict[str, list[Tensor]] = {name: [] for name in channels}
     both = {name: maps for name, maps in channels.items() if name not in alone}
-    tiles = dict.fromkeys(channels, TILE) | tile_sides(model, images, top, both, options)
+    tiles = dict.fromkeys(channels, TILE) | tile_sides(model, images, top, both, options, done)
     for portion in _portions(model, images.size, channels, k, tiles):
         projected = {name: maps for name, maps in portion.items() if name not in alone}
         patches = project_many(
@@ -409,18 +408,10 @@ def _caption(
 
 def _page(model: VisionModel, images: ImageSet, top: TopK, layers: Sequence[dict[str, Any]]) -> str:
     """The whole atlas as one self-contained HTML file."""
-    return (
-        templates()
-        .get_template("atlas.html")
-        .render(
-            model=model,
-            images=images,
-            top=top,
-            k=layers[0]["k"],
-            projected=any(layer["projected"] for layer in layers),
-            layers=layers,
-            credits=_credits(images, layers),
-        )
+    page, shown = templates().get_template("atlas.html"), _credits(images, layers)
+    k, projected = layers[0]["k"], any(layer["projected"] for layer in layers)
+    return page.render(
+        model=model, images=images, top=top, k=k, projected=projected, layers=layers, credits=shown
     )
 
 
@@ -448,26 +439,17 @@ def _layer(
     shown, share = layer.image[list(channels), :k].flatten(), reach(model, top, patches.layer)
     words = {c: "" if share is None else reached(float(share[c])) for c in channels}
     return {
-        "name": patches.layer,
-        "k": k,
-        "projected": projected,
-        "images": shown[shown >= 0].tolist(),
-        "count": len(layer.value),
-        "dead": int((layer.max <= 0).sum()),
+        "name": patches.layer, "k": k, "projected": projected, "images": shown[shown >= 0].tolist(),
+        "count": len(layer.value), "dead": int((layer.max <= 0).sum()),
         "cold": 0 if share is None else int(((share > 0) & (share < LITTLE)).sum()),
-        "size": field.size,
-        "stride": field.stride,
-        "whole": field.exceeds(images.size),
-        "notes": patches.notes,
-        "crisp": crisp,
-        "rows": -(-k // columns),
-        "columns": columns,
+        "size": field.size, "stride": field.stride, "whole": field.exceeds(images.size), "notes": patches.notes,
+        "crisp": crisp, "rows": -(-k // columns), "columns": columns,
         "pair": sum(grid.width + GAP for grid in (pairs[0] if pairs else ()) if grid),
         "cards": [
             _card(images, layer, c, k, pair, crisp) | {"reached": words[c]}
             for c, pair in zip(channels, pairs, strict=True)
         ],
-    }
+    }  # fmt: skip
 
 
 def _card(images: ImageSet, layer: LayerTop, channel: int, k: int, pair: Pair, crisp: bool) -> dict[str, Any]:

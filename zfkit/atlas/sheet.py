@@ -11,9 +11,9 @@ from torch import Tensor
 from ..checks import one_of
 from ..figures.natural import Colours, NaturalColours
 from ..figures.pictures import TILE, Pair, number, pair_of_montages, wrap_words
+from ..topk.frame import shown_part
 from ..topk.patches import Patches
 from ..topk.table import TopK
-from .frame import Frame, likeness_words
 
 MARGIN, BETWEEN, HEAD, GUTTER = 28, 26, 24, 6  # px: of the sheet, between maps, above a map, in its pair
 NARROWEST = 900  # px, so that the words have room
@@ -39,10 +39,7 @@ def draw_layer(
         colours: "natural" brings projections to the colours and the spectrum of photographs, for looking:
             `zfkit.figures.NaturalColours` has the formula.
     """
-    whole, patches = patches, Frame.of(patches)(patches)
-    cut = "".join(f" · {note}" for note in patches.notes[len(whole.notes) :])
-    if cut and (words := likeness_words(whole.likeness())):
-        cut += f" {words}."
+    patches, words = shown_part(patches)
     if one_of(colours, "colours", get_args(Colours)) == "natural" and patches.projection.shape[1]:
         patches = NaturalColours.of(patches)(patches)
     channels = patches.channels.tolist()
@@ -51,7 +48,7 @@ def draw_layer(
     line = f"{len(channels)} of {len(of)} feature maps; "
     line += PAIRED if patches.projection.shape[1] else "the pictures that excite each most"
     title, line = caption or (f"{top.model} {patches.layer}", line)
-    return draw_maps(pairs, channels, of, (title, line + cut), columns)
+    return draw_maps(pairs, channels, of, (title, f"{line} · {words}" if words else line), columns)
 
 
 def draw_maps(

@@ -23,9 +23,11 @@ from ..images.colour import signed_to_rgb
 from ..images.imageset import ImageSet
 from ..images.shrink import fitted, shrink
 from ..nets.model import VisionModel
+from ..topk.frame import Frame
 from ..topk.patches import GREY, Projected, Units, cut_top, empty_patches, project_top, projected
 from ..topk.profile import label_of
 from ..topk.table import TopK
+from .probes import likeness_note, tile_sides
 
 TILE = 96  # px, of a tile's longer side
 THUMB = 64  # px, of one on a layer's wall
@@ -39,7 +41,7 @@ SMALLEST = 9  # px, of tiles that have a spectrum worth the name
 
 
 class LayerSheets:
-    """The sheets of one layer, written a portion of its maps at a time; `draw_sheets` says in which order.
+    """The sheets of one layer, written a portion of its maps at a time.
 
     A sheet has a row for each of 16 maps, and in it the k tiles. `photo-0.webp` holds the patches of the first 16 maps,
     `deconvnet-0.webp` their projections; `wall-photo.webp` the strongest of each of all maps, row by row.
@@ -52,79 +54,81 @@ class LayerSheets:
     """
 
     def __init__(
-        self,
-        model: VisionModel,
-        images: ImageSet,
-        top: TopK,
-        layer: str,
-        rules: Sequence[Rule],
-        folder: Path,
+        self, model: VisionModel, images: ImageSet, top: TopK, layer: str, rules: Sequence[Rule], folder: Path
     ) -> None:
         self.model, self.images, self.top, self.layer = model, images, top, layer
         self.rules, self.folder = rules, folder
         none = empty_patches(model, images, top, layer, [0], tile=TILE)
         self.notes = none.notes if rules else ()
-        height, width = none.photo.shape[-2:]
-        self.tile, self.thumb = (height, width), fitted(height, width, THUMB)
-        self.natural = self._natural() if rules else None
+        self.tile = self.window = fitted(none.photo.shape[-2], none.photo.shape[-1], TILE)
+        self.frame = Frame(self.window, 1.0)
+        self.natural = self._learnt() if rules else None
+        self.thumb = fitted(*self.tile, THUMB)
         self.walls: dict[str, list[Tensor]] = {kind: [] for kind in ("photo", *rules)}
-        self._boxes: list[np.ndarray] = []
-        self._frequency: list[Tensor] = []
+        self.boxes, self.frequency = np.empty((0, top.k, 4), int), np.empty(0, np.float32)
         self._sheets = 0
 
-    def _natural(self) -> NaturalColours | None:
-        """Natural colours of the first rule's projections, from some maps; None where there are none to learn from."""
+    def _learnt(self) -> NaturalColours | None:
+        """From some maps' projections by the first rule their natural colours, where they are large enough for it.
+
+        And how large a part of their windows is to be shown, and what is to be said of them.
+        """
         live = (self.top[self.layer].max > 0).nonzero()[:, 0]
         some = live[torch.linspace(0, len(live) - 1, min(LEARNT, len(live))).long()] if len(live) else live
-        if not len(some) or max(self.tile) < SMALLEST:
+        if not len(some):
             return None
-        k = min(3, self.top.k)
-        patches = project_top(
-            self.model, self.images, self.top, self.layer, some, k=k, rule=self.rules[0], tile=TILE, progress=False
-        )  # fmt: skip
-        return NaturalColours.of(patches)
+        k, of, options = min(3, self.top.k), (self.model, self.images, self.top), Options(self.rules[0])
+        side = tile_sides(*of, {self.layer: some.tolist()}, options).get(self.layer, TILE)
+        patches = project_top(*of, self.layer, some, k=k, rule=self.rules[0], tile=side, progress=False)
+        alike = likeness_note(*of, self.layer, patches.likeness(), some.tolist(), k, options)
+        self.frame, self.window = Frame.of(patches), (patches.photo.shape[-2], patches.photo.shape[-1])
+        patches = self.frame(patches)
+        self.notes = (*patches.notes, *alike)
+        self.tile = fitted(patches.photo.shape[-2], patches.photo.shape[-1], TILE)
+        return NaturalColours.of(patches) if max(self.tile) >= SMALLEST else None
 
-    @property
-    def boxes(self) -> np.ndarray:
-        return np.concatenate(self._boxes)
-
-    @property
-    def frequency(self) -> np.ndarray:
-        return torch.cat(self._frequency).numpy()
-
-    def begin(self, channels: Sequence[int]) -> None:
-        """Make room for the tiles of these maps; all but a layer's last portion fill their sheets."""
+    def draw(self, channels: Sequence[int], done: Callable[[int], Any]) -> None:
+        """The sheets of these maps; all but a layer's last portion fill theirs. The rules share their passes."""
         empty = empty_patches(self.model, self.images, self.top, self.layer, channels, tile=TILE)
-        self.units, (C, k) = Units.of(empty), empty.image.shape
-        self._boxes.append(empty.box.numpy())
+        C, k = empty.image.shape
+        self.boxes = np.concatenate([self.boxes, empty.box.numpy()])
         kinds = ["photo", *self.rules, *(["natural"] if self.natural else [])]
         self._tiles = {kind: torch.full((C * k, 3, *self.tile), GREY, dtype=torch.uint8) for kind in kinds}
-        self._means = torch.full((C, k), torch.nan)
-
-    def put(self, part: Projected) -> None:
-        """Some units' projections, and their patches with the first rule."""
-        self._tiles[part.rule][part.slot] = shrink(signed_to_rgb(part.projection.float()), self.tile)
-        if part.rule != self.rules[0]:
-            return
-        if self.natural is not None:
-            small = shrink(part.projection, self.tile)
-            self._tiles["natural"][part.slot] = signed_to_rgb(self.natural.apply(small).float())
-        self._tiles["photo"][part.slot] = shrink(part.photo, self.tile)
-        leading = part.slot % self._means.shape[1] < 3
-        self._means.view(-1)[part.slot[leading]] = mean_frequency(part.projection[leading]).float()
-
-    def end(self, channels: Sequence[int]) -> None:
-        """Write the sheets of the maps that `begin` was called with."""
+        self._means, self._corner = torch.full((C, k), torch.nan), torch.zeros(C * k, 2, dtype=torch.long)
+        units = {self.layer: Units.of(empty)} if self.rules else {}
+        for part in projected(self.model, self.images, units, *map(Options, self.rules)):
+            self._put(part)
+            done(len(part.slot))
         if not self.rules:
             patches = cut_top(
                 self.model, self.images, self.top, self.layer, channels, tile=TILE, progress=False
             )
             self._tiles["photo"] = shrink(patches.photo.flatten(0, 1), self.tile)
         for kind, tiles in self._tiles.items():
-            self._save(kind, tiles, self._means.shape[1])
-        self._frequency.append(self._means[:, :3].nanmean(1))
-        self._sheets += -(-len(self._means) // MAPS)
+            self._save(kind, tiles, k)
+        self.frequency = np.concatenate([self.frequency, self._means[:, :3].nanmean(1).numpy()])
+        self._sheets += -(-C // MAPS)
         self._tiles = {}
+
+    def _put(self, part: Projected) -> None:
+        """Some units' projections, and their patches with the first rule, which says what part of both is shown."""
+        if part.rule == self.rules[0] and self.frame.factor > 1:
+            self._corner[part.slot] = self.frame.corners(shrink(part.projection, self.window))
+        projection = self._framed(part.projection, part.slot)
+        self._tiles[part.rule][part.slot] = shrink(signed_to_rgb(projection.float()), self.tile)
+        if part.rule != self.rules[0]:
+            return
+        if self.natural is not None:
+            small = shrink(projection, self.tile)
+            self._tiles["natural"][part.slot] = signed_to_rgb(self.natural.apply(small).float())
+        self._tiles["photo"][part.slot] = shrink(self._framed(part.photo, part.slot), self.tile)
+        leading = part.slot % self._means.shape[1] < 3
+        self._means.view(-1)[part.slot[leading]] = mean_frequency(part.projection[leading]).float()
+
+    def _framed(self, windows: Tensor, slot: Tensor) -> Tensor:
+        if self.frame.factor == 1:
+            return windows
+        return self.frame.cut(shrink(windows, self.window), self._corner[slot])
 
     def _save(self, kind: str, tiles: Tensor, k: int) -> None:
         """Sheets of one kind of tiles (C * k, 3, h, w), and the strongest ones for the wall."""
@@ -158,24 +162,6 @@ class LayerSheets:
         step = self.model.network.steps[self.layer]
         reads_picture = step.inputs[0] == self.model.network.input
         return isinstance(step.module, nn.Conv2d) and reads_picture and step.module.weight.shape[1] in (1, 3)
-
-
-def draw_sheets(
-    sheets: Mapping[str, LayerSheets],
-    channels: Mapping[str, Sequence[int]],
-    rules: Sequence[Rule],
-    done: Callable[[int], Any],
-) -> None:
-    """The sheets of these maps of some layers, which share their passes through the network, as the rules do."""
-    for name, layer in sheets.items():
-        layer.begin(channels[name])
-    first = next(iter(sheets.values()))
-    units = {name: layer.units for name, layer in sheets.items() if layer.rules}
-    for part in projected(first.model, first.images, units, *map(Options, rules)):
-        sheets[part.layer].put(part)
-        done(len(part.slot))
-    for name, layer in sheets.items():
-        layer.end(channels[name])
 
 
 def grid(tiles: Tensor) -> Tensor:

@@ -7,11 +7,12 @@ are. A layer's folder appears whole or not at all, so that the same command goes
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,7 @@ import torch
 from ..batching import steps
 from ..checks import in_px, one_of, pair, whole_number, writable_folder
 from ..deconv.project import refusals
-from ..deconv.receptive_field import Field, field_in, fits_inside, window_in
+from ..deconv.receptive_field import Field, field_in
 from ..deconv.rules import Options, Rule
 from ..errors import ImageError, WriteError, ZfkitError, printable
 from ..figures.natural import NOTE
@@ -31,21 +32,19 @@ from ..health.maps import map_warnings
 from ..images.album import photographs
 from ..images.imageset import ImageSet, expect_rgb
 from ..nets.activations import expect_room
-from ..nets.model import VisionModel, expect_model
-from ..topk.bundled import reach_or_share, records, shipped
-from ..topk.mine import mine
+from ..nets.model import VisionModel
+from ..topk.bundled import reach_or_share, records
 from ..topk.patches import sample_maps
 from ..topk.profile import Profile, profile, sources
 from ..topk.table import TopK
 from ..version import __version__
-from .page import Maps, asked_maps, file_names, forget_states, state_file
-from .sheets import CRISP, MAPS, TILE, LayerSheets, Thumbnails, draw_sheets
+from .page import Maps, asked_maps, file_names, forget_states, shipped_or_mined
+from .sheets import CRISP, MAPS, LayerSheets, Thumbnails
 
 FORMAT = 1
 RULES: tuple[Rule, ...] = ("deconvnet", "guided", "gradient")
 PROFILED = 400  # pictures in which every map is measured
-PORTION = 512  # maps of a layer whose tiles are in memory at once
-HELD_BYTES = 7 * 2**27  # of tiles that layers which share passes hold together, or one of 512 maps with k = 9
+PORTION = 256  # maps of a layer whose tiles are in memory at once: some 300 MB of them
 NEAREST, INPUTS, LABELS, STRONGEST = 8, 8, 6, 8  # of each map that are listed; maps of a layer for a picture
 BINS = 24  # of a map's histogram
 
@@ -85,8 +84,6 @@ def write_site(
     cannot be written, and ImageError for pictures that are gone since they were mined.
     """
     networks: list[Any] = list(models) if isinstance(models, list | tuple) else [models]
-    for model in networks:
-        expect_model(model)
     expect_rgb(images, "a site shows")
     _check(networks, layers, top, k, rules, pictures)
     chosen = [asked_maps(model, layers, maps, top) for model in networks]
@@ -94,9 +91,7 @@ def write_site(
         expect_room(model, images.size, asked)
     k = k if top is None else min(k, top.k)
     folder = writable_folder(out)
-    refusal = ZfkitError(
-        f"another process is writing to {str(folder)!r}: wait for it, or choose another folder"
-    )
+    refusal = ZfkitError(f"another process is writing to {str(folder)!r}: wait for it, or take another")
     with only_writer(folder, refusal):
         names = _names(networks)
         parts = [
@@ -218,9 +213,10 @@ class NetworkPart:
                 self.model, self.images, missing, index=self._readable(), inside=self.top.inside, progress=progress
             )  # fmt: skip
             units = sum(len(self.channels[name]) for name in missing) * self.top.k * len(self.rules)
-            with steps(units, f"drawing {self.model.name}", "tile", progress) as done:
-                for group in self._groups(missing):
-                    self._write_layers(group, profiles, done)
+            what, shorter = f"drawing {self.model.name}", "fewer maps or layers take less"
+            with steps(units, what, "tile", progress, shorter=shorter) as done:
+                for name in missing:
+                    self._write_layer(name, profiles[name], done)
         return [json.loads((self._folder(n) / "front.json").read_text(encoding="utf-8")) for n in self.layers]
 
     def _folder(self, layer: str) -> Path:
@@ -230,14 +226,8 @@ class NetworkPart:
         file = self.folder / "topk.parquet"
         top = TopK.load(file) if file.is_file() else self._given
         if top is None:
-            inside = fits_inside(self.model, self.layers, self.images.size)
-            settings = (*self.layers, str(self.k), str(inside))
-            state = None
-            if self.images.lasting:
-                state = state_file(writable_folder(self.folder), self.model, self.images, settings)
-            top = shipped(self.model, self.images, self.layers, self.k, inside=inside) or mine(
-                self.model, self.images, self.layers, self.k, inside=inside, checkpoint=state, progress=progress
-            )  # fmt: skip
+            folder = writable_folder(self.folder)
+            top = shipped_or_mined(self.model, self.images, self.layers, self.k, folder, progress)
         top.check(self.model, self.images)
         if not file.is_file():
             top.save(file)
@@ -248,69 +238,37 @@ class NetworkPart:
         """Places of at most `pictures` pictures, evenly spread, of those that can be read."""
         n = min(len(self.images), self.pictures)
         places = [i * len(self.images) // n for i in range(n)]
-        good = [i for i in places if self._can_read(i)]
+        good = []
+        for i in places:
+            with contextlib.suppress(ImageError):
+                self.images[i]
+                good.append(i)
         if not good:
             raise ImageError(f"none of the pictures of {self.images.source!r} can be read")
         return torch.tensor(good)
 
-    def _can_read(self, i: int) -> bool:
-        try:
-            self.images[i]
-        except ImageError:
-            return False
-        return True
-
-    def _groups(self, layers: Sequence[str]) -> Iterator[list[str]]:
-        """The layers in groups that share passes, as many as memory is meant for; a large one is a group of its own."""
-        group: list[str] = []
-        held = 0
-        for name in layers:
-            rows, columns = window_in(self.model, self.images.size, name)
-            tile = min(rows.size, TILE) * min(columns.size, TILE) * 3
-            kinds = 2 + len(self.rules)  # patches, projections, and the first in natural colours
-            need = kinds * self.top.k * tile * min(len(self.channels[name]), PORTION)
-            if group and (held + need > HELD_BYTES or len(self.channels[name]) > PORTION):
-                yield group
-                group, held = [], 0
-            group.append(name)
-            held += need
-            if len(self.channels[name]) > PORTION:
-                yield group
-                group, held = [], 0
-        if group:
-            yield group
-
-    def _write_layers(self, layers: Sequence[str], profiles: Mapping[str, Profile], done: Any) -> None:
-        """Some layers' folders, each made beside its place and moved there when it is whole."""
+    def _write_layer(self, layer: str, measured: Profile, done: Callable[[int], Any]) -> None:
+        """A layer's folder, made beside its place and moved there when it is whole."""
         # Not `tempfile.mkdtemp`, whose folders nobody else may read, a web server say.
-        parts = {name: self.folder / f"{private_prefix()}{secrets.token_hex(4)}" for name in layers}
-        sheets = {}
+        part, channels = self.folder / f"{private_prefix()}{secrets.token_hex(4)}", self.channels[layer]
+        rules = [] if layer in self.reasons else self.rules
         try:
-            for name, part in parts.items():
-                part.mkdir(parents=True)
-                rules = [] if name in self.reasons else self.rules
-                sheets[name] = LayerSheets(self.model, self.images, self.top, name, rules, part)
-            for start in range(0, max(1, *(len(self.channels[name]) for name in layers)), PORTION):
-                portion = {name: self.channels[name][start : start + PORTION] for name in layers}
-                draw_sheets(sheets, portion, self.rules, done)
-            for name, part in parts.items():
-                self._finish(name, part, sheets[name], profiles[name])
+            part.mkdir(parents=True)
+            sheets = LayerSheets(self.model, self.images, self.top, layer, rules, part)
+            for start in range(0, max(1, len(channels)), PORTION):
+                sheets.draw(channels[start : start + PORTION], done)
+            sheets.finish(channels)
+            data = self._layer_data(layer, measured, sheets.boxes, sheets.frequency)
+            name = f"{self.folder.name}/{self.folders[layer]}"
+            _write_data(part / "layer.js", name, data)
+            pictures = {"strongest": self._strongest(layer, measured), "measured": measured.image.tolist()}
+            _write_data(part / "pictures.js", f"{name}/pictures", pictures)
+            _write_text(part / "front.json", json.dumps(self._layer_front(layer, data, sheets)))
+            part.replace(self._folder(layer))
         except OSError as error:
             raise error if isinstance(error, WriteError) else WriteError(self.folder, error) from error
         finally:
-            for part in parts.values():
-                shutil.rmtree(part, ignore_errors=True)
-
-    def _finish(self, layer: str, part: Path, sheets: LayerSheets, measured: Profile) -> None:
-        """The layer's walls and data, and the folder to its place."""
-        sheets.finish(self.channels[layer])
-        data = self._layer_data(layer, measured, sheets.boxes, sheets.frequency)
-        name = f"{self.folder.name}/{self.folders[layer]}"
-        _write_data(part / "layer.js", name, data)
-        pictures = {"strongest": self._strongest(layer, measured), "measured": measured.image.tolist()}
-        _write_data(part / "pictures.js", f"{name}/pictures", pictures)
-        _write_text(part / "front.json", json.dumps(self._layer_front(layer, data, sheets)))
-        part.replace(self._folder(layer))
+            shutil.rmtree(part, ignore_errors=True)
 
     def _layer_front(self, layer: str, data: Mapping[str, Any], sheets: LayerSheets) -> dict[str, Any]:
         """What the front page says of a layer, and where its maps lie in the map of maps."""

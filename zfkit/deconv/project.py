@@ -31,7 +31,7 @@ from ..nets.model import VisionModel, expect_model
 from .generic import generic_rule, no_way_back
 from .receptive_field import Extent, extents
 from .rules import Context, Inputs, Norm, OperationRule, Options, Rule, Seed, rule_of
-from .windows import Shapes, Window, Windows, paste, uncrop
+from .windows import Shapes, Trim, Window, Windows, paste, uncrop
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,6 +45,7 @@ class Tape:
     kept: dict[str, Any]  # what a step's rule recorded: switches, masks ...
     outputs: dict[str, Tensor]  # of the layers asked, (N, C, H, W) or (N, F); none if it was made without
     dtype: torch.dtype
+    trimmed: bool = False  # are all of these the windows of one unit of each image?
 
 
 class WholeMaps:
@@ -127,27 +128,40 @@ class Deconvnet:
         rules = [rules[step.name] for rules in self.rules.values() if step.name in rules]
         return next((r for r in rules if (r.record or r.keeps_inputs) and r.when(self.options)), None)
 
-    def forward(self, x: Tensor, outputs: bool = True, on_step: OnStep | None = None) -> Tape:
+    def forward(
+        self, x: Tensor, outputs: bool = True, on_step: OnStep | None = None, position: Tensor | None = None
+    ) -> Tape:
         """Run images (N, C, H, W) as far as the layers need, keeping what the reverse path asks for.
 
         Without `outputs` the pass ends after the last step of which anything is kept: for the deconvnet, the
         last max-pooling. That serves units whose position is known and whose seed is 1.
 
+        Of one layer alone, `position` (N, 2) of one unit in each image spares what these do not depend on.
+
         `on_step` is called after each operation with (done, total); it may raise `Cancelled`.
         """
-        if not outputs:
-            recording = {s.name for s in self.network.upto(self.layers) if self._recording(s)}
-            needed = {s.name for s in self.network.upto(recording)}
-            try:
-                return self._forward(x, needed, False, on_step)
-            except RuntimeError as error:  # an operation that does not take an empty batch
-                if out_of_memory(error):
-                    raise
+        try:
+            trim = None
+            if position is not None:
+                (layer,), shapes = self.layers, self._forward(x, set(), False, None).shapes
+                trim = Trim(self._extents[layer], shapes, self.network.upto([layer]), position, x.device)
+                trim.whole.add(self.network.input)
+                trim = trim if trim.possible else None
+            needed = set(self.network.steps)
+            if not outputs:
+                recording = {s.name for s in self.network.upto(self.layers) if self._recording(s)}
+                needed = {s.name for s in self.network.upto(recording)}
+            return self._forward(x, needed, outputs, on_step, trim)
+        except RuntimeError as error:  # an operation takes no empty batch, or not a part of its input
+            if out_of_memory(error) or (outputs and trim is None):
+                raise
         return self._forward(x, set(self.network.steps), True, on_step)
 
     @torch.no_grad()
     @graph.full_float32()
-    def _forward(self, x: Tensor, needed: set[str], outputs: bool, on_step: OnStep | None) -> Tape:
+    def _forward(
+        self, x: Tensor, needed: set[str], outputs: bool, on_step: OnStep | None, trim: Trim | None = None
+    ) -> Tape:
         """Steps that are not `needed` run on no image at all, for the shapes of what they give."""
         kept: dict[str, Any] = {}
         read: dict[str, Tensor] = {}  # by registered rules' operations, which may work in place
@@ -167,22 +181,30 @@ class Deconvnet:
                 return y
             return step.run(*inputs)
 
+        def trimmed(step: Step, inputs: tuple[Any, ...]) -> Any:
+            if trim is None or step.name not in needed:
+                return x[:0] if trim else run(step, inputs)
+            alone[step.name] = trim.alone(step, inputs)
+            return trim.clear(step.name, run(*alone[step.name]))
+
+        alone: dict[str, tuple[Step, tuple[Any, ...]]] = {}  # steps and their inputs, as they ran
         total = len(self.network.upto(self.layers))
         shapes: Shapes = {}
         layers: dict[str, Tensor] = {}
-        for done, (step, inputs, y) in enumerate(self.network.walk(x, self.layers, run)):
+        for done, (step, inputs, y) in enumerate(self.network.walk(x, self.layers, trimmed)):
             if on_step is not None:
                 on_step(done + 1, total)
             if not isinstance(y, Tensor):
                 continue
             shapes[step.name] = tuple(y.shape[1:])
+            step, inputs = alone.pop(step.name, (step, inputs))
             rule = self._recording(step)
             if rule is not None and rule.record is not None:
                 first = read.pop(step.name, inputs[step.inputs.index(step.maps[0])])
                 kept[step.name] = rule.record(step.module, first, maxima_from.pop(step.name, y), self.options)
             if outputs and step.name in self.layers:
                 layers[step.name] = y.clone()  # a ReLU may follow in place
-        return Tape(shapes, kept, layers, x.dtype)
+        return Tape(shapes if trim is None else trim.shapes, kept, layers, x.dtype, trim is not None)
 
     def own(self, tape: Tape) -> Tape:
         """Of a tape whose forward pass kept more, for another rule, what this one keeps."""
@@ -227,9 +249,8 @@ class Deconvnet:
             if look is not None:
                 look(step.name, R)
             shapes = tuple(tape.shapes[name] for name in step.maps)
-            context = Context(
-                step, self.options, tape.kept.get(step.name), shapes, image, maps.window(step.name)
-            )
+            kept, window = tape.kept.get(step.name), maps.window(step.name)
+            context = Context(step, self.options, kept, shapes, image, window, tape.trimmed)
             parts = rule.reverse(R, step.module, context)
             parts = [parts] if isinstance(parts, Tensor) else list(parts)
             if len(parts) != len(step.maps):
@@ -264,15 +285,16 @@ class Deconvnet:
         """(B,) what is put at the units."""
         if self.options.seed == "one":
             return torch.ones(len(image), dtype=tape.dtype, device=image.device)
-        unit = (image, channel) if position is None else (image, channel, *position.to(image.device).T)
-        return tape.outputs[layer][unit]
+        outputs, unit = tape.outputs[layer], (image, channel)
+        if position is None:
+            return outputs[unit]
+        place = position % torch.tensor(outputs.shape[2:])  # in what may be the unit alone
+        return outputs[(*unit, *place.to(image.device).T)]
 
     def unit_bytes(self, layer: str, tape: Tape) -> int:
         """Memory that one unit of `layer` needs on the way back, roughly: four copies of its largest window."""
-        anywhere = torch.zeros(1, 2, dtype=torch.long)
-        maps = Windows(
-            self._extents[layer], tape.shapes, self.network.upto([layer]), anywhere, anywhere.device
-        )
+        first = torch.zeros(1, 2, dtype=torch.long)
+        maps = Windows(self._extents[layer], tape.shapes, self.network.upto([layer]), first, first.device)
         sizes = (
             tape.shapes[name][0] * maps.size(name)[0] * maps.size(name)[1]
             for name in self._extents[layer]
@@ -373,8 +395,9 @@ def way_back(model: VisionModel, layer: str) -> pd.DataFrame:
 
 def by_gradient(model: VisionModel, layer: str) -> list[str]:
     """Names of the operations on the way back that are passed by their gradient, for captions; mostly none."""
-    treated = way_back(model, layer)
-    return list(dict.fromkeys(treated.operation[treated.treatment == "gradient"]))
+    rules, steps = Deconvnet(model.network, [layer]).rules[layer], reversed(model.network.way_to(layer))
+    named = (s.operation for s in steps if not s.block and rules[s.name].treatment == "gradient")
+    return list(dict.fromkeys(named))
 
 
 def refusals(
@@ -413,6 +436,7 @@ def forward(
     batch: Tensor,
     outputs: bool = True,
     on_step: OnStep | None = None,
+    position: Tensor | None = None,
 ) -> Tape:
     """`deconvnet.forward`, with errors in the user's terms; also for outputs that are not finite."""
     channels, dtype = len(model.mean), str(model.dtype).removeprefix("torch.")
@@ -423,7 +447,7 @@ def forward(
         raise LayerError(f"{expected}, got {str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)}")
     try:
         # A copy: the network's first operation may work in place.
-        tape = deconvnet.forward(batch.clone(memory_format=torch.channels_last), outputs, on_step)
+        tape = deconvnet.forward(batch.clone(memory_format=torch.channels_last), outputs, on_step, position)
     except RuntimeError as error:
         raise cannot_run(model, deconvnet.layers, batch, error) from error
     for layer, output in tape.outputs.items():

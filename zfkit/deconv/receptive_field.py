@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from ..checks import Size, in_px, pair
 from ..errors import LayerError
@@ -215,7 +214,7 @@ POINTWISE = Filter(1, 1, 0, 1)
 _POINTWISE_MODULES = (
     Add, Concat, ChannelSlice, Scale, Pointwise, ReshapeChannels,
     nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.ChannelShuffle,
-    nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.Softmax2d,
+    nn.BatchNorm2d, nn.SyncBatchNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.Softmax2d,
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
     nn.Hardswish, nn.Softplus, nn.Threshold, nn.Hardtanh, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.LogSigmoid,
     nn.Softsign, nn.Tanhshrink, nn.Hardshrink, nn.Softshrink,
@@ -226,6 +225,8 @@ def filters(step: Step) -> tuple[Filter, Filter] | None:
     """How a step slides over rows and columns; None where one output depends on every position."""
     module: Any = step.module
     if isinstance(module, _POINTWISE_MODULES) or step.target in ELEMENTWISE:
+        return POINTWISE, POINTWISE
+    if type(module).__name__ == "FrozenBatchNorm2d":  # of torchvision, whose import takes as long as torch's
         return POINTWISE, POINTWISE
     if isinstance(module, Padding):
         return Filter(1, 1, module.top, 1), Filter(1, 1, module.left, 1)

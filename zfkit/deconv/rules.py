@@ -62,13 +62,14 @@ class Context:
     shapes: tuple[tuple[int, ...], ...]  # of the step's inputs, without N
     image: Tensor  # (B,) int64: which image of the forward pass each unit belongs to
     window: Window | None  # of the step's output; None where R is the whole map
+    trimmed: bool = False  # is what was kept each unit's window, or the whole map of a unit?
 
     def cut(self, maps: Tensor) -> Tensor:
         """Each unit's part of maps (N, C, H, W) shaped like the step's output -> (B, C, h, w), like R.
 
         Outside the map the nearest values stand; R is 0 there.
         """
-        return maps[self.image] if self.window is None else self.window.cut(maps, self.image)
+        return maps[self.image] if self.window is None or self.trimmed else self.window.cut(maps, self.image)
 
 
 Record = Callable[[Any, Tensor, Tensor, Options], Any]  # module, input, output, options -> kept

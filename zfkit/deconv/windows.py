@@ -3,13 +3,17 @@
 A unit of a layer depends on an interval of rows and of columns of every map before it (`receptive_field.extents`).
 `Windows` cuts these windows out of the maps, for many units at once, and puts what a rule returns into the window of
 the map before. The result is, number for number, what whole maps give (`project.WholeMaps`); it takes a fraction of the
-time and memory where the receptive field is smaller than the picture.
+time and memory where the receptive field is smaller than the picture. Of pictures with one unit each, `Trim` has the
+forward pass, too, compute no more than these windows.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +22,7 @@ from torch import Tensor, nn
 from ..nets import graph
 from ..nets.graph import Step
 from ..nets.paper import BlurPool
-from .receptive_field import POINTWISE, Extent, filters, slides
+from .receptive_field import POINTWISE, Extent, extent_before, filters, slides
 
 Shapes = dict[str, tuple[int, ...]]  # of every step's output, without the first axis
 
@@ -91,6 +95,7 @@ class Windows:
         device: torch.device,
     ) -> None:
         self.extents, self.shapes, self.position, self.device = extents, shapes, position, device
+        self.steps = [step for step in steps if step.maps and step.name in extents]
         self.whole = {n for n in extents if n in shapes and self._covers(n)}
         for step in reversed(steps):
             if step.name not in extents or step.name not in shapes or not step.inputs:
@@ -128,9 +133,12 @@ class Windows:
         """Of this step's output; None where it is the whole map, or has no rows and columns."""
         if name in self.whole or len(self.shapes[name]) != 3:
             return None
-        stride, low = zip(*((i.stride, i.low) for i in self._intervals(name)), strict=True)
+        return self._place(self._intervals(name))
+
+    def _place(self, extent: Extent) -> Window:
+        stride, low, size = zip(*((i.stride, i.low, i.size) for i in extent), strict=True)
         origin = self.position * torch.tensor(stride) + torch.tensor(low)
-        return Window(origin.to(self.device), self.size(name))
+        return Window(origin.to(self.device), size)
 
     def seed(self, layer: str, channel: Tensor, value: Tensor) -> Tensor:
         """(B, C, 1, 1) or the whole map (B, C, H, W): 0 but for the unit, which gets its value (B,)."""
@@ -158,17 +166,73 @@ class Windows:
         if any(before) or any(behind):
             R = F.pad(R, (before[1], behind[1], before[0], behind[0]))
         if isinstance(step.module, nn.Conv2d | nn.AvgPool2d | BlurPool) or step.target in graph.ELEMENTWISE:
-            return self._erase_outside(R, planned, (shape[1], shape[2]))
+            return self._erase_outside(R, planned, name)
         return R  # other rules leave zeros where they found zeros
 
-    def _erase_outside(self, R: Tensor, planned: Extent, size: tuple[int, int]) -> Tensor:
+    def _erase_outside(self, R: Tensor, planned: Extent, name: str, value: float = 0.0) -> Tensor:
         """What padding sent beyond the map's border is lost."""
-        inside = None
-        for axis, (i, length) in enumerate(zip(planned, size, strict=True)):
+        outside = None
+        for axis, (i, length) in enumerate(zip(planned, self.shapes[name][1:], strict=True)):
             first, last = i.stride * self.first[axis] + i.low, i.stride * self.last[axis] + i.high
             if first < 0 or last >= length:  # for some unit; most never come near a border
                 place = self.position[:, axis, None] * i.stride + torch.arange(i.low, i.high + 1)
-                here = ((place >= 0) & (place < length)).to(R.device)
-                here = here[:, None, :, None] if axis == 0 else here[:, None, None, :]
-                inside = here if inside is None else inside & here
-        return R if inside is None else R.mul_(inside)
+                there = ((place < 0) | (place >= length)).to(R.device)
+                there = there[:, None, :, None] if axis == 0 else there[:, None, None, :]
+                outside = there if outside is None else outside | there
+        if outside is None:
+            return R
+        return R.masked_fill(outside, value) if value else R.masked_fill_(outside, 0.0)
+
+
+class Trim(Windows):
+    """A forward pass over pictures with one unit each, which computes the units' windows alone.
+
+    Filters run without padding: what lies outside a map is 0 in its window, or below all else before a maximum.
+    """
+
+    @property
+    def possible(self) -> bool:
+        """Not where a mean counts the border in a way of its own, nor where a map is overwritten that others read."""
+        return not any(self._odd(step, step.module) for step in self.steps)
+
+    def _odd(self, step: Step, module: Any) -> bool:
+        if isinstance(module, nn.AvgPool2d):
+            return module.ceil_mode or not module.count_include_pad or module.divisor_override is not None
+        before, here, called = step.maps[0], step.name, step.operation
+        if self.extents[before] == self.extents[here] and (before in self.whole) == (here in self.whole):
+            return False
+        inplace = getattr(module, "inplace", False) or isinstance(module, nn.ReLU)
+        return inplace or called.startswith("i") or called.endswith("_")
+
+    def clear(self, name: str, y: Tensor) -> Tensor:
+        """A step's output, without what lies outside the map."""
+        unmoved = name not in self.extents or self.window(name) is None
+        return y if unmoved else self._erase_outside(y, self._intervals(name), name)
+
+    def alone(self, step: Step, inputs: tuple[Any, ...]) -> tuple[Step, tuple[Any, ...]]:
+        """The step without padding, and of its inputs what its own window needs."""
+        if step.name not in self.extents or not step.maps or self.window(step.name) is None:
+            return step, inputs
+        needed = extent_before(step, self._intervals(step.name))
+        assert needed is not None, step.name
+        given = dict(zip(step.inputs, inputs, strict=True))
+        constants = [x for name, x in given.items() if name not in step.maps and isinstance(x, Tensor)]
+        if any(max(x.shape[-2:], default=1) > 1 for x in constants):  # as large as a map: nobody cuts it
+            raise RuntimeError(f"{step.operation} at {step.name} reads a constant with places of its own")
+        below = -math.inf if isinstance(step.module, nn.MaxPool2d) else 0.0
+        for name in set(step.maps):
+            x = given[name]
+            if name in self.whole:
+                x = self._place(needed).cut(x, torch.arange(len(x), device=x.device))
+            else:
+                start = [n.low - i.low for n, i in zip(needed, self._intervals(name), strict=True)]
+                rows, columns = (slice(a, a + n.size) for a, n in zip(start, needed, strict=True))
+                x = x[:, :, rows, columns]
+            given[name] = self._erase_outside(x, needed, name, below)
+        if filters(step) != (POINTWISE, POINTWISE):
+            module: Any = copy.copy(step.module)
+            module.padding = (0, 0) if isinstance(module, nn.Conv2d) else 0
+            if hasattr(module, "ceil_mode"):
+                module.ceil_mode = False
+            step = replace(step, module=module, run=module)
+        return step, tuple(given[name] for name in step.inputs)

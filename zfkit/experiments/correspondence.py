@@ -34,9 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CONTROLS = RANDOM, SAME_PLACE = "random", "same place"
-Boxes = (
-    Tensor | Sequence[Sequence[float] | None]
-)  # (N, 4): left, top, right, bottom in px; None if not visible
+Boxes = Tensor | Sequence[Sequence[float] | None]  # (N, 4): left, top, right, bottom in px, None if hidden
 
 
 @dataclass(frozen=True)
@@ -182,7 +180,6 @@ def correspondence(
         fill: RGB 0-255 of what covers, or one number; default the model's mean.
         tolerance: changes up to this share of a layer's largest feature are rounding, and count as 0.
         random_seed: of the controls' places.
-        batch_size: pictures at a time.
         on_step: called after each part and draw with (done, total); it may raise `Cancelled`.
 
     Raises ImageError for pictures of another kind, fewer than 2, or boxes that are empty or not within their
@@ -217,9 +214,7 @@ def correspondence(
         visible = ~of_part[:, 0].isnan()
         allowed[name] = compared & visible & visible[:, None]
         if not allowed[name].any():
-            raise ImageError(
-                f"part {name!r} is not to be seen in two pictures of different groups: nothing to compare"
-            )
+            raise ImageError(f"part {name!r} is not to be seen in two pictures of different groups")
 
     # What to cover, boxes (N, 4): each part once, and so many draws of each control.
     covers = {name: [of_part] for name, of_part in boxes.items()}
@@ -245,7 +240,8 @@ def correspondence(
 
     still = look(torch.full((N, 4), math.nan))
     changes: dict[tuple[str, str], list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
-    with steps(len(parts) + 2 * draws, "covering parts", "part", progress, on_step) as done:
+    shorter = "fewer parts or draws take less"
+    with steps(len(parts) + 2 * draws, "covering parts", "part", progress, on_step, shorter) as done:
         for name, draws_of_it in covers.items():
             for covered in draws_of_it:
                 for layer, after in look(covered).items():
@@ -320,7 +316,7 @@ def _boxes(name: str, boxes: Boxes, N: int, H: int, W: int) -> Tensor:
         i = int(wrong[0])
         raise ImageError(
             f"picture {i}: the box of {name!r} ({', '.join(f'{v:g}' for v in boxes[i])}) is empty or not within the "
-            f"picture of {W} x {H} px; expected is left < right <= {W}, top < bottom <= {H}"
+            f"picture of {W} x {H} px"
         )
     return boxes
 
@@ -329,12 +325,8 @@ def _pairs(groups: Sequence[int] | Tensor | None, N: int) -> Tensor:
     """(N, N) bool: pairs of different pictures of different groups."""
     numbers = torch.arange(N) if groups is None else torch.as_tensor(groups)
     if numbers.shape != (N,):
-        raise ZfkitError(
-            f"groups must be one number for each of the {N} pictures, not {tuple(numbers.shape)}"
-        )
+        raise ZfkitError(f"groups must be one number for each of {N} pictures, not {tuple(numbers.shape)}")
     different = numbers[:, None] != numbers
     if not different.any():
-        raise ZfkitError(
-            "all pictures are of one group: pairs within a group are left out, so nothing is left"
-        )
+        raise ZfkitError("all pictures are of one group, and pairs within a group are left out: give others")
     return different

@@ -19,7 +19,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -126,13 +126,8 @@ class Evolution(Result, figure="evolution_figure"):
 
         parts = []
         for name, layer in self.layers.items():
-            of_maps = layer.similarity.nanmedian(0).values
-            columns = {
-                "distance": layer.distance,
-                "cka": layer.cka,
-                "map": of_maps,
-                "changed": layer.share_changed,
-            }
+            columns = {"distance": layer.distance, "cka": layer.cka}
+            columns |= {"map": layer.similarity.nanmedian(0).values, "changed": layer.share_changed}
             index = pd.MultiIndex.from_product([[name], self.epochs], names=["layer", "epoch"])
             parts.append(pd.DataFrame({k: v.numpy() for k, v in columns.items()}, index))
         return pd.concat(parts)
@@ -143,9 +138,8 @@ class Evolution(Result, figure="evolution_figure"):
 
         names = ("value", "image", "row", "col", "changed", "similarity")
         columns = {n: getattr(self[layer], n) for n in names}  # each (C, E)
-        index = pd.MultiIndex.from_product(
-            [range(len(columns["value"])), self.epochs], names=["channel", "epoch"]
-        )
+        channels = range(len(columns["value"]))
+        index = pd.MultiIndex.from_product([channels, self.epochs], names=["channel", "epoch"])
         return pd.DataFrame({n: values.flatten().numpy() for n, values in columns.items()}, index)
 
 
@@ -192,9 +186,8 @@ def settled(epochs: Sequence[float], similarity: Tensor, level: float = 0.9) -> 
     s = similarity.double()
     threshold = level * s[..., -1:]
     order = torch.arange(s.shape[-1]).expand(s.shape)
-    below = torch.where(s < threshold, order, -1).amax(
-        -1, keepdim=True
-    )  # the last snapshot below; -1 for none
+    # The last snapshot below; -1 for none.
+    below = torch.where(s < threshold, order, -1).amax(-1, keepdim=True)
     a, b = below.clamp(min=0), (below + 1).clamp(max=s.shape[-1] - 1)
     low, high = s.gather(-1, a), s.gather(-1, b)
     crossing = epoch[a] + (epoch[b] - epoch[a]) * ((threshold - low) / (high - low)).nan_to_num(0.0)
@@ -230,13 +223,11 @@ def convergence(runs: Evolution | Sequence[Evolution], level: float = 0.9) -> pd
     for run in runs:
         if len(run.epochs) < 2:
             raise ZfkitError(
-                f"{run.name!r} has one snapshot, of epoch {run.epochs[0]}, and nothing to compare it with: train with "
-                "more of Recipe.snapshots, or take a folder that holds several"
+                f"{run.name!r} has one snapshot, of epoch {run.epochs[0]}, and nothing to compare it with: keep several"
             )
         if list(run.layers) != layers or run.epochs != epochs:
             raise ZfkitError(
-                f"{run.name!r} and {runs[0].name!r} were looked at in other layers or epochs: call zfkit.evolution "
-                "with the same for each run"
+                f"{run.name!r} and {runs[0].name!r} have other layers or epochs: call zfkit.evolution alike"
             )
     rows = {}
     for layer in layers:
@@ -251,9 +242,8 @@ def convergence(runs: Evolution | Sequence[Evolution], level: float = 0.9) -> pd
             "rise": float(rise.nanmean()), "start": float(first.nanmean()),
             "maps": int((~maps.isnan()).sum()), "runs": len(runs),
         }  # fmt: skip
-    return (
-        pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer").astype({"maps": int, "runs": int})
-    )
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")
+    return table.astype({"maps": int, "runs": int})
 
 
 # ---------------------------------------------------------------------------------------------- evolution
@@ -300,7 +290,6 @@ def evolution(
         name: of the training, for captions; None: that of its folder, or of the first network.
         random_seed: of maps and places.
         device: default: the GPU if there is one.
-        progress: show a bar.
         on_step: called after each snapshot with (done, total), the last epoch first; it may raise `Cancelled`.
 
     A snapshot that cannot be read (cut short, say) is left out with a warning, and listed in `missing`; if it is the
@@ -324,7 +313,8 @@ def evolution(
     samples = _Samples(images, compare, places, random_seed)
     looks: dict[int, dict[str, LayerEvolution]] = {}
     last: _Last | None = None
-    with steps(len(kept), "evolution", "epoch", progress, on_step) as done:
+    shorter = "fewer snapshots (epochs=), maps or pictures take less"
+    with steps(len(kept), "evolution", "epoch", progress, on_step, shorter) as done:
         for epoch in sorted(kept, reverse=True):  # the last first: all others are compared with it
             try:
                 now = load_snapshot(epoch, kept[epoch], model, device)
@@ -348,7 +338,7 @@ def evolution(
     if not looks:
         raise ModelError(
             f"none of the snapshots of {found_name!r} can be read: {missing[-1]}. For files that zfkit did not "
-            "write, say whose weights they are: zfkit.evolution(..., model=zfkit.wrap_model(net, ...))"
+            "write, say whose weights they are: model=zfkit.wrap_model(net, ...)"
         )
     read = sorted(looks)
     together = {layer: _joined([looks[epoch][layer] for epoch in read]) for layer in looks[read[0]]}
@@ -416,9 +406,8 @@ class _Samples:
         def at_places(layer: str, output: Tensor, index: Tensor) -> Tensor:
             return sampled(output, self.fractions[torch.searchsorted(self.index, index)])
 
-        return features(
-            model, self.images, layers, at_places, index=self.index, batch_size=64, what="evolution"
-        )
+        options: dict[str, Any] = {"batch_size": 64, "what": "evolution"}
+        return features(model, self.images, layers, at_places, index=self.index, **options)
 
 
 def sampled(output: Tensor, fractions: Tensor) -> Tensor:

@@ -135,14 +135,11 @@ def measure_first_layer(
     conv, out, stride = _first(expect_model(model))
     weight = model.net.get_parameter(f"{conv}.weight").detach()
     summary = filter_spectra(weight, stride=stride).summary()
-    numbers = {
-        name: summary[name] for name in ("low", "mid", "high", "mid_coverage", "centroid", "aliasable")
-    }
+    of_filters = ("low", "mid", "high", "mid_coverage", "centroid", "aliasable")
+    numbers = {name: summary[name] for name in of_filters}
     size = weight.abs().flatten(1).amax(1)
-    alive = features(
-        model, images, [out], lambda layer, maps, index: (maps > 0).flatten(2).any(2), batch_size=64
-    )
-    numbers["dead"] = float((~alive[out].any(0)).double().mean())
+    active = features(model, images, [out], lambda _, maps, __: (maps > 0).flatten(2).any(2), batch_size=64)
+    numbers["dead"] = float((~active[out].any(0)).double().mean())
     numbers["weak"] = float((size < WEAK * size.max()).double().mean())
     numbers["folded_gratings"] = float(grating_response(model, out).share.nanmean())
     numbers["folded_pictures"] = measure_aliasing(model, images, out, progress=progress).layer_share
@@ -227,9 +224,7 @@ def factorial_effects(
         one_of(name, "column", list(table.columns))
     cells = list(itertools.product(*factors.values()))
     seeds = sorted(table[block].unique())
-    runs = list(
-        zip(*(table[name] for name in (*factors, block)), strict=True)
-    )  # (levels..., seed) of each row
+    runs = list(zip(*(table[name] for name in (*factors, block)), strict=True))  # (levels..., seed)
     counts = Counter(runs)
     for cell, seed in itertools.product(cells, seeds):
         count = counts[(*cell, seed)]
@@ -319,13 +314,12 @@ class FirstLayerRuns:
 
     def _rows(self, where: Mapping[str, Any]) -> list[int]:
         """Places in the table of the runs with these values."""
+        import pandas as pd
+
         for name in where:
             one_of(name, "column", list(self.table.columns))
-        rows = [
-            i
-            for i, row in enumerate(self.table.to_dict("records"))
-            if all(row[name] == value for name, value in where.items())
-        ]
+        alike = pd.DataFrame({n: self.table[n] == v for n, v in where.items()}, self.table.index).all(axis=1)
+        rows = [i for i, chosen in enumerate(alike) if chosen]
         if not rows:
             raise ZfkitError(f"no run has {', '.join(f'{k} {v!r}' for k, v in where.items())}")
         return rows
@@ -370,9 +364,7 @@ def load_first_layer_runs(folder: str | Path | None = None) -> FirstLayerRuns:
         return FirstLayerRuns(read_table(folder / TABLE, unsealed=True).to_pandas(), weights, provenance)
     table = sweep_results(folder / "results.parquet", (*COLUMNS, "folder"), "kernel_or_stride.ipynb")
     if not all(table.folder):
-        raise ZfkitError(
-            "the sweep's networks were thrown away; sweep again with keep=FOLDER, as the grid has it"
-        )
+        raise ZfkitError("the sweep's networks were thrown away; sweep again with keep=FOLDER")
     networks = [load_weights(Path(where) / "model.safetensors") for where in table.folder]
     last = networks[-1][1]
     told = {name: last.get(name) for name in ("data", "recipe", "crops", "device", "precision", "versions")}

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -24,8 +25,8 @@ from torch import Tensor, nn
 from ..batching import OnStep, steps
 from ..checks import in_px, layer_names, one_of, square_side, uint8_rgb, whole_number
 from ..errors import ImageError, LayerError, ZfkitError
-from ..images.imageset import ImageSet
-from ..nets.activations import features, pictures_at
+from ..images.imageset import ImageSet, as_set
+from ..nets.activations import features
 from ..nets.model import VisionModel, expect_model
 from ..results import Result
 from .occlusion import Colour, TargetFrom, choose_target, last_block, probabilities, shown_colour
@@ -102,16 +103,13 @@ class Invariance(Result, figure="invariance_figure"):
         parts = []
         for layer in self.layers:
             columns = {
-                "motion": self.motion,
-                "value": self.values.repeat(N),
-                "picture": self.picture.repeat_interleave(T),
+                "motion": self.motion, "value": self.values.repeat(N), "picture": self.picture.repeat_interleave(T),
                 "class": np.repeat(np.array(names, dtype=object), T),
-                "probability": self.probability.flatten().double(),
-                "layer": layer,
+                "probability": self.probability.flatten().double(), "layer": layer,
                 "distance": self.distance[layer].flatten().double(),
                 "normalised": self.normalised(layer).flatten().double(),
                 "control": self.normalised(layer, control=True).flatten().double(),
-            }
+            }  # fmt: skip
             parts.append(pd.DataFrame(columns))
         return pd.concat(parts, ignore_index=True)
 
@@ -141,18 +139,14 @@ class Invariance(Result, figure="invariance_figure"):
         low, high = float(self.values.min()), float(self.values.max())
         if low > part / 2 or high < 360 - part / 2:
             raise ZfkitError(
-                f"symmetry of order {order} needs angles from {part / 2:g} to {360 - part / 2:g} degrees"
+                f"symmetry of order {order} needs angles {part / 2:g} to {360 - part / 2:g} degrees"
             )
         curves = self.normalised(layer, control).double()
         rising = self.values.argsort()
         angles = self.values[rising].numpy()
         whole, half_way = np.arange(1, order) * part, (np.arange(order) + 0.5) * part
-        return torch.tensor(
-            [
-                np.interp(half_way, angles, curve).mean() - np.interp(whole, angles, curve).mean()
-                for curve in curves[:, rising].numpy()
-            ]
-        )
+        by_angle = [partial(np.interp, xp=angles, fp=curve) for curve in curves[:, rising].numpy()]
+        return torch.tensor([at(half_way).mean() - at(whole).mean() for at in by_angle])
 
 
 def default_values(motion: Motion, window: int) -> list[float]:
@@ -193,7 +187,7 @@ def margin(motion: Motion, window: int, values: Sequence[float] | None = None) -
 
 def invariance(
     model: VisionModel,
-    images: ImageSet | Tensor,
+    images: Any,
     motion: Motion = "shift",
     values: Sequence[float] | None = None,
     *,
@@ -212,7 +206,7 @@ def invariance(
 
     Args:
         images: pictures at least as large as the window; what is larger comes in at the border. The network sees
-            the middle of them. As a set, or uint8 (N, 3, H, W).
+            the middle of them. A set, or what `ImageSet.of` makes one of.
         motion: "shift" downwards, "scale" (magnification) or "rotation" counter-clockwise, about the centre.
         values: the steps, in pixels, times, degrees; default the paper's (`default_values`).
         index: places of the pictures; default all.
@@ -226,7 +220,6 @@ def invariance(
         interpolation: between pixels: "bicubic", which blurs least, "bilinear" or "nearest". The paper does not say.
         fill: beyond the picture: RGB 0-255 or one number, "edge" (the nearest pixel) or "reflect"; default the
             model's mean, 0 to the network. The paper's examples show a plain colour.
-        batch_size: pictures at a time.
         on_step: called after each step with (done, total) pictures; it may raise `Cancelled`.
 
     Transformed pictures are rounded to 0-255 as a file would be. Distances are of all of a layer's features, raw;
@@ -249,14 +242,12 @@ def invariance(
     values = _check_values(motion, default_values(motion, window) if values is None else values)
     first, _, last_hidden = paper_layers(model)
     layers = layer_names(layers, model.layers, [first, last_hidden])
+    images = as_set(images, window * oversample, progress)
     place = _places(images, index)
-    pictures = _middle(pictures_at(images, place), window * oversample)
+    pictures = _middle(images.take(place), window * oversample)
     apart = _different_pairs(images, place)
-    how: dict[str, Any] = {
-        "oversample": oversample,
-        "interpolation": interpolation,
-        "fill": filled(model, fill),
-    }
+    colour = filled(model, fill)
+    how: dict[str, Any] = {"oversample": oversample, "interpolation": interpolation, "fill": colour}
     output = model.network.output
 
     def look(shown: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -362,9 +353,7 @@ def there_and_back(
     side = window * oversample
     # What the way back reads: the corners of a turned square reach out by (sqrt(2) - 1) / 2 of its side.
     reach = {"shift": abs(far), "scale": side * max(value - 1, 0) / 2, "rotation": 0.21 * side}[motion]
-    between = side + 2 * (
-        math.ceil(reach) + 2
-    )  # an even number more: the centre stays between the same pixels
+    between = side + 2 * (math.ceil(reach) + 2)  # even more, so that the centre stays between the same pixels
     moved, _ = _sample(pictures.double(), motion, far, between, interpolation, fill)
     back, _ = _sample(moved, motion, inverse, side, interpolation, fill)
     return _as_file(F.avg_pool2d(back, oversample))
@@ -431,7 +420,7 @@ def _check_values(motion: Motion, values: Sequence[float]) -> list[float]:
     return numbers
 
 
-def _places(images: ImageSet | Tensor, index: Sequence[int] | None) -> Tensor:
+def _places(images: ImageSet, index: Sequence[int] | None) -> Tensor:
     """(N,) int64, which pictures to look at."""
     count = len(images)
     place = torch.arange(count) if index is None else torch.as_tensor(list(index), dtype=torch.long)
@@ -456,7 +445,7 @@ def _middle(pictures: Tensor, window: int) -> Tensor:
 
 def _targets(
     model: VisionModel,
-    images: ImageSet | Tensor,
+    images: ImageSet,
     place: Tensor,
     targets: Sequence[int | str | None] | None,
     answers: Tensor,
@@ -466,28 +455,24 @@ def _targets(
     if targets is None:
         origin = "label"
         targets = [None] * len(place)
-        if isinstance(images, ImageSet) and images.classes:
+        if images.classes:
             labels = [images[i][1] for i in place.tolist()]
             names = [images.classes[i] if 0 <= i < len(images.classes) else "" for i in labels]
             targets = [name if name in model.classes else None for name in names]
     if isinstance(targets, str) or len(targets) != len(place):
-        raise ZfkitError(
-            f"targets must name one class for each of the {len(place)} pictures, not {targets!r:.80}"
-        )
+        raise ZfkitError(f"targets must name a class for each of {len(place)} pictures, not {targets!r:.60}")
     chosen = [choose_target(model, t, a) for t, a in zip(targets, answers, strict=True)]
     return torch.tensor([i for i, _ in chosen]), tuple("model" if o == "model" else origin for _, o in chosen)
 
 
-def _different_pairs(images: ImageSet | Tensor, place: Tensor) -> Tensor:
+def _different_pairs(images: ImageSet, place: Tensor) -> Tensor:
     """(N, N) bool: pairs of different pictures, and of windows those that share no pixels; each pair once.
 
     Raises ImageError where there is none.
     """
     apart = torch.ones(len(place), len(place), dtype=torch.bool).triu(1)
-    if isinstance(images, ImageSet) and images.windows is not None:
+    if images.windows is not None:
         apart &= ~images.windows.overlap(place)
     if not apart.any():
-        raise ImageError(
-            "all of these pictures are overlapping windows of one photograph: take different ones"
-        )
+        raise ImageError("all of these pictures are overlapping windows of one photograph: take others")
     return apart

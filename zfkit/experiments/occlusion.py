@@ -89,14 +89,9 @@ class Occlusion(Result, figure="occlusion_figure"):
         import pandas as pd
 
         R, Q = self.activity.shape
-        best = (
-            [None] * (R * Q) if self.best is None else [self.class_name(int(c)) for c in self.best.flatten()]
-        )
-        columns = {
-            "top": self.top.repeat_interleave(Q),
-            "left": self.left.repeat(R),
-            "activity": self.activity.flatten(),
-        }
+        best = None if self.best is None else [self.class_name(c) for c in self.best.flatten().tolist()]
+        columns = {"top": self.top.repeat_interleave(Q), "left": self.left.repeat(R)}
+        columns["activity"] = self.activity.flatten()
         probability = None if self.probability is None else self.probability.flatten()
         return pd.DataFrame({**columns, "probability": probability, "class": best})
 
@@ -226,7 +221,7 @@ def occlude(
     corners = torch.cartesian_prod(top, left)  # (R * Q, 2)
     activity, probability, best = [], [], []
     portions = Portions(f"occluding with {model.name}", batch_size, "squares")
-    with steps(len(corners), "occluding", "place", progress, on_step) as done:
+    with steps(len(corners), "occluding", "place", progress, on_step, "a larger stride takes less") as done:
         for part in portions.of(len(corners)):
             with portions.attempt():
                 outputs = occluder.occluded(corners[part], size, grey)
@@ -307,8 +302,7 @@ def project_elsewhere(
         ranks.append(rank)
     if len(ranks) < k:
         raise ZfkitError(
-            f"{k} other pictures were asked for, and the table has {len(ranks)} of other photographs: mine with a "
-            "larger k, or ask for fewer"
+            f"the table has {len(ranks)} pictures of other photographs, fewer than {k}: mine with a larger k"
         )
     chosen = table.image[channel][ranks[:k]]
     photo = images.take(chosen)
@@ -326,8 +320,8 @@ def probabilities(model: VisionModel, outputs: Tensor) -> Tensor:
     """
     if outputs.dim() != 2:
         raise ModelError(
-            f"{model.name} gives {tuple(outputs.shape[1:])} for a picture, and one number per class was expected; "
-            "for its feature maps alone, cut it at a layer"
+            f"{model.name} gives {tuple(outputs.shape[1:])} for a picture, and one number per class was expected: "
+            "cut it at a layer that gives them"
         )
     ending = list(model.network.steps.values())[-1]
     if isinstance(ending.module, nn.LogSoftmax) or ending.operation == "log_softmax":

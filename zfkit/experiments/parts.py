@@ -32,25 +32,17 @@ _FACES = {
 }
 _ANIMALS = {
     "chelsea": _FACES["chelsea"],
-    "red_panda": _face(
-        (569, 49, 1295, 882), (748, 533, 811, 604), (945, 506, 1026, 586), (775, 676, 891, 801)
-    ),
+    "red_panda": _face((569, 49, 1295, 882), (748, 533, 811, 604), (945, 506, 1026, 586), (775, 676, 891, 801)),
     "koala": _face((307, 241, 612, 440), (364, 301, 385, 323), (452, 333, 477, 351), (378, 294, 438, 365)),
-    "kitten": _face(
-        (653, 213, 1267, 780), (840, 540, 933, 620), (1033, 533, 1127, 613), (947, 673, 1027, 720)
-    ),
+    "kitten": _face((653, 213, 1267, 780), (840, 540, 933, 620), (1033, 533, 1127, 613), (947, 673, 1027, 720)),
     "lemur": _face((397, 203, 555, 322), (440, 263, 460, 282), (493, 267, 512, 285), (467, 295, 492, 312)),
-    "gibbon": _face(
-        (958, 423, 1197, 660), (1049, 545, 1080, 574), (1106, 545, 1138, 574), (1075, 581, 1111, 610)
-    ),
+    "gibbon": _face((958, 423, 1197, 660), (1049, 545, 1080, 574), (1106, 545, 1138, 574), (1075, 581, 1111, 610)),
     "dog": _face((758, 25, 909, 260), (800, 150, 826, 168), (855, 148, 878, 168), (823, 200, 862, 226)),
-    "pika": _face(
-        (1028, 127, 1319, 403), (1067, 233, 1092, 269), (1205, 233, 1234, 269), (1117, 318, 1159, 354)
-    ),
+    "pika": _face((1028, 127, 1319, 403), (1067, 233, 1092, 269), (1205, 233, 1234, 269), (1117, 318, 1159, 354)),
     "owl": _face((548, 140, 755, 295), (578, 215, 598, 238), (622, 215, 665, 245), (595, 255, 615, 288)),
     "cat": _face((250, 110, 432, 347), (310, 277, 352, 308), (365, 220, 398, 259), (372, 290, 404, 311)),
     "sheep": _face((460, 86, 650, 246), (504, 131, 521, 151), (587, 124, 608, 145), (537, 197, 577, 230)),
-}
+}  # fmt: skip
 _COINS = (
     (22, 34, 67, 74), (81, 39, 120, 74), (132, 28, 179, 74), (192, 29, 240, 73), (255, 34, 297, 72),
     (25, 104, 67, 145), (84, 107, 122, 145), (134, 110, 174, 145), (186, 105, 227, 145), (245, 95, 296, 144),
@@ -111,9 +103,8 @@ def part_pictures(
             window = (left, top, left + side, top + side)
             pictures.append(to_tensor(photo.resize((size, size), Image.Resampling.BILINEAR, box=window)))
             for part, box in marks.items():
-                boxes[part].append(
-                    [math.nan] * 4 if box is None else _inside(box, left, top, size / side, size)
-                )
+                inside = [math.nan] * 4 if box is None else _inside(box, left, top, size / side, size)
+                boxes[part].append(inside)
             groups.append(group)
             names.append(f"{name}, view {view}")
     parts = {name: torch.tensor(b) for name, b in boxes.items()}
@@ -124,9 +115,7 @@ def part_pictures(
 def _photograph(name: str) -> Image.Image:
     path = next(p.checked() for p in photographs() if p.name == name)
     if path is None:
-        raise ImageError(
-            f"the photograph {name!r} is not in the installed scikit-image: pip install -U scikit-image"
-        )
+        raise ImageError(f"scikit-image lacks the photograph {name!r}: pip install -U scikit-image")
     return decode(path, name)
 
 
@@ -140,13 +129,9 @@ def _coin(box: Box) -> Boxes:
         return Box(round(x - half), round(y - half), round(x + half), round(y + half))
 
     reach = round(0.08 * diameter)  # as far as the boxes on the rim stick out
-    return {
-        "object": Box(box.left - reach, box.top - reach, box.right + reach, box.bottom + reach),
-        "left rim": around(0.1, 0.5),
-        "right rim": around(0.9, 0.5),
-        "top rim": around(0.5, 0.1),
-        "centre": around(0.5, 0.5),
-    }
+    places = {"left rim": (0.1, 0.5), "right rim": (0.9, 0.5), "top rim": (0.5, 0.1), "centre": (0.5, 0.5)}
+    whole = Box(box.left - reach, box.top - reach, box.right + reach, box.bottom + reach)
+    return {"object": whole, **{name: around(*place) for name, place in places.items()}}
 
 
 def _view(whole: Box | None, photo: Image.Image, shares: list[float]) -> tuple[float, float, float]:

@@ -94,9 +94,8 @@ def similarity(a: Tensor, b: Tensor) -> dict[str, float]:
     if window >= 3:
         pictures = [signed_to_rgb(t[None])[0].numpy() for t in (a, b)]
         ssim = float(structural_similarity(*pictures, win_size=window, channel_axis=0))
-    return {
-        "spearman": rank_correlation(a, b), "absolute": rank_correlation(a.abs(), b.abs()), "ssim": ssim,
-    }  # fmt: skip
+    ranks = rank_correlation(a, b), rank_correlation(a.abs(), b.abs())
+    return dict(zip(MEASURES, (*ranks, ssim), strict=True))
 
 
 SLOW = 2.0  # px, sigma of the Gaussian that is taken from the photo
@@ -238,9 +237,7 @@ def sanity_checks(
     able = [n for n in model.layers if isinstance(network.steps[n].module, nn.Conv2d | nn.Linear)]
     names = layer_names(layers, able, model.conv_layers)
     if len(images) < 2:
-        raise ImageError(
-            f"{images.source!r} has {len(images)} picture; to compare with another, give 2 or more"
-        )
+        raise ImageError(f"{images.source!r} has {len(images)} picture; to compare, give 2 or more")
     for name in names:
         if name in model.conv_layers:
             units_inside(model, name, images.size)  # or say that pictures are too small
@@ -248,15 +245,14 @@ def sanity_checks(
         top = mine(model, images, names, inside=True, progress=progress)
     top.check(model, images)
     if top.k < 2 or not top.inside:
-        raise ZfkitError(
-            "the table has to hold at least 2 pictures a map, mined with inside=True: mine again"
-        )
+        raise ZfkitError("the table must hold at least 2 pictures a map, mined with inside=True: mine again")
 
     rows: list[pd.DataFrame] = []
     examples: dict[tuple[str, str, str, str], Tensor] = {}
     photos = {}
     total = sum(len(rules) * (6 + draws * (2 * len(weight_layers(model, n)) - 1)) for n in names)
-    with steps(total, f"sanity checks of {model.name}", "change", progress, on_step) as done:
+    what, shorter = f"sanity checks of {model.name}", "fewer units, layers or draws take less"
+    with steps(total, what, "change", progress, on_step, shorter) as done:
         for name in names:
             case = _Case.draw(model, images, top[name], name, units, random_seed)
             trained = {rule: case.own.project(model, o) for rule, o in options.items()}
@@ -266,10 +262,8 @@ def sanity_checks(
             for rule, condition, weights, number, pixels in changed:
                 if number == 0:
                     examples[name, rule, condition, weights] = pixels[:keep].clone()
-                measures = [
-                    similarity(a, b) | {"photo": photo_likeness(b, p)}
-                    for a, b, p in zip(trained[rule], pixels, photo, strict=True)
-                ]
+                of_units = zip(trained[rule], pixels, photo, strict=True)
+                measures = [similarity(a, b) | {"photo": photo_likeness(b, p)} for a, b, p in of_units]
                 where = {
                     "layer": name, "unit": range(len(pixels)), "channel": case.own.channel.tolist(),
                     "image": case.own.image.tolist(), "rule": rule, "condition": condition,
@@ -277,10 +271,8 @@ def sanity_checks(
                 }  # fmt: skip
                 rows.append(pd.concat([pd.DataFrame(where), pd.DataFrame(measures)], axis=1))
                 done(1)
-    frame = pd.concat(rows, ignore_index=True)
-    return SanityChecks(
-        model.name, images.source, draw, draws, tuple(names), tuple(rules), frame, examples, photos
-    )
+    named = model.name, images.source, draw, draws, tuple(names), tuple(rules)
+    return SanityChecks(*named, pd.concat(rows, ignore_index=True), examples, photos)
 
 
 Changed = tuple[Rule, str, str, int, Tensor]  # rule, condition, layer of the weights, draw, projections
@@ -408,8 +400,8 @@ class _Case:
         able = ((top.max > 0) & (there.sum(1) >= 2)).nonzero()[:, 0]
         if len(able) < 2:
             raise LayerError(
-                f"{len(able)} of {len(there)} maps of {layer!r} are active on two of the pictures; at least two are "
-                "needed to compare: take more pictures, or another layer"
+                f"{len(able)} of {len(there)} maps of {layer!r} are active on two of the pictures, and two are needed: "
+                "take more pictures, or another layer"
             )
         photograph = torch.arange(len(images)) if images.windows is None else images.windows.photograph
 

@@ -14,6 +14,7 @@ or places drawn at random.
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, get_args
@@ -30,6 +31,8 @@ from ..training.data import generator
 
 Draw = Literal["normal", "permutation"]
 Switches = Literal["centre", "random"]
+HELD = 2**27  # bytes of copies, from where on Python is asked to let go of them
+_copied = [0]
 
 
 def weight_layers(model: VisionModel, layer: str) -> tuple[str, ...]:
@@ -45,8 +48,8 @@ def weight_layers(model: VisionModel, layer: str) -> tuple[str, ...]:
             continue
         if not isinstance(module, nn.Conv2d | nn.Linear):
             raise LayerError(
-                f"no rule says how to redraw the weights of {step.operation} (at {step.name!r}); there are rules for "
-                "Conv2d and Linear, with BatchNorm2d"
+                f"no rule says how to redraw the weights of {step.operation} (at {step.name!r}); those of Conv2d and "
+                "Linear can be"
             )
         names.setdefault(id(module), step.name)  # a module that is used twice is one layer
     if not names:
@@ -75,6 +78,10 @@ def randomise(
     network = expect_model(model).network
     able = [n for n, s in network.steps.items() if isinstance(s.module, nn.Conv2d | nn.Linear)]
     names = layer_names(layers, able, [])
+    _copied[0] += sum(p.nbytes for p in model.net.parameters())
+    if _copied[0] > HELD:
+        gc.collect()  # those that nobody holds: their parts refer to one another. Half a second where much is held
+        _copied[0] = 0
     net = copy.deepcopy(model.net)
     paths = {id(module): path for path, module in model.net.named_modules()}
 

@@ -30,8 +30,7 @@ def sweep_results(source: Path, columns: Sequence[str], notebook: str) -> pd.Dat
     lacking = [name for name in columns if name not in runs]
     if lacking:
         raise ZfkitError(
-            f"{path.name} lacks the columns {', '.join(lacking)}: it is no sweep of {notebook}, or none of its runs "
-            "finished"
+            f"{path.name} lacks the columns {', '.join(lacking)}: it is no sweep of {notebook}, or nothing finished"
         )
     finished = runs[runs.status == "finished"] if "status" in runs else runs
     if not len(finished.dropna(subset=["top1"])):

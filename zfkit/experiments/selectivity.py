@@ -125,8 +125,8 @@ def selectivity(
     K = len(classes)
     if K < 2 or len(labelled) <= K:
         raise ImageError(
-            f"{images.source!r} has {len(labelled)} labelled pictures of {K} classes; selectivity needs at least two "
-            "classes, and more pictures than classes"
+            f"{images.source!r} has {len(labelled)} labelled pictures of {K} classes; selectivity needs at least two, "
+            "and more pictures than classes"
         )
     # Row 0 are the classes, 0 to K - 1, the others shuffles of them; -1 where there is none.
     generator = torch.Generator().manual_seed(random_seed)
@@ -166,9 +166,7 @@ def selectivity(
     frames = []
     for unit in units:
         top = best[unit.looked_at].result()
-        places = top.image[
-            :, : int(pictures[0].sum())
-        ].T  # (k, C), or fewer rows where there are fewer pictures
+        places = top.image[:, : int(pictures[0].sum())].T  # (k, C), or fewer rows of fewer pictures
         means = sums[unit.looked_at] / pictures[:, :, None].clamp(min=1)
         indices = selectivity_index(means, pictures > 0)  # (1 + S, C)
         entropies = torch.stack([_entropy(version[places], K) for version in versions])
@@ -196,8 +194,7 @@ def _rectified(model: VisionModel, layers: str | Sequence[str] | None) -> list[U
     for name in names:
         if name not in units:
             raise LayerError(
-                f"{name!r} has no ReLU of its own behind it, so its activity can be negative and has no selectivity "
-                f"index; layers that have one: {', '.join(units) or 'none'}"
+                f"{name!r} has no ReLU of its own; layers that have one: {', '.join(units) or 'none'}"
             )
     return [units[name] for name in names]
 
@@ -212,8 +209,7 @@ def _labels(images: ImageSet) -> tuple[Tensor, str]:
     if images.windows is not None:
         return images.windows.photograph, "photograph"
     raise ImageError(
-        f"{images.source!r} has no labels, which selectivity is about: take a labelled set ('textures', a folder "
-        "with a sub-folder for each class), or windows of photographs ('photos')"
+        f"{images.source!r} has no labels, which selectivity is about: take a labelled set, or windows ('photos')"
     )
 
 
@@ -253,9 +249,8 @@ class PoseVariation(Result, figure="pose_variation_figure"):
 
 
 PIXELS = "pixels"
-PLACES = (
-    16  # a side, at most, at which a block of a lower layer's maps is compared; of pixels, four times that
-)
+# A side, at most, at which a block of a lower layer's maps is compared; of pixels, four times that.
+PLACES = 16
 
 
 def pose_variation(
@@ -301,14 +296,14 @@ def pose_variation(
     sampled = sample_maps(top, names, maps, random_seed)
     generator = torch.Generator().manual_seed(random_seed)
     frames = []
-    with steps(len(names), f"pose variation of {model.name}", "layer", progress, on_step) as done:
+    shorter = "fewer layers or maps take less"
+    with steps(len(names), f"pose variation of {model.name}", "layer", progress, on_step, shorter) as done:
         for layer in names:
             table = top[layer]
             channels = [c for c in sampled[layer] if int(table.image[c, k - 1]) >= 0]
             if len(channels) < 2:
                 raise ZfkitError(
-                    f"fewer than two maps of {layer!r} have {k} pictures of their own in {images.source!r}: take more "
-                    "pictures, or a smaller k"
+                    f"fewer than two maps of {layer!r} have {k} pictures of their own: take more, or a smaller k"
                 )
             image, row, col = (getattr(table, n)[channels, :k] for n in ("image", "row", "col"))  # (M, k)
             others = torch.stack([_others(image, i, generator) for i in range(len(channels))])  # (M, k)

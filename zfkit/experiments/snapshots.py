@@ -48,9 +48,7 @@ def snapshots_of(source: Source) -> tuple[str, Snapshots]:
     for pair in source.items() if isinstance(source, Mapping) else source:
         whole = isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[1], VisionModel)
         if not whole or type(pair[0]) is not int:
-            raise ZfkitError(
-                f"snapshots must be a folder, a Run, or pairs (epoch, VisionModel), not {pair!r:.80}"
-            )
+            raise ZfkitError(f"snapshots must be a folder, a Run or pairs (epoch, VisionModel), not {pair!r}")
         if pair[0] in snapshots:
             raise ZfkitError(f"there are two snapshots of epoch {pair[0]}: leave one out")
         snapshots[pair[0]] = pair[1]
@@ -79,13 +77,12 @@ def _files(folder: Path) -> Snapshots:
         if epoch in snapshots:
             raise ZfkitError(
                 f"{file.name} and {snapshots[epoch].name} in {str(folder)!r} are both of epoch {epoch}: keep one "
-                "training in a folder, with the epoch as the last number in each name"
+                "training in a folder"
             )
         snapshots[epoch] = file
     if not snapshots:
         raise ZfkitError(
-            f"{str(folder)!r} holds no snapshots (*{', *'.join(kinds)}): give the folder that a training wrote to, as "
-            "zfkit.fit(..., out=FOLDER), or pairs (epoch, model)"
+            f"{str(folder)!r} holds no snapshots (*{', *'.join(kinds)}): give what zfkit.fit(..., out=FOLDER) wrote"
         )
     return dict(sorted(snapshots.items()))
 
@@ -123,6 +120,6 @@ def expect_same_network(
         if shapes.get(name) != wanted.get(name):
             raise ZfkitError(
                 f"the snapshot of epoch {epoch} is of another network than {whose}: {name} is "
-                f"{shapes.get(name, 'not there')} in it and {wanted.get(name, 'not there')} in the other. Give the "
+                f"{shapes.get(name, 'not there')} in it and {wanted.get(name, 'not there')} in the other; give "
                 "snapshots of one training"
             )

@@ -119,8 +119,8 @@ def _labels(images: ImageSet) -> np.ndarray:
             )
     if not (labels >= 0).any():
         raise ImageError(
-            f"{images.source!r} has no labels, and a classifier is taught by them: take a labelled set ('textures', a "
-            "folder with a sub-folder for each class, Parquet with a column 'label')"
+            f"{images.source!r} has no labels, which teach a classifier: take a labelled set ('textures', a folder "
+            "with a sub-folder for each class, Parquet with a column 'label')"
         )
     return labels.numpy()
 
@@ -128,19 +128,17 @@ def _labels(images: ImageSet) -> np.ndarray:
 def _expect_same_classes(train: ImageSet, test: ImageSet, known: np.ndarray, tested: np.ndarray) -> None:
     """Raise ImageError where the two sets differ in size or classes."""
     if train.size != test.size:
-        raise ImageError(
-            f"training pictures are {train.size} px and test pictures {test.size}: load both alike"
-        )
+        raise ImageError(f"training pictures are {train.size} px and test pictures {test.size}: load alike")
     strange, lacking = np.setdiff1d(tested, known), np.setdiff1d(known, tested)
     if len(strange):
         raise ImageError(
             f"{test.source!r} has pictures of {len(strange)} classes that {train.source!r} has none of "
-            f"({_named(train, strange)}): training and test need the same classes"
+            f"({_named(train, strange)}): both need the same"
         )
     if len(lacking):
         raise ImageError(
-            f"{test.source!r} has no picture of {len(lacking)} of the {len(known)} classes ({_named(train, lacking)}), "
-            "so the mean over classes is not known: take more test pictures"
+            f"{test.source!r} has no picture of {len(lacking)} of the {len(known)} classes ({_named(train, lacking)}): "
+            "take more"
         )
 
 

@@ -195,9 +195,8 @@ def transfer(
     names = sorted(layer_names(layers, model.layers, numbered), key=model.layers.index)
     task = divide(train, test, per_class, splits, random_seed)
     architecture = _scratch_architecture(model, scratch_architecture) if scratch else None
-    number = {name: numbered.index(name) + 1 if name in numbered else math.nan for name in names} | {
-        PIXELS: 0
-    }
+    number = {name: numbered.index(name) + 1 if name in numbered else math.nan for name in names}
+    number[PIXELS] = 0
     sources: list[tuple[str, VisionModel | None, list[str]]] = [(TRAINED, model, names)]
     if RANDOM in controls:
         drawn = randomise(model, weight_layers(model, names[-1]), random_seed=random_seed)
@@ -209,7 +208,7 @@ def transfer(
     shapes: dict[str, tuple[int, ...]] = {}
     averaged: dict[str, tuple[int, ...]] = {}
     fits = sum(len(wanted) for *_, wanted in sources) * len(task.splits) + len(own_splits) * bool(scratch)
-    with steps(fits, "transfer", "fit", progress) as done:
+    with steps(fits, "transfer", "fit", progress, shorter="fewer layers or splits take less") as done:
         for kind, source, wanted in sources:
             with _features(source, task, wanted, max_features, batch_size) as features:
                 shapes |= features.shapes
@@ -267,18 +266,15 @@ class _Features:
         if size > max(IN_MEMORY_BYTES, 0.9 * free):
             raise ZfkitError(
                 f"features of {len(places):,} pictures take {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in "
-                f"{folder.parent}: ask for fewer pictures (per_class, splits, a limit on the test), name fewer layers, "
-                "or lower max_features"
+                f"{folder.parent}: lower per_class, splits or max_features, or name fewer layers"
             )
         self.values: dict[str, np.ndarray] = {}
         for i, (name, shape) in enumerate(self.shapes.items()):
             rows = (len(places), math.prod(shape))
-            filed = size > IN_MEMORY_BYTES
-            self.values[name] = (
-                np.memmap(folder / f"{i}", np.float32, "w+", shape=rows)
-                if filed
-                else np.empty(rows, np.float32)
-            )
+            if size > IN_MEMORY_BYTES:
+                self.values[name] = np.memmap(folder / f"{i}", np.float32, "w+", shape=rows)
+            else:
+                self.values[name] = np.empty(rows, np.float32)
 
     def write(self, name: str, rows: slice, outputs: Tensor) -> None:
         """Outputs (n, C, H, W) or (n, F) of consecutive pictures."""
@@ -375,9 +371,8 @@ def fitted(points: np.ndarray, y: np.ndarray, classifier: Classifier, random_see
         return linear.set_params(C=STRENGTHS[-2]).fit(points, y)
 
     def right(trained: Any, z: np.ndarray, labels: np.ndarray) -> int:
-        return int(
-            (trained.predict(z) == labels).sum()
-        )  # whole numbers: their means are equal where they are
+        # Whole numbers: their means are equal where they are.
+        return int((trained.predict(z) == labels).sum())
 
     search = GridSearchCV(
         linear, {"C": STRENGTHS}, scoring=right, refit=False,
@@ -399,8 +394,7 @@ def _scratch_architecture(model: VisionModel, named: str | Architecture | None) 
     if isinstance(model.net, ZFNet | AlexNet):
         return model.net.architecture
     raise ZfkitError(
-        f"{model.name} is none of zfkit's own networks, so say what is to be trained from scratch: "
-        "scratch_architecture='zfnet64', for instance"
+        f"{model.name} is none of zfkit's own networks: say scratch_architecture='zfnet64', for instance"
     )
 
 

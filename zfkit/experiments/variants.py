@@ -36,7 +36,7 @@ from ..nets.model import VisionModel, expect_model
 from ..nets.paper import ARCHITECTURES, Architecture, build
 from ..results import Result
 from ..training.data import expect_room, views
-from ..training.evaluate import evaluate
+from ..training.evaluate import evaluate, expect_classes, scores
 from ..training.fit import fit
 from ..training.recipe import RECIPES, Recipe
 from .occlusion import probabilities
@@ -45,31 +45,22 @@ from .results import sweep_results
 if TYPE_CHECKING:
     import pandas as pd
 
-# Error in %, top-5 on ImageNet's validation set, as Table 3 has it: (AlexNet's variant, ZFNet's variant).
-PAPER: dict[str, tuple[float | None, float | None]] = {
-    "full": (18.1, 16.5),
-    "without-3-4": (22.1, None),
-    "without-7": (18.4, None),
-    "without-6-7": (22.4, None),
-    "without-3-4-6-7": (50.1, None),
-    "fc-half": (18.8, 17.6),
-    "fc-double": (18.1, 17.0),
-    "wide-3-5": (None, 16.0),
-    "wide-3-5-fc-double": (None, 16.9),
+# What is changed; and error in %, top-5 on ImageNet's validation set, as Table 3 has it: AlexNet's variant, ZFNet's.
+_TABLE_3: dict[str, tuple[str, float | None, float | None]] = {
+    "full": ("nothing", 18.1, 16.5),
+    "without-3-4": ("conv3 and conv4 left out", 22.1, None),
+    "without-7": ("fc7 left out", 18.4, None),
+    "without-6-7": ("fc6 and fc7 left out", 22.4, None),
+    "without-3-4-6-7": ("conv3, conv4, fc6 and fc7 left out", 50.1, None),
+    "fc-half": ("half as many units in fc6 and fc7", 18.8, 17.6),
+    "fc-double": ("twice as many units in fc6 and fc7", 18.1, 17.0),
+    "wide-3-5": ("conv3 to conv5 with 512, 1024, 512 maps for 384, 384, 256", None, 16.0),
+    "wide-3-5-fc-double": ("both of these", None, 16.9),
+    "zfnet": ("first two layers as in ZFNet", None, None),
+    "alexnet": ("first two layers as in AlexNet", None, None),
 }
-CHANGES = {
-    "full": "nothing",
-    "without-3-4": "conv3 and conv4 left out",
-    "without-7": "fc7 left out",
-    "without-6-7": "fc6 and fc7 left out",
-    "without-3-4-6-7": "conv3, conv4, fc6 and fc7 left out",
-    "fc-half": "half as many units in fc6 and fc7",
-    "fc-double": "twice as many units in fc6 and fc7",
-    "wide-3-5": "conv3 to conv5 with 512, 1024, 512 maps for 384, 384, 256",
-    "wide-3-5-fc-double": "both of these",
-    "zfnet": "first two layers as in ZFNet",
-    "alexnet": "first two layers as in AlexNet",
-}
+CHANGES = {name: change for name, (change, *_) in _TABLE_3.items()}
+PAPER = {name: (alexnet, zfnet) for name, (_, alexnet, zfnet) in _TABLE_3.items()}
 WIDER = (512 / 384, 1024 / 384, 512 / 256)  # of conv3, conv4, conv5
 # What runs must share to be compared.
 BUDGET = ("base", "images", "pictures", "epochs", "recipe", "batch_size", "dropout")
@@ -95,9 +86,7 @@ def ablations(base: str | Architecture = "zfnet64", classes: int | None = None) 
     if isinstance(base, str):
         base = ARCHITECTURES[one_of(base, "architecture", ARCHITECTURES, ModelError)]
     if base.without:
-        raise ModelError(
-            f"the base lacks {', '.join(base.without)} already: begin with a network that has all layers"
-        )
+        raise ModelError(f"the base lacks {', '.join(base.without)} already: begin with all layers")
     base = replace(base, classes=base.classes if classes is None else classes)
     c1, c2, c3, c4, c5 = base.widths
     wide = (c1, c2, round(WIDER[0] * c3), round(WIDER[1] * c4), round(WIDER[2] * c5))
@@ -116,9 +105,8 @@ def ablations(base: str | Architecture = "zfnet64", classes: int | None = None) 
     other = "zfnet" if base.family == "alexnet" else "alexnet"
     preset = ARCHITECTURES.get(f"{other}{base.input_size}")
     if preset is not None:
-        variants[other] = replace(
-            base, family=other, conv1=preset.conv1, conv2=preset.conv2, pool2=preset.pool2
-        )
+        layers = {name: getattr(preset, name) for name in ("conv1", "conv2", "pool2")}
+        variants[other] = replace(base, family=other, **layers)
     return variants
 
 
@@ -142,7 +130,7 @@ def ablation_counts(base: str | Architecture = "zfnet64", classes: int | None = 
             what: sum(p.numel() for m in modules if isinstance(m, kind) for p in m.parameters())
             for what, kind in (("convolutional", nn.Conv2d), ("connected", nn.Linear))
         }
-        alexnet, zfnet = PAPER.get(name, (None, None))
+        alexnet, zfnet = PAPER[name]
         rows.append(
             {
                 "variant": name, "change": CHANGES[name], **kinds, "parameters": sum(kinds.values()),
@@ -187,9 +175,8 @@ class Ablation(Result, figure="ablation_figure"):
         by_seed = self.runs.pivot_table(index="seed", columns="variant", values="top1", sort=False)
         rows = {}
         for variant, part in self.runs.groupby("variant", sort=False):
-            lost = (
-                (by_seed["full"] - by_seed[variant]).dropna() if "full" in by_seed else pd.Series(dtype=float)
-            )
+            full = by_seed.get("full", pd.Series(dtype=float))
+            lost = (full - by_seed[variant]).dropna()
             rows[variant] = {
                 "parameters": part.parameters.iloc[0], "runs": len(part),
                 "error": 100 - part.top1.mean(), "sd": part.top1.std(),
@@ -252,13 +239,12 @@ def ablate(
     }  # fmt: skip
     rows = []
     runs = [(name, seed) for seed in seeds for name in chosen]
-    with steps(len(runs), "ablation", "run", progress) as done:
+    with steps(len(runs), "ablation", "run", progress, shorter="fewer seeds or epochs take less") as done:
         for name, seed in runs:
             folder = None if out is None else as_path(out) / f"{name}-{seed}"
             own = replace(recipe, random_seed=seed, snapshots=())
-            run = fit(
-                known[name], train, val, own, folder, device=device, progress=progress and len(runs) == 1
-            )
+            bar = progress and len(runs) == 1
+            run = fit(known[name], train, val, own, folder, device=device, progress=bar)
             model = run.model()
             held_out, seen = evaluate(model, val), evaluate(model, train)
             measured = {
@@ -379,7 +365,6 @@ def ensemble(
             are averaged first, as `zfkit.evaluate` does.
         average: of "probabilities", the arithmetic mean, what papers of the time did; or of their "logarithms", which
             is their geometric mean, brought to a sum of 1.
-        batch_size: pictures at a time.
 
     With up to six networks every combination is measured, with more each alone and all together. Pictures are read
     once.
@@ -399,9 +384,8 @@ def ensemble(
     whole_number(batch_size, "batch_size")
     names = _numbered([expect_model(model).name for model in models])
     classes = _expect_same_classes(models, names, images)
-    images = align_labels(
-        images, next((model.classes for model in models if model.classes), ()), "the networks"
-    )
+    named = next((model.classes for model in models if model.classes), ())
+    images = align_labels(images, named, "the networks")
     M = len(models)
     sizes = range(1, M + 1) if M <= MOST_COMBINED else (1, M)
     combinations = [c for size in sizes for c in itertools.combinations(range(M), size)]
@@ -411,17 +395,10 @@ def ensemble(
     with steps(len(images), "ensemble", progress=progress) as done:
         for batch in images.batches(batch_size):
             labels = batch.label
-            if int(labels.min()) < 0 or int(labels.max()) >= classes:
-                raise ImageError(
-                    f"{images.source!r} has labels from {int(labels.min())} to {int(labels.max())}, and the networks "
-                    f"have {classes} classes, 0 to {classes - 1} (-1 is a picture without a label)"
-                )
+            expect_classes(labels, classes, images, ImageError)
             p = torch.stack([answers(model, batch.pixels, crops) for model in models])  # (M, n, classes)
             for row, combination in enumerate(combinations):
-                mean = averaged(p[list(combination)], average)
-                hits = mean.topk(min(5, classes)).indices == labels[:, None]
-                loss = -mean.gather(1, labels[:, None]).clamp_min(1e-30).log().sum()
-                sums[row] += torch.tensor([hits[:, 0].sum(), hits.sum(), loss])
+                sums[row] += scores(averaged(p[list(combination)], average), labels)
             best = p.argmax(2)  # (M, n)
             missed = (best != labels).double()
             agree += (best[:, None] == best[None]).double().sum(2)
@@ -454,12 +431,10 @@ def averaged(p: Tensor, average: Average = "probabilities") -> Tensor:
     return p.clamp_min(1e-30).log().mean(0).softmax(1)
 
 
-def _numbered(names: Sequence[str]) -> list[str]:
+def _numbered(names: list[str]) -> list[str]:
     """Names, with a number behind those that occur more than once."""
-    return [
-        f"{name} ({list(names[: i + 1]).count(name)})" if list(names).count(name) > 1 else name
-        for i, name in enumerate(names)
-    ]
+    places = [names[: i + 1].count(name) for i, name in enumerate(names)]
+    return [f"{n} ({i})" if names.count(n) > 1 else n for n, i in zip(names, places, strict=True)]
 
 
 def _expect_same_classes(models: Sequence[VisionModel], names: Sequence[str], images: ImageSet) -> int:
@@ -474,15 +449,14 @@ def _expect_same_classes(models: Sequence[VisionModel], names: Sequence[str], im
         counts.append(len(model.classes) or answers(model, model.blank(images.size)).shape[1])
         if counts[-1] != counts[0]:
             raise ModelError(
-                f"{names[0]} tells {counts[0]} classes apart and {name} {counts[-1]}: only networks with the same "
-                "classes can be averaged"
+                f"{names[0]} tells {counts[0]} classes apart and {name} {counts[-1]}: give networks with the same"
             )
     known = [(model.classes, name) for model, name in zip(models, names, strict=True) if model.classes]
     for classes, name in known:
         for i, (a, b) in enumerate(zip(known[0][0], classes, strict=True)):
             if a != b:
                 raise ModelError(
-                    f"class {i} is {a!r} for {known[0][1]} and {b!r} for {name}: only networks with the same classes "
-                    "in the same order can be averaged"
+                    f"class {i} is {a!r} for {known[0][1]} and {b!r} for {name}: give networks with the "
+                    "same, in one order"
                 )
     return counts[0]

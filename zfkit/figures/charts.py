@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from ..topk.table import TopK
 
 CHART = "application/vnd.plotly.v1+json"  # what JupyterLab, Notebook 7, VS Code and Colab draw
-WIDTH = (
-    900  # px of a chart as a picture, about that of a page on GitHub; on a page it takes the room there is
-)
+WIDTH = 900  # px of a chart as a picture, about that of a page on GitHub; on a page it takes what there is
 CONFIG = {"displaylogo": False, "responsive": True}
 LARGEST_PNG = 150_000  # bytes, from which a picture is shown as a JPEG
 
@@ -259,35 +257,22 @@ def to_png(charts: Sequence[Any], width: int = WIDTH, scale: float = 2) -> list[
         raise ZfkitError("charts become pictures with kaleido: pip install kaleido") from error
 
     async def drawn() -> list[bytes]:
-        async with Kaleido(
-            n=1, page_generator=PageGenerator(mathjax=False)
-        ) as browser:  # mathjax is on a CDN
-            return [
-                await browser.calc_fig(_plain(chart), opts=_options(chart, width, scale)) for chart in charts
-            ]
+        pngs = []
+        page = PageGenerator(mathjax=False)  # which is on a CDN
+        async with Kaleido(n=1, page_generator=page) as browser:
+            for chart in charts:
+                whole = chart if isinstance(chart, dict) else json.loads(chart.to_json())
+                size = {"width": width, "height": whole["layout"].get("height", 360), "scale": scale}
+                plain = {name: whole[name] for name in ("data", "layout")}
+                pngs.append(await browser.calc_fig(plain, opts={"format": "png", **size}))
+        return pngs
 
     try:
         with ThreadPoolExecutor(1) as thread:  # a notebook's own thread has a running loop already
             pngs = thread.submit(asyncio.run, drawn()).result()
     except ChromeNotFoundError as error:
-        raise ZfkitError(
-            "charts become pictures with a Chromium, and there is none: install chromium or chrome"
-        ) from error
+        raise ZfkitError("charts become pictures with a Chromium: install chromium or chrome") from error
     return [_with_few_colours(png) for png in pngs]
-
-
-def _plain(chart: Any) -> dict[str, Any]:
-    chart = chart if isinstance(chart, dict) else json.loads(chart.to_json())
-    return {name: chart[name] for name in ("data", "layout")}
-
-
-def _options(chart: Any, width: int, scale: float) -> dict[str, Any]:
-    return {
-        "format": "png",
-        "width": width,
-        "height": _plain(chart)["layout"].get("height", 360),
-        "scale": scale,
-    }
 
 
 def _with_few_colours(png: bytes) -> bytes:

@@ -90,9 +90,8 @@ def evolution_figure(
     lines = [line for text in paragraphs for line in textwrap.wrap(text, 62 if corner else 140)]
     below = 0.0 if corner else 0.15 * len(lines) + 0.1
     total = sum(heights) + below
-    figure, panels = new_figure(
-        len(heights), columns, size=(9, total), squeeze=False, gridspec_kw={"height_ratios": heights}
-    )
+    shape: dict[str, Any] = {"squeeze": False, "height_ratios": heights}
+    figure, panels = new_figure(len(heights), columns, size=(9, total), **shape)
     for axes in panels.flat[len(blocks) :]:
         axes.set_axis_off()
     for axes, (name, layer), sheet in zip(panels.flat, blocks.items(), sheets, strict=False):
@@ -110,15 +109,11 @@ def evolution_figure(
 def _notes(evolution: Evolution, scale: Scale) -> list[str]:
     """What is to be known to read the figure."""
     count, images = evolution.count, evolution.images
-    several = len(evolution.epochs) > 1
-    return [
-        f"{evolution.name}: each map's strongest activation over {count:,} pictures ({images}), projected.",
-        SCALES[scale],
-        "Orange bar: the strongest picture is another than at the snapshot before."
-        if several
-        else "There is one snapshot, so nothing to compare it with.",
-        *(f"Missing: {what}." for what in evolution.missing),
-    ]
+    what = f"{evolution.name}: each map's strongest activation over {count:,} pictures ({images}), projected."
+    bar = "Orange bar: the strongest picture is another than at the snapshot before."
+    if len(evolution.epochs) == 1:
+        bar = "There is one snapshot, so nothing to compare it with."
+    return [what, SCALES[scale], bar, *(f"Missing: {words}." for words in evolution.missing)]
 
 
 def _draw_block(
@@ -166,18 +161,14 @@ def evolution_film(
     return frames
 
 
-def convergence_figure(
-    evolutions: Evolution | Sequence[Evolution], *, level: float = 0.9, lr_falls: Sequence[float] = ()
-) -> Chart:
+def convergence_figure(evolutions: Evolution | Sequence[Evolution], *, level: float = 0.9) -> Chart:
     """Numbers beside Fig. 4: distance, CKA and changed pictures over epochs, and when each layer settled: a chart.
 
     Of several runs lines are means and bands reach from the lowest to the highest. Below right: a dot for each
     run, by the layer's CKA; a line from the first to the third quartile of the maps, by each map's own similarity,
     with a tick at the median. A click in the legend hides a layer, a double click shows it alone.
 
-    Args:
-        level: of the final similarity, at which a layer counts as settled; see `convergence`.
-        lr_falls: epochs after which the learning rate fell, as dotted lines.
+    level: of the final similarity, at which a layer counts as settled; see `convergence`.
     """
     from ..experiments.evolution import convergence, settled
 
@@ -224,8 +215,4 @@ def convergence_figure(
         draw(chart, (2, 2), x=dots.numpy(), y=[y - 0.18] * len(runs), **words)
     ticks = {"tickvals": list(range(len(layers))), "ticktext": layers, "showgrid": False}
     chart.update_yaxes(autorange="reversed", row=2, col=2, **ticks)
-    chart.update_xaxes(range=[0, epochs[-1]], row=2, col=2)
-    for epoch in lr_falls:
-        for where in (*panels.values(), (2, 2)):
-            mark(chart, where, x=epoch, dash="dot")
-    return chart
+    return chart.update_xaxes(range=[0, epochs[-1]], row=2, col=2)

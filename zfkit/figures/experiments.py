@@ -162,14 +162,10 @@ def invariance_figure(
             where, x = (row, column), result.values.numpy()
             step = f"<br>{MOTIONS[result.motion]}: %{{x:.3g}}<br>{titles[column - 1]}: %{{y:.3f}}"
             band(chart, where, x, curve.quantile(0.1, 0), curve.quantile(0.9, 0), BLACK, mean)
-            lines = [
-                (name, curve[i], colour, "solid")
-                for (i, name), colour in zip(labels.items(), PALETTE, strict=False)
-            ]
-            lines += [
-                ("resampling alone", control.mean(0), GREY, "dash"),
-                (mean, curve.mean(0), BLACK, "solid"),
-            ]
+            shown = zip(labels.items(), PALETTE, strict=False)
+            lines = [(name, curve[i], colour, "solid") for (i, name), colour in shown]
+            lines.append(("resampling alone", control.mean(0), GREY, "dash"))
+            lines.append((mean, curve.mean(0), BLACK, "solid"))
             for name, y, colour, dash in lines:
                 line = {"color": colour, "dash": dash, "width": 2.5 if colour == BLACK else 1.5}
                 draw(chart, where, name, x=x, y=y.numpy(), mode="lines", line=line, told=name + step)
@@ -263,23 +259,17 @@ def selectivity_figure(selectivity: Selectivity) -> Chart:
     kind = CLASS_NAMES[selectivity.kind]
     pictures = f"{selectivity.pictures:,} pictures of {selectivity.classes} "
     pictures += "photographs" if selectivity.kind == "photograph" else "classes"
-    titles = (
-        "class-selectivity index, 0: all alike, 1: one class only",
-        f"classes of the top {selectivity.k}: entropy, bits",
-    )
+    entropy = f"classes of the top {selectivity.k}: entropy, bits"
+    titles = "class-selectivity index, 0: all alike, 1: one class only", entropy
     chart = new_chart(1, 2, title=f"{selectivity.model} on {pictures}", titles=titles)
     layers = [str(layer) for layer in table.index]
     for column, name in enumerate(("index", "entropy"), start=1):
         where = (1, column)
-        for line, y, colour, dash in (
-            ("median map; band: the middle half of maps", table[name], BLUE, "solid"),
-            (f"{kind} shuffled", table[f"{name}_shuffled"], GREY, "dash"),
-        ):
-            told = "%{x}: %{y:.3f}" + (
-                ", half of the maps from %{customdata[0]:.3f} to %{customdata[1]:.3f}"
-                if colour == BLUE
-                else ""
-            )
+        middle = "median map; band: the middle half of maps", table[name], BLUE, "solid"
+        shuffled = f"{kind} shuffled", table[f"{name}_shuffled"], GREY, "dash"
+        for line, y, colour, dash in (middle, shuffled):
+            half = ", half of the maps from %{customdata[0]:.3f} to %{customdata[1]:.3f}"
+            told = "%{x}: %{y:.3f}" + half * (colour == BLUE)
             draw(
                 chart, where, line, x=layers, y=y, mode="lines+markers", line={"color": colour, "dash": dash},
                 customdata=table[[f"{name}_q25", f"{name}_q75"]], told=f"{line.partition(';')[0]}<br>{told}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +55,7 @@ def filter_sheet(
     for axes, one in zip(panels[0], several, strict=True):
         if one.sees == "maps":
             raise LayerError(
-                f"the filters of {one.title} do not look at a picture, so they have no colours to be shown in; "
-                "take a first layer, or project the units of this one"
+                f"the filters of {one.title} do not look at a picture: take a first layer, or project its units"
             )
         table = one.table()
         if order not in table:
@@ -218,25 +218,17 @@ def lattice_figure(lattices: Lattice | Sequence[Lattice], controls: Sequence[Lat
         most = float(one.power.max())
         floor = most * (1e-6 if one.of == "energy" else 1e-4)
         _draw_plane(plane, one.power, floor, most)
-        circle = {
-            "markersize": 9,
-            "fillstyle": "none",
-            "color": "white",
-            "markeredgewidth": 1,
-            "clip_on": False,
-        }
+        circle = {"markersize": 9, "fillstyle": "none", "color": "white", "clip_on": False}
         for u, v in one.points.tolist():  # the spectrum is symmetric
-            plane.plot(v, u, "o", **circle)
-            plane.plot(-v, -u, "o", **circle)
+            plane.plot([v, -v], [u, -u], "o", markeredgewidth=1, **circle)
         panel_title(plane, f"spectrum of their {one.of}")
         if controls:
             _draw_cut(cut, controls[i], (GREY, GREY), (controls[i].name, None))
         _draw_cut(cut, one, (BLUE, RED), ("to the right", "down"))
         for k in range(1, max(one.stride) // 2 + 1):
             cut.axvline(k / max(one.stride), color="black", linewidth=1.2, linestyle=":", clip_on=False)
-        panel_title(
-            cut, f"peaks {one.ratio:.3g}x their neighbours, elsewhere to {one.interval()[1]:.2g}x", 8.5
-        )
+        beyond = one.interval()[1]
+        panel_title(cut, f"peaks {one.ratio:.3g}x their neighbours, elsewhere to {beyond:.2g}x", 8.5)
         unit = "power, 1 = at frequency 0" if one.of == "energy" else "power, all = 1"
         cut.set(yscale="log", xlim=(0, 0.5), ylim=(floor, most * 1.5), xlabel="cycles per pixel", ylabel=unit)
         cut.set_xticks(*EIGHTHS)
@@ -265,10 +257,8 @@ def aliasing_figure(results: Aliasing | Sequence[Aliasing]) -> Chart:
     models = list(dict.fromkeys(one.model for one in results))
     colours = dict(zip(models, model_colours(models), strict=True))
     # in the order of the network of which most layers were measured
-    of_model = sorted(
-        ([one.layer for one in results if one.model == m] for m in models), key=len, reverse=True
-    )
-    layers = list(dict.fromkeys(layer for own in of_model for layer in own))
+    of_model = ([one.layer for one in results if one.model == m] for m in models)
+    layers = list(dict.fromkeys(layer for own in sorted(of_model, key=len, reverse=True) for layer in own))
     chart = new_chart(height=430)
     width = 0.8 / len(models)
     for one in results:
@@ -280,9 +270,8 @@ def aliasing_figure(results: Aliasing | Sequence[Aliasing]) -> Chart:
         x = middle + width * torch.linspace(-0.32, 0.32, len(channels))[order]  # dots beside each other
         size = 4 + 8 * (energy / energy.max()).sqrt()
         told = f"{one.model} {one.layer}, map %{{customdata[0]}}<br>%{{y:.1f}} % of its energy at wrong frequencies"
-        of_filter = [
-            f"<br>its filter: {f:.2f} cycles/px" if f == f else "" for f in one.frequency[channels].tolist()
-        ]
+        frequencies = one.frequency[channels].tolist()
+        of_filter = [f"<br>its filter: {f:.2f} cycles/px" if f == f else "" for f in frequencies]
         words = zip(channels.tolist(), (energy / energy.sum() * 100).tolist(), of_filter, strict=True)
         draw(
             chart, name=one.model, x=x.numpy(), y=(100 * one.share[channels]).numpy(), mode="markers",
@@ -300,9 +289,7 @@ def aliasing_figure(results: Aliasing | Sequence[Aliasing]) -> Chart:
             error_y={"array": [100 * high - total], "arrayminus": [total - 100 * low], "color": BLACK, "width": 3},
             told=told,
         )  # fmt: skip
-        first = (
-            models.index(one.model) < len(models) / 2
-        )  # its number to the left, clear of its neighbours' dots
+        first = models.index(one.model) < len(models) / 2  # its number to the left, clear of others' dots
         place: Style = {"xanchor": "right", "xshift": -2} if first else {"xshift": 2}
         note(chart, (1, 1), ends[not first], total, f"{total:.1f}", BLACK, **place)
     ticks = [_layer_and_stride(layer, results) for layer in layers]
@@ -329,13 +316,10 @@ def gratings_figure(
     """
     responses = one_or_several(responses)
     rows = len(responses)
-    picks = [
-        slice(None) if channel is None else (one.channels == channel).nonzero()[:, 0] for one in responses
-    ]
-    titles = [
-        title for one, picked in zip(responses, picks, strict=True) for title in _titles(one, picked, channel)
-    ]
-    chart = new_chart(rows, 3, titles=titles, height=270 * rows + 90, horizontal_spacing=0.08)
+    picks = [slice(None) if channel is None else (r.channels == channel).nonzero()[:, 0] for r in responses]
+    titles = [_titles(one, picked, channel) for one, picked in zip(responses, picks, strict=True)]
+    size: Style = {"height": 270 * rows + 90, "horizontal_spacing": 0.08}
+    chart = new_chart(rows, 3, titles=list(itertools.chain(*titles)), **size)
     for row, (one, picked) in enumerate(zip(responses, picks, strict=True), start=1):
         parts = (one.before, one.in_place, one.folded)
         before, kept, folded = (part[picked].square().mean(0).sqrt() for part in parts)
@@ -357,11 +341,8 @@ def _titles(one: GratingResponse, picked: Any, channel: int | None) -> tuple[str
     _, own, wrong = (float(part.sum()) for part in one.arrivals(picked))
     name = f"{one.model} {one.layer}" + ("" if channel is None else f", map {channel}")
     share = 100 * wrong / max(own + wrong, 1e-30)
-    return (
-        f"{name}, at every pixel",
-        f"after stride {max(one.spacing)}",
-        f"where it arrives: {share:.0f} % wrong",
-    )
+    after, arrives = f"after stride {max(one.spacing)}", f"where it arrives: {share:.0f} % wrong"
+    return f"{name}, at every pixel", after, arrives
 
 
 def _draw_gratings(chart: Chart, where: Where, one: GratingResponse, kept: Tensor, folded: Tensor) -> None:
@@ -382,9 +363,8 @@ def _draw_gratings(chart: Chart, where: Where, one: GratingResponse, kept: Tenso
     draw(chart, where, x=limit.numpy(), y=angles.numpy(), mode="lines", line=dashes)
     half, (row, column) = float(f[1] - f[0]) / 2, where
     ends = [float(f[0]) - half, float(f[-1]) + half]
-    chart.update_xaxes(
-        range=ends, tickvals=EIGHTHS[0], ticktext=EIGHTHS[1], row=row, col=column, constrain=None
-    )
+    ticks = {"tickvals": EIGHTHS[0], "ticktext": EIGHTHS[1]}
+    chart.update_xaxes(range=ends, row=row, col=column, constrain=None, **ticks)
     # 180 degrees are 0 again; an image's axes keep its pixels square unless they are let go
     chart.update_yaxes(range=[-step / 2, 180 - step / 2], tickvals=[0, 45, 90, 135], row=row, col=column)
     chart.update_yaxes(scaleanchor=False, row=row, col=column)

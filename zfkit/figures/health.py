@@ -23,11 +23,7 @@ if TYPE_CHECKING:
     from ..health import Finding, Report
 
 SEVERITY_COLOURS = {"fault": RED, "warning": ORANGE, "note": SKY}
-WIDTH, ABOVE, LINE = (
-    9.0,
-    2.75,
-    0.165,
-)  # of the report's page, the part above its findings, a line of text; in inches
+WIDTH, ABOVE, LINE = 9.0, 2.75, 0.165  # inches: the report's page, the part above its findings, a line
 
 
 def report_figure(report: Report, most: int = 8) -> Figure:
@@ -44,10 +40,8 @@ def report_figure(report: Report, most: int = 8) -> Figure:
         notes.insert(0, f"And {len(report.findings) - len(findings)} more: print(report) has them all.")
     foot = [line for note in notes for line in textwrap.wrap(note, 130)]
     texts = [_finding_lines(f) for f in findings]
-    heights = [
-        0.42 + max(LINE * len(text), 0.55 * (f.pictures is not None))
-        for text, f in zip(texts, findings, strict=True)
-    ]
+    pairs = zip(texts, findings, strict=True)
+    heights = [0.42 + max(LINE * len(text), 0.55 * (f.pictures is not None)) for text, f in pairs]
     height = ABOVE + sum(heights) + LINE * len(foot) + 0.1
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=(WIDTH, height))
@@ -140,9 +134,8 @@ def steps_figure(table: pd.DataFrame, limits: Mapping[str, float] | None = None)
     limits = limits or {}
     rows, columns = table.shape
     titles = [textwrap.fill(str(column), 20).replace("\n", "<br>") for column in table.columns]
-    chart = new_chart(
-        1, columns, titles=titles, height=140 + 34 * rows, shared_yaxes=True, horizontal_spacing=0.02
-    )
+    size = {"height": 140 + 34 * rows, "shared_yaxes": True, "horizontal_spacing": 0.02}
+    chart = new_chart(1, columns, titles=titles, **size)
     names = [str(name) for name in table.index]
     for i, column in enumerate(table.columns, start=1):
         values = table[column].astype(float)

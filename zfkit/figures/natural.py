@@ -50,7 +50,8 @@ class NaturalColours:
         y, photo = patches.projection[there].double(), patches.photo[there].double()
         photo = photo if y.shape[1] == 3 else photo.mean(1, keepdim=True)
         A, B = cross_spectra(y), cross_spectra(photo - photo.mean((0, 2, 3), keepdim=True))
-        A = A + RIDGE * _mean_power(A) * torch.eye(A.shape[-1], dtype=A.dtype)
+        mean = A.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-30)  # (R,)
+        A = A + RIDGE * mean[:, None, None] * torch.eye(A.shape[-1], dtype=A.dtype)
         root = _power(A, 0.5)
         gain = _power(A, -0.5) @ _power(root @ B @ root, 0.5) @ _power(A, -0.5)
         gain[0] = gain[1]  # how bright a photograph is says nothing of projections, which are about 0
@@ -64,11 +65,12 @@ class NaturalColours:
         """The map itself, of projections (..., C, H, W)."""
         H, W = y.shape[-2:]
         top, left = H // 2, W // 2  # room, so that what leaves on one side does not come in on the other
-        spectrum = torch.fft.fft2(F.pad(y, (left, left, top, top)))
-        at = _radius(*spectrum.shape[-2:]) * (len(self.gain) - 1)
+        padded = F.pad(y, (left, left, top, top))
+        spectrum = torch.fft.rfft2(padded)
+        at = _radius(*padded.shape[-2:])[:, : spectrum.shape[-1]] * (len(self.gain) - 1)
         low = at.floor().long().clamp(max=len(self.gain) - 2)
         gain = torch.lerp(self.gain[low], self.gain[low + 1], (at - low)[..., None, None]).to(spectrum)
-        shown = torch.fft.ifft2(torch.einsum("hwij,...jhw->...ihw", gain, spectrum)).real
+        shown = torch.fft.irfft2(torch.einsum("hwij,...jhw->...ihw", gain, spectrum), padded.shape[-2:])
         return shown[..., top : top + H, left : left + W].contiguous()
 
 
@@ -87,11 +89,6 @@ def _radius(height: int, width: int) -> Tensor:
     """(height, width) distance of each bin from frequency 0, as `torch.fft` orders them; 1 at the corner."""
     u, v = (torch.fft.fftfreq(n, dtype=torch.float64) for n in (height, width))
     return torch.hypot(u[:, None], v) / 0.5**0.5
-
-
-def _mean_power(spectra: Tensor) -> Tensor:
-    """(R, 1, 1) mean of the diagonals; never 0."""
-    return spectra.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-30)[:, None, None]
 
 
 def _power(matrices: Tensor, exponent: float) -> Tensor:

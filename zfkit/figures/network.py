@@ -106,9 +106,7 @@ def filters(model: VisionModel, layer: str | None = None, columns: int = 12) -> 
     found = expect_model(model).network.find(name).layer
     weight = getattr(found, "weight", torch.empty(0)).detach().float()  # (C, c, kh, kw)
     if weight.dim() != 4 or weight.shape[1] != len(model.mean):
-        raise LayerError(
-            f"{name!r} has no filters that look at a picture: take {model.conv_layers[0]!r}, or project"
-        )
+        raise LayerError(f"{name!r} has no filters that look at a picture: take {model.conv_layers[0]!r}")
     rgb = signed_to_rgb(model.shown(weight), weight.abs().amax((1, 2, 3), keepdim=True))
     side = max(weight.shape[2:])
     return montage(rgb, min(columns, len(rgb)), side * max(1, 66 // side), gap=6)
@@ -139,9 +137,8 @@ def heat_map(
     field = receptive_field(model, layer)
     top, bottom = edges(field.rows, maps.shape[1], height)
     left, right = edges(field.columns, maps.shape[2], width)
-    grey = (
-        to_picture(pixels).resize((width, height)).convert("L").point(lambda v: v * 0.55 + 20).convert("RGB")
-    )
+    grey = to_picture(pixels).resize((width, height)).convert("L")
+    grey = grey.point(lambda v: v * 0.55 + 20).convert("RGB")
     colours = heat(maps[channel])
     shown = colours.resize((max(right - left, 1), max(bottom - top, 1)), Image.Resampling.NEAREST)
     grey.paste(shown.convert("RGB"), (left, top), shown.getchannel("A"))
@@ -241,9 +238,7 @@ def map_of_maps(model: VisionModel, top: TopK, selectivity: Selectivity) -> Char
     index = dict(iter(selectivity.maps.groupby("layer", sort=False)))
     layers = [layer for layer in top.layers if layer in index]
     if not layers:
-        raise LayerError(
-            f"nothing to draw: mined were {', '.join(top.layers)}, selectivity has {', '.join(index)}"
-        )
+        raise LayerError(f"nothing to draw: {', '.join(top.layers)} were mined, {', '.join(index)} measured")
     of = "record" if reach(model, top, layers[0]) is not None else "layer's strongest"
     title = f"{model.name}: {selectivity.images}, {selectivity.pictures:,} pictures of {selectivity.classes} classes"
     chart = new_chart(title=title, height=520)
@@ -254,9 +249,8 @@ def map_of_maps(model: VisionModel, top: TopK, selectivity: Selectivity) -> Char
         share = reach_or_share(model, top, layer)[channels]
         active = top[layer].active[channels]
         strongest = top[layer].image[channels, 0]
-        rows = zip(
-            channels.tolist(), active.tolist(), maxima[channels].tolist(), strongest.tolist(), strict=True
-        )
+        columns = (channels, active, maxima[channels], strongest)
+        rows = zip(*(t.tolist() for t in columns), strict=True)
         draw(
             chart, name=layer, x=share.numpy(), y=part["index"].to_numpy(), mode="markers",
             marker={"color": colour, "size": (3 + 8 * active.double()).numpy(), "opacity": 0.6},
@@ -264,9 +258,7 @@ def map_of_maps(model: VisionModel, top: TopK, selectivity: Selectivity) -> Char
             told=f"{layer}, map %{{customdata[0]}}<br>%{{x:.0%}} of its {of}, selectivity %{{y:.2f}}<br>active on "
             "%{customdata[1]} of the pictures<br>strongest %{customdata[2]}, on picture %{customdata[3]}",
         )  # fmt: skip
-    chart.update_xaxes(
-        title_text=f"strongest activation, share of the {of}", tickformat=".0%", rangemode="tozero"
-    )
-    return chart.update_yaxes(
-        title_text="class-selectivity index, 0: all alike, 1: one class only", range=[0, 1.02]
-    )
+    reached = f"strongest activation, share of the {of}"
+    chart.update_xaxes(title_text=reached, tickformat=".0%", rangemode="tozero")
+    selective = "class-selectivity index, 0: all alike, 1: one class only"
+    return chart.update_yaxes(title_text=selective, range=[0, 1.02])

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from ..images.colour import signed_to_rgb
+from ..topk.frame import shown_part
 from .style import SOFT
 
 if TYPE_CHECKING:
@@ -117,10 +118,24 @@ def pair_of_montages(patches: Patches, i: int, tile: int = TILE) -> Pair:
 
 
 def patches_figure(patches: Patches, columns: int = 4, tile: int = TILE) -> Image.Image:
-    """What `project_top` gave, map by map: its projections beside its patches, or patches alone: a picture."""
+    """What `project_top` gave, map by map: its projections beside its patches, or patches alone: a picture.
+
+    Where projections fill a small part of their windows, both are cut to that, as by `zfkit.atlas.draw_layer`, and
+    words on top say to what, how much larger they are so, and how alike the projections of a map.
+    """
+    patches, words = shown_part(patches)
     pairs = [pair_of_montages(patches, i, tile) for i in range(len(patches.channels))]
     maps = [tile_sheet([grid for grid in pair if grid], 2, pair[1].size) for pair in pairs]
-    return tile_sheet(maps, min(columns, len(maps)), maps[0].size, gap=8 * GAP)
+    sheet = tile_sheet(maps, min(columns, len(maps)), maps[0].size, gap=8 * GAP)
+    if not words:
+        return sheet
+    font, width = ImageFont.load_default(15), max(sheet.width, 4 * TILE)
+    text = "\n".join(wrap_words(words, font, width))
+    head = math.ceil(ImageDraw.Draw(sheet).textbbox((0, 0), text, font)[3]) + 4 * GAP
+    whole = Image.new("RGB", (width, head + sheet.height), "white")
+    whole.paste(sheet, (0, head))
+    ImageDraw.Draw(whole).text((0, 0), text, "#555555", font)
+    return whole
 
 
 def number(value: float | Tensor) -> str:

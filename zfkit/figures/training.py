@@ -22,12 +22,8 @@ def training_figure(histories: pd.DataFrame | Mapping[str, pd.DataFrame]) -> Cha
     titles = ("cross-entropy, nats", "validation top-1, %", "conv1's largest / median RMS")
     dashed = "" if "" in several else " (dashed: validation)"
     chart = new_chart(1, 3, titles=(titles[0] + dashed, *titles[1:]), height=320)
-    panels = (
-        ("loss", 1, "training"),
-        ("val_loss", 1, "validation"),
-        ("top1", 2, "validation"),
-        ("dominance", 3, "training"),
-    )
+    panels = [("loss", 1, "training"), ("val_loss", 1, "validation"), ("top1", 2, "validation")]
+    panels.append(("dominance", 3, "training"))
     for (name, history), colour in zip(several.items(), PALETTE * len(several), strict=False):
         for column, panel, of in panels:
             label = name or of

@@ -61,10 +61,8 @@ def _draw_strides(chart: Chart, where: Where, table: pd.DataFrame, measure: str,
     kernels = sorted(table.kernel.unique(), reverse=True)
     for (kernel, blur), part in table.groupby(["kernel", "blur"]):
         i = kernels.index(kernel)
-        colour, shift = (
-            KERNEL_COLOURS.get(kernel, PALETTE[2 + i]),
-            0.06 * (2 * i - 1) + (0.03 if blur else -0.03),
-        )
+        shift = 0.06 * (2 * i - 1) + (0.03 if blur else -0.03)
+        colour = KERNEL_COLOURS.get(kernel, PALETTE[2 + i])
         name = f"{kernel}x{kernel}{', blur' if blur else ''}"
         mean = part.groupby("stride")[measure].agg(["mean", "std", "size"]).reindex(strides)
         line: Style = {"color": colour, "dash": "dash" if blur else "solid", "width": 1.5}
@@ -104,26 +102,14 @@ def effects_figure(effects: Mapping[str, pd.DataFrame]) -> Chart:
         mark(chart, (1, i), x=0, colour=BLACK, dash="solid")
         for y, measure in enumerate(measures):
             if measure in part.index:
-                _draw_effect(
-                    chart,
-                    (1, i),
-                    y,
-                    part.loc[measure],
-                    max(ends[measure]) or 1.0,
-                    f"{title}: {MEASURES.get(measure, measure)}",
-                )
+                name, scale = f"{title}: {MEASURES.get(measure, measure)}", max(ends[measure]) or 1.0
+                _draw_effect(chart, (1, i), y, part.loc[measure], scale, name)
     names = {"tickvals": list(range(len(measures))), "ticktext": [MEASURES.get(m, m) for m in measures]}
     chart.update_yaxes(range=[len(measures) - 0.4, -0.8], showgrid=False, **names)
     chart.update_xaxes(range=[-1.8, 1.8], tickvals=[], ticktext=[])
-    below = {
-        "xref": "paper",
-        "yref": "paper",
-        "showarrow": False,
-        "xanchor": "left",
-        "yanchor": "top",
-        "yshift": -8,
-    }
-    chart.add_annotation(x=0, y=0, text="each row has a scale of its own, the same in all columns", **below)
+    words = "each row has a scale of its own, the same in all columns"
+    below = {"xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "top", "yshift": -8}
+    chart.add_annotation(x=0, y=0, text=words, showarrow=False, **below)
     return chart.update_layout(showlegend=False, margin_b=40)
 
 
@@ -159,10 +145,8 @@ def ablation_figure(ablation: Ablation) -> Chart:
 
     table, runs, budget = ablation.table(), ablation.runs, ablation.budget
     names = list(table.index)[::-1]
-    titles = (
-        f"here: {budget['base']} on {budget['images']}, top-1 error, %",
-        "the paper: ImageNet, top-5 error, %",
-    )
+    here_title = f"here: {budget['base']} on {budget['images']}, top-1 error, %"
+    titles = here_title, "the paper: ImageNet, top-5 error, %"
     chart = new_chart(1, 2, titles=titles, height=34 * len(names) + 140, shared_yaxes=True)
     here, paper = (1, 1), (1, 2)
     errors, trained = table.error[names], table.train_error[names]
@@ -178,19 +162,14 @@ def ablation_figure(ablation: Ablation) -> Chart:
     draw(chart, here, "each seed", mode="markers", marker=ring, **seeds)
     if "full" in names:
         mark(chart, here, x=float(table.error["full"]))
-    for column, (network, colour, symbol) in enumerate(
-        (("AlexNet", ORANGE, "square"), ("ZFNet", BLUE, "diamond"))
-    ):
+    networks = ("AlexNet", ORANGE, "square"), ("ZFNet", BLUE, "diamond")
+    for column, (network, colour, symbol) in enumerate(networks):
         told = f"{network}, %{{y}}: %{{x:.1f}} %"
-        known = {
-            name: PAPER[name][column] for name in names if name in PAPER and PAPER[name][column] is not None
-        }
-        style: Style = {
-            "mode": "markers",
-            "marker": {"color": colour, "symbol": symbol, "size": 8},
-            "told": told,
-        }
-        draw(chart, paper, f"{network}, in the paper", x=list(known.values()), y=list(known), **style)
+        errors = {name: PAPER[name][column] for name in names if name in PAPER}
+        known = {name: error for name, error in errors.items() if error is not None}
+        style: Style = {"mode": "markers", "marker": {"color": colour, "symbol": symbol, "size": 8}}
+        name, x = f"{network}, in the paper", list(known.values())
+        draw(chart, paper, name, x=x, y=list(known), told=told, **style)
         mark(chart, paper, colour=colour, x=PAPER["full"][column] or math.nan)
     chart.update_yaxes(categoryorder="array", categoryarray=names, showgrid=False)
     return chart.update_xaxes(rangemode="tozero")
@@ -207,10 +186,9 @@ def transfer_figure(transfer: Transfer, layer: str | None = None) -> Chart:
     trained = scores[scores.features == "trained"]
     layers = list(trained.layer.unique())
     best = trained.groupby("layer", sort=False).accuracy.mean().idxmax() if layer is None else layer
-    title = (
-        f"{transfer.model}, linear {transfer.classifier} on {transfer.train}: mean accuracy over classes, %"
-    )
+    what = f"{transfer.model}, linear {transfer.classifier} on {transfer.train}"
     titles = (f"{most} pictures per class, by layer", f"features of {best}, by training pictures per class")
+    title = f"{what}: mean accuracy over classes, %"
     chart = new_chart(1, 2, title=title, titles=titles, height=420, shared_yaxes=True)
     for kind, (colour, symbol, dash) in FEATURE_STYLES.items():
         part = scores[scores.features == kind]
@@ -251,19 +229,15 @@ def ensemble_figure(ensembles: Ensemble | Sequence[Ensemble]) -> Chart:
         ensembles: for one crop and for ten, say.
     """
     chart = new_chart(1, 2, titles=("top-1 error, %", "cross-entropy, nats"))
-    for one, colour, dash in zip(
-        one_or_several(ensembles), PALETTE, ("solid", "dash", "dot") * 3, strict=False
-    ):
+    dashes = ("solid", "dash", "dot") * 3
+    for one, colour, dash in zip(one_or_several(ensembles), PALETTE, dashes, strict=False):
         table, means = one.table(), one.by_size()
         name = f"{one.crops} crop{'s' if one.crops > 1 else ''}"
         for where, column in (((1, 1), "top1_error"), ((1, 2), "loss")):
             told = f"{name}, %{{customdata}}: %{{y:.4g}}"
-            dots: Style = {
-                "mode": "markers",
-                "marker": {"color": colour, "size": 6, "opacity": 0.4},
-                "told": told,
-            }
-            draw(chart, where, name, x=table.networks, y=table[column], customdata=list(table.index), **dots)
+            dots: Style = {"mode": "markers", "marker": {"color": colour, "size": 6, "opacity": 0.4}}
+            data = {"x": table.networks, "y": table[column], "customdata": list(table.index), "told": told}
+            draw(chart, where, name, **data, **dots)
             told = f"{name}, mean over all %{{x}}: %{{y:.4g}}"
             line: Style = {"line": {"color": colour, "dash": dash}, "mode": "lines+markers", "told": told}
             draw(chart, where, f"{name}, mean", x=list(means.index), y=means[column], **line)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,7 @@ from ..batching import Portions, steps
 from ..checks import pair
 from ..deconv.receptive_field import POINTWISE, filters
 from ..errors import LayerError, ZfkitError
-from ..images.imageset import ImageSet
-from ..nets.activations import pictures_at
+from ..images.imageset import as_set
 from ..nets.graph import Step
 from ..nets.model import VisionModel, expect_model
 from ..nets.paper import BlurPool
@@ -132,15 +131,12 @@ class Aliasing(Result, figure="aliasing_figure"):
         """One row per filter: channel, kept and folded energy, share."""
         import pandas as pd
 
-        return pd.DataFrame(
-            {"channel": range(len(self.kept)), "kept": self.kept, "folded": self.folded, "share": self.share}
-        )
+        columns = {"kept": self.kept, "folded": self.folded, "share": self.share}
+        return pd.DataFrame({"channel": range(len(self.kept)), **columns})
 
 
 @torch.no_grad()
-def measure_aliasing(
-    model: VisionModel, images: ImageSet | Tensor, layer: str, *, progress: bool = True
-) -> Aliasing:
+def measure_aliasing(model: VisionModel, images: Any, layer: str, *, progress: bool = True) -> Aliasing:
     """Energy that lands on wrong frequencies where `layer` subsamples, on these pictures, per filter.
 
     The layer is run with stride 1. Its response, minus its mean and under a Hann window, so that the picture's
@@ -154,7 +150,7 @@ def measure_aliasing(
     average pools and `BlurPool`, of any kernel, are all measured so; 1x1 kernels filter nothing and fold most.
 
     Args:
-        images: an `ImageSet`, or uint8 pictures (N, 3, H, W). The larger the maps, the sharper the split: 224 px
+        images: a set, or what `ImageSet.of` makes one of. The larger the maps, the sharper the split: 224 px
             rather than 64.
         layer: one that subsamples (`subsampling_layers`), or a ReLU or norm behind it ("relu1"), to measure
             what comes out of that.
@@ -165,9 +161,10 @@ def measure_aliasing(
     expect_model(model)
     source = _Subsampler.of(model, layer)
     sh, sw = source.stride
+    images = as_set(images, model.input_size, progress)
     if not len(images):
         raise ZfkitError("there are no pictures to measure with")
-    pictures = pictures_at(images, [0])
+    pictures = images.take([0])
     dense = source.dense(model, model.preprocess(pictures))
     h, w = dense.shape[2:]
     if h < 8 * sh or w < 8 * sw:
@@ -182,7 +179,7 @@ def measure_aliasing(
     with steps(len(images), what, progress=progress) as done:
         for part in portions.of(len(images)):
             with portions.attempt():
-                pictures = pictures_at(images, range(len(images))[part])
+                pictures = images.take(range(len(images))[part])
                 r = source.dense(model, model.preprocess(pictures))
                 r = (r - (r * window).sum((2, 3), keepdim=True) / window.sum()) * window
                 halves = [half[:, :, ::sh, ::sw].double() for half in _split(r, source.stride)]

@@ -116,9 +116,8 @@ def random_control(
         summaries.append(layer.summary())
         profiles.append(layer.profile())
     drawn = {name: torch.tensor([s[name] for s in summaries], dtype=torch.float64) for name in MEASURES}
-    return RandomControl(
-        spectra, kind, random_seed, level, drawn, torch.stack(profiles), _expected(spectra, kind)
-    )
+    more = drawn, torch.stack(profiles), _expected(spectra, kind)
+    return RandomControl(spectra, kind, random_seed, level, *more)
 
 
 def _expected(spectra: FilterSpectra, kind: ControlKind) -> dict[str, float]:
@@ -180,7 +179,6 @@ def compare_spectra(
             spectra = filter_spectra(spectra, layer, size=size, weights=weights)
         if spectra.title in tables:
             raise ZfkitError(f"two of the models are called {spectra.title!r}; give them different names")
-        tables[spectra.title] = random_control(
-            spectra, kind=kind, draws=draws, random_seed=random_seed
-        ).table()
+        control = random_control(spectra, kind=kind, draws=draws, random_seed=random_seed)
+        tables[spectra.title] = control.table()
     return pd.concat(tables, names=["model"])

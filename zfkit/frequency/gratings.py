@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Numbers = float | Sequence[float] | Tensor
+BINS = 12  # of `GratingResponse.arrivals`
 
 
 def wave(frequency: Numbers, orientation: Numbers) -> tuple[Tensor, Tensor]:
@@ -62,9 +63,7 @@ def gratings(
     number(contrast, "contrast", 0, 1)
     swing = _float64(colour)
     if swing.shape != (3,) or swing.abs().max() > 1:
-        raise ZfkitError(
-            f"colour must be three numbers from -1 to 1, for red, green and blue, not {colour!r}"
-        )
+        raise ZfkitError(f"colour must be three numbers from -1 to 1 (red, green, blue), not {colour!r}")
     height, width = (whole_number(side, "size, in pixels,") for side in pair(size))
     fx, fy = wave(frequency, orientation)
     fx, fy, start = (t.flatten()[:, None, None] for t in torch.broadcast_tensors(fx, fy, _float64(phase)))
@@ -161,18 +160,18 @@ class GratingResponse(Result, figure="gratings_figure"):
         weight = self.frequency[:, None, None]
         return (self.power * self.is_folded * weight).sum((1, 2, 3)) / (self.power * weight).sum((1, 2, 3))
 
-    def arrivals(self, picked: Tensor | slice = slice(None), bins: int = 12) -> tuple[Tensor, Tensor, Tensor]:
+    def arrivals(self, picked: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor, Tensor]:
         """Energy by the frequency at which the map shows it, for white light: rings weigh as their size.
 
-        The mean over the `picked` filters. Returns edges (bins + 1,) in c/px, and the energy between them at the
-        gratings' own frequencies and at wrong ones, (bins,) each.
+        The mean over the `picked` filters. Returns edges (13,) in c/px, and the energy between them at the
+        gratings' own frequencies and at wrong ones, (12,) each.
         """
         energy = self.power[picked].mean(0) * self.frequency[:, None, None]  # (F, O, H)
         fx, fy = self._harmonics()
         seen = torch.hypot(fold(fx, self.spacing[1]), fold(fy, self.spacing[0]))
-        edges = torch.linspace(0, 0.5 * 2**0.5 / min(self.spacing), bins + 1, dtype=seen.dtype)
+        edges = torch.linspace(0, 0.5 * 2**0.5 / min(self.spacing), BINS + 1, dtype=seen.dtype)
         bin_of = torch.bucketize(seen, edges[1:-1])
-        own, wrong = (torch.bincount(bin_of[m], energy[m], bins) for m in (~self.is_folded, self.is_folded))
+        own, wrong = (torch.bincount(bin_of[m], energy[m], BINS) for m in (~self.is_folded, self.is_folded))
         return edges, own, wrong
 
     def table(self) -> pd.DataFrame:
@@ -223,20 +222,17 @@ def grating_response(
     """
     window = receptive_field(model, layer)
     spacing = (window.rows.stride, window.columns.stride)
-    if not all(
-        isinstance(s, int) and s for s in spacing
-    ):  # 0, or a fraction behind a layer that enlarges maps
+    # 0, or a fraction behind a layer that enlarges maps.
+    if not all(isinstance(s, int) and s for s in spacing):
         raise LayerError(
-            f"units of {layer!r} see the whole picture, or lie on no grid of whole pixels, so they follow no grating. "
-            f"Take a convolutional layer: {', '.join(model.conv_layers)}"
+            f"units of {layer!r} see the whole picture, or lie on no grid of whole pixels: take one of "
+            f"{', '.join(model.conv_layers)}"
         )
     whole_number(phases, "phases", low=4)
     f = _float64([i / 48 for i in range(1, 25)] if frequencies is None else frequencies).flatten()
     o = _float64([15.0 * i for i in range(12)] if orientations is None else orientations).flatten()
     if not len(f) or not len(o) or not torch.isfinite(f).all() or f.min() < 0 or not torch.isfinite(o).all():
-        raise ZfkitError(
-            "frequencies (from 0 on, in cycles/px) and orientations (degrees) must be finite numbers"
-        )
+        raise ZfkitError("frequencies (from 0 on, in cycles/px) and orientations (degrees) must be numbers")
     # The first unit whose receptive field does not stick out of the picture sees no padding on any map before.
     (row, height), (col, width) = (_first_inside(i) for i in (window.rows, window.columns))
     phase = torch.arange(phases, dtype=torch.float64) * (2 * math.pi / phases)

@@ -119,9 +119,7 @@ def lattice(
         name, pictures = name or pictures.layer, pictures.projection
     periods = stride_pair(stride)
     if 1 in periods:
-        raise ZfkitError(
-            "a stride of 1 leaves no lattice: every pixel is treated alike; take one of 2 or more"
-        )
+        raise ZfkitError("a stride of 1 leaves no lattice, every pixel being alike: take one of 2 or more")
     x = _of_equal_contrast(pictures, 4 * max(periods))
     height, width = x.shape[2:]
     energy = x.square().sum(1).mean(0)
@@ -163,8 +161,7 @@ def _of_equal_contrast(pictures: Tensor, least: int) -> Tensor:
     height, width = x.shape[2:]
     if min(height, width) < least:
         raise ZfkitError(
-            f"pictures of {height}x{width} px are too small to tell a lattice from what lies next to it; take pictures "
-            f"of at least {least} px, four periods"
+            f"pictures of {height}x{width} px are too small for such a lattice; take at least {least} px, four periods"
         )
     if not torch.isfinite(x).all():
         raise ZfkitError("some pixels are not finite; check the network's weights and the pictures")
@@ -172,9 +169,7 @@ def _of_equal_contrast(pictures: Tensor, least: int) -> Tensor:
     total = x.square().sum((1, 2, 3))
     x = x[total > 0] / total[total > 0].sqrt()[:, None, None, None]
     if not len(x):
-        raise ZfkitError(
-            "every picture is of one colour throughout, so there is nothing to look for a lattice in"
-        )
+        raise ZfkitError("every picture is of one colour throughout: take others, or other weights")
     return x
 
 

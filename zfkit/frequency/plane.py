@@ -48,10 +48,7 @@ class Plane:
         """Mean over rings of one bin's width, times the number of bins."""
         size = len(pooled)
         ring = (self.rho * size).round().long().flatten()
-        total, bins = (
-            torch.zeros(int(ring.max()) + 1, dtype=torch.float64).index_add(0, ring, x)
-            for x in (pooled.flatten(), torch.ones(size**2, dtype=torch.float64))
-        )
+        total, bins = torch.bincount(ring, pooled.flatten()), torch.bincount(ring)
         return (total / bins * size**2)[: size // 2 + 1]
 
 

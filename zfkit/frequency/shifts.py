@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,8 @@ from ..batching import steps
 from ..checks import in_px, layer_names, square_side, whole_number
 from ..deconv.receptive_field import Interval, receptive_field
 from ..errors import ZfkitError
-from ..images.imageset import ImageSet
-from ..nets.activations import activations, pictures_at
+from ..images.imageset import as_set
+from ..nets.activations import activations
 from ..nets.model import VisionModel, expect_model
 from ..results import Result
 from .intervals import bootstrap_sums, interval
@@ -82,7 +82,7 @@ class ShiftConsistency(Result, figure="shift_figure"):
 @torch.no_grad()
 def shift_consistency(
     model: VisionModel,
-    images: ImageSet | Tensor,
+    images: Any,
     shifts: int = 8,
     *,
     layers: Sequence[str] | None = None,
@@ -107,7 +107,7 @@ def shift_consistency(
     2018; Zhang 2019 calls it consistency).
 
     Args:
-        images: an `ImageSet`, or uint8 (N, 3, H, W), of at least two pictures. Without `circular`, larger than
+        images: at least two, a set or what `ImageSet.of` makes one of. Without `circular`, larger than
             `window` by `shifts` px; where they are larger still, up to 16 neighbouring starts in their middle are
             averaged over: a whole period of any stride up to that.
         layers: None for convolutional and fully connected ones.
@@ -121,13 +121,14 @@ def shift_consistency(
     """
     expect_model(model)
     whole_number(shifts, "shifts, in pixels,")
-    if len(images) < 2:
-        raise ZfkitError("distances are measured against those between pictures: at least two are needed")
     side = square_side(model.input_size, "windows are squares") if window is None else window
     whole_number(side, "window, in pixels,")
+    images = as_set(images, side + shifts, progress)
+    if len(images) < 2:
+        raise ZfkitError("distances are measured against those between pictures: at least two are needed")
     names, classes = _layers_to_compare(model, layers, side)
     compare = [_Comparison.of(model, name, side) for name in names]
-    height, width = pictures_at(images, [0]).shape[2:]
+    height, width = images.take([0]).shape[2:]
     need = side if circular else side + shifts
     if min(height, width) < need:
         raise ZfkitError(
@@ -154,7 +155,7 @@ def shift_consistency(
     shorter = "fewer pictures (limit=50), shifts or layers take less"
     with steps(2 * N * (starts + shifts), "shifting", progress=progress, shorter=shorter) as done:
         for chunk, axis in itertools.product(chunks, (0, 1)):
-            pictures = pictures_at(images, places[chunk])
+            pictures = images.take(places[chunk])
             anchors: dict[int, dict[str, Tensor]] = {}  # outputs at starts that may still be shifted from
             for start in range(starts + shifts):
                 now = outputs(pictures, axis, first + start)
@@ -174,7 +175,7 @@ def shift_consistency(
     order = torch.randperm(N, generator=torch.Generator().manual_seed(random_seed))
     between = torch.zeros(len(names), 1, 1, dtype=torch.float64)  # summed distance to another picture
     for chunk in chunks:
-        x, y = (outputs(pictures_at(images, places[o[chunk]]), 0, first) for o in (order, order.roll(1)))
+        x, y = (outputs(images.take(places[o[chunk]]), 0, first) for o in (order, order.roll(1)))
         for i, layer in enumerate(compare):
             between[i] += layer.shifted(x[layer.name], y[layer.name], 0, 0).sum()
     return ShiftConsistency(
@@ -216,9 +217,7 @@ class _Comparison:
 
     name: str
     spacing: int | Fraction  # pixels between neighbouring units; 0 where units see the whole picture
-    units: (
-        tuple[slice, slice] | None
-    )  # rows and columns of those that see no border; None where there are none
+    units: tuple[slice, slice] | None  # rows and columns of those that see no border, if there are any
 
     @classmethod
     def of(cls, model: VisionModel, layer: str, side: int) -> _Comparison:

@@ -102,8 +102,7 @@ class FilterSpectra(Result, figure="spectrum_maps"):
             raise ZfkitError(f"this is the {self.part} part already; ask the whole filters for {part!r}")
         if self.sees != "colour":
             raise LayerError(
-                f"{self.title} does not take a picture in RGB (a filter has {self.weight.shape[1]} input channels), "
-                "so there is no luminance apart from colour; ask a first layer"
+                f"{self.title} does not take a picture in RGB, but {self.weight.shape[1]} channels: ask a first layer"
             )
         return replace(self, part=part, weight=take_part(self.weight, part))
 
@@ -233,10 +232,8 @@ class FilterSpectra(Result, figure="spectrum_maps"):
         peaks = self.power.amax((1, 2), keepdim=True)
         covered = ((self.power >= peaks / 2) & (peaks > 0)).any(0)
         entropy = torch.special.entr(self.pooled).sum() / math.log(self.pooled.numel())
-        return means | {
-            "mid_coverage": float(covered[self._plane.mid].double().mean()),
-            "entropy": float(entropy),
-        }
+        coverage = float(covered[self._plane.mid].double().mean())
+        return means | {"mid_coverage": coverage, "entropy": float(entropy)}
 
 
 def filter_spectra(
@@ -282,9 +279,7 @@ def filter_spectra(
 def _of_weights(weight: Tensor, layer: str | None, stride: int | tuple[int, int], size: int) -> FilterSpectra:
     if weight.dim() != 4 or not weight.numel() or not weight.is_floating_point():
         dtype = str(weight.dtype).removeprefix("torch.")
-        raise ZfkitError(
-            f"expected weights (C_out, C_in, kh, kw) as floats, got {dtype} {tuple(weight.shape)}"
-        )
+        raise ZfkitError(f"expected weights (C, c, kh, kw) as floats, got {dtype} {tuple(weight.shape)}")
     if layer is not None:
         raise ZfkitError(f"bare weights have no layer {layer!r}; pass the network, or leave the layer out")
     sees: Sees = {3: "colour", 1: "grey"}.get(weight.shape[1], "maps")  # type: ignore[assignment]

@@ -23,16 +23,8 @@ def _finding(
 ) -> Finding:  # fmt: skip
     """A finding beyond the threshold of this name."""
     maps = tuple(int(c) for c in channels)
-    return Finding(
-        fault,
-        severity,
-        layer,
-        float(number),
-        getattr(t, threshold),
-        message,
-        maps,
-        Thresholds.source(threshold),
-    )
+    source = Thresholds.source(threshold)
+    return Finding(fault, severity, layer, float(number), getattr(t, threshold), message, maps, source)
 
 
 def _maps(channels: Tensor, one: str, several: str, most: int = 6) -> tuple[str, str]:
@@ -47,23 +39,18 @@ def _check_finite(m: Measurements, t: Thresholds) -> Iterator[Finding]:
         return
     first = broken[0]
     filters = (~torch.isfinite(first.weight.flatten(1)).all(1)).nonzero()[:, 0]
-    what = (
-        f"{len(filters)} filters hold NaN or infinity"
-        if len(filters)
-        else "its activations become NaN or infinity"
-    )
+    what = f"{len(filters)} filters hold" if len(filters) else "its activations become"
     after = f"; so do {len(broken) - 1} layers after it" if len(broken) > 1 else ""
     yield Finding(
-        "not finite", "fault", first.name, float(len(filters)), 0.0, f"{what}{after}.", tuple(filters.tolist()),
-        "no training goes on from there",
+        "not finite", "fault", first.name, float(len(filters)), 0.0, f"{what} NaN or infinity{after}.",
+        tuple(filters.tolist()), "no training goes on from there",
     )  # fmt: skip
 
 
 def _check_dead(m: Measurements, t: Thresholds) -> Iterator[Finding]:
     # 3 / n: of a map that is on in 0 of n pictures, the upper end of a 95 % interval (the rule of three)
-    certain = (
-        f"on none of {m.count} pictures (so, with 95% confidence, on under {min(1, 3 / m.count):.1%} of all)"
-    )
+    most = min(1, 3 / m.count)
+    certain = f"on none of {m.count} pictures (so, with 95% confidence, on under {most:.1%} of all)"
     for layer in m.layers.values():
         if not layer.finite:
             continue
@@ -104,9 +91,8 @@ def _check_strength(m: Measurements, t: Thresholds) -> Iterator[Finding]:
             maps, have = _maps(beyond, "has", "have")
             message = f"{maps.capitalize()} {have} an RMS of up to {float(rms.max()):.3g}; the median is {typical:.3g}."
             number = float(rms.max()) / typical
-            yield _finding(
-                "one filter dominates", "warning", layer.name, number, "dominance", t, message, beyond
-            )
+            fault = "one filter dominates"
+            yield _finding(fault, "warning", layer.name, number, "dominance", t, message, beyond)
 
 
 def _weak(layer: Layer, t: Thresholds) -> Tensor:
@@ -146,9 +132,8 @@ def _check_duplicates(m: Measurements, t: Thresholds) -> Iterator[Finding]:
         channels = list(dict.fromkeys(itertools.chain(*pairs)))
         threshold = "cosine" if by_weight else "correlation"
         severity: Severity = "warning" if by_weight or copies / C > t.dead else "note"
-        yield _finding(
-            "duplicates", severity, layer.name, float(strength.max()), threshold, t, message, channels
-        )
+        number = float(strength.max())
+        yield _finding("duplicates", severity, layer.name, number, threshold, t, message, channels)
 
 
 SMALLEST_KERNEL = 5  # px: below, filters are too small to hold one band, and leak into all
@@ -182,16 +167,14 @@ def _check_spectrum(m: Measurements, t: Thresholds) -> Iterator[Finding]:
             f"Some filter is tuned to {covered:.0%} of the band from 1/12 to 1/3 cycles/px. Energy lies "
             f"{summary['low']:.0%} below, {summary['mid']:.0%} in it and {summary['high']:.0%} above."
         )
-        yield _finding(
-            "middle band missing", "warning", layer.name, covered, "mid_coverage", t, message, worst
-        )
+        fault = "middle band missing"
+        yield _finding(fault, "warning", layer.name, covered, "mid_coverage", t, message, worst)
     noise = random_control(spectra, draws=20).interval("selectivity")[1]
     if summary["selectivity"] <= noise:
-        message = (
-            f"Orientation selectivity is {summary['selectivity']:.3f}; random filters reach {noise:.3f}."
-        )
+        selective = summary["selectivity"]
+        message = f"Orientation selectivity is {selective:.3f}; random filters reach {noise:.3f}."
         yield Finding(
-            "filters look like noise", "note", layer.name, summary["selectivity"], float(noise), message,
+            "filters look like noise", "note", layer.name, selective, float(noise), message,
             source="97.5% of random layers of this size have less",
         )  # fmt: skip
 
@@ -226,14 +209,12 @@ def _check_scale(m: Measurements, t: Thresholds) -> Iterator[Finding]:
     ]
     if large:
         layer, times = large[0]
-        message = (
-            f"Pictures move its output by {layer.signal:.3g} (RMS), {times:.3g} times as far as the input"
-        )
-        message += f"; {len(large) - 1} layers after it, too." if len(large) > 1 else "."
+        message = f"Pictures move its output by {layer.signal:.3g} "
         if layer.last:
-            message = (
-                f"Pictures move its output by {layer.signal:.3g} nats: every class is certain or impossible."
-            )
+            message += "nats: every class is certain or impossible."
+        else:
+            more = f"; {len(large) - 1} layers after it, too" if len(large) > 1 else ""
+            message += f"(RMS), {times:.3g} times as far as the input{more}."
         yield _finding("exploding activations", "fault", layer.name, times, "exploding", t, message)
     for layer in m.layers.values():
         if layer.saturated > t.saturated:
@@ -253,10 +234,8 @@ def _check_signal(m: Measurements, t: Thresholds) -> Iterator[Finding]:
         yield _finding("input has no effect", "fault", first.name, first.dependence, "dependence", t, message)
     elif last.last and last.finite and last.signal < t.logits:
         path = ", ".join(f"{layer.name} {layer.signal:.1g}" for layer in m.layers.values())
-        message = (
-            f"Pictures move the classes by {last.signal:.1g} nats. On the way (input {m.input_signal:.1g}): "
-        )
-        message += f"{path}."
+        path = f"On the way (input {m.input_signal:.1g}): {path}."
+        message = f"Pictures move the classes by {last.signal:.1g} nats. {path}"
         yield _finding("input has no effect", "fault", last.name, last.signal, "logits", t, message)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from ..batching import Portions
 from ..checks import expect, whole_number
 from ..errors import LayerError
 from ..images.colour import signed_to_rgb
-from ..images.imageset import ImageSet
+from ..images.imageset import as_set
 from ..nets.activations import activations
 from ..nets.model import VisionModel, expect_model
 from .checks import CHECKS
@@ -24,7 +25,7 @@ from .verdict import verdict
 
 def diagnose(
     model: VisionModel,
-    images: ImageSet,
+    images: Any,
     *,
     limit: int | None = 512,
     thresholds: Thresholds = DEFAULTS,
@@ -35,15 +36,14 @@ def diagnose(
     """Look for everything in `FAULTS`, and say what to do about what was found.
 
     Args:
-        images: pictures like those that the network was made for; labels are used where they are the network's
-            classes. Fully connected layers can be looked at only where the pictures have the network's own side.
+        images: pictures like those that the network was made for, a set or what `ImageSet.of` makes one of; labels
+            are used where they are the network's classes. Fully connected layers can be looked at only where the
+            pictures have the network's own side.
         limit: at most so many of them, drawn at random; None for all. A map that is never active on n
             pictures may still be on up to 3 / n of them (95% confidence).
         thresholds: where a number becomes a finding.
-        batch_size: pictures at a time.
         random_seed: of the pictures that are chosen, and of the labels that are drawn for the learning signal where
             the pictures bring none.
-        progress: show a bar.
 
     Raises LayerError for pictures that no layer can take, and ImageError where none can be read.
 
@@ -52,7 +52,7 @@ def diagnose(
     >>> report.table(), report.layers
     >>> zfkit.figures.report_figure(report)
     """
-    expect_model(model)
+    images = as_set(images, expect_model(model).input_size, progress)
     if limit is not None:
         whole_number(limit, "limit, a number of pictures or None for all,")
     whole_number(batch_size, "batch_size")

@@ -86,7 +86,8 @@ def measure(
             x = model.preprocess(pixels[batch])
             entering.add(x)
             output = _watch(model, x, watched, torch.tensor(places)[batch], whole=not left_out)
-            if not left_out and _has_classes(output):
+            # Numbers (N, K), at least two for each picture, rather than one, or maps.
+            if not left_out and output.dim() > 1 and output.shape[1] == output[0].numel() > 1:
                 outputs.append(log_probabilities(output).double().cpu())
             done(len(batch))
     m = Measurements(
@@ -163,9 +164,8 @@ def _watch(
     """One batch through the network, each layer's output added to its statistics; returns the network's output."""
     looked_at = {w.unit.looked_at: w for w in watched.values()}
     result = x
-    for step, _, output in model.network.walk(
-        x, list(model.network.steps) if whole else [*watched, *looked_at]
-    ):
+    steps = list(model.network.steps) if whole else [*watched, *looked_at]
+    for step, _, output in model.network.walk(x, steps):
         if step.name in watched:
             watched[step.name].add_output(output)
         if step.name in looked_at:
@@ -173,11 +173,6 @@ def _watch(
         if step.name == model.network.output:
             result = output.clone()  # a ReLU may follow in place
     return result
-
-
-def _has_classes(output: Tensor) -> bool:
-    """Are these numbers (N, K), at least two for each picture, rather than one, or maps?"""
-    return output.dim() > 1 and output.shape[1] == output[0].numel() > 1
 
 
 def log_probabilities(output: Tensor) -> Tensor:
@@ -249,9 +244,7 @@ def _colour(m: Measurements, pixels: Tensor, batch_size: int) -> dict[str, float
     if m.images.windows:
         source = m.images.windows.photograph[torch.tensor(m.places)]
     if len(source[colourful[:SAMPLE]].unique()) < 8:
-        m.remarks.append(
-            "whether colours come in the right order: fewer than 8 independent pictures in colour, too few to tell"
-        )
+        m.remarks.append("order of colours: fewer than 8 independent pictures in colour")
         return {}
 
     def evidence(logits: Tensor, chosen: Tensor) -> Tensor:
@@ -295,11 +288,9 @@ def layer_table(m: Measurements) -> pd.DataFrame:
     rows, known = [], records(m.model)
     for layer in m.layers.values():
         record = known.get(layer.name)
-        reach = (
-            math.nan
-            if record is None or not layer.finite
-            else float((layer.peak / record)[record > 0].median())
-        )
+        reach = math.nan
+        if record is not None and layer.finite:
+            reach = float((layer.peak / record)[record > 0].median())
         largest, median = float(layer.filter_max.max()), float(layer.filter_rms.median())
         C = len(layer.weight)
         compared = 1 < C <= LARGEST and not layer.grouped and bool(torch.isfinite(layer.weight).all())

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -138,12 +137,8 @@ FAULTS = {
 
 # Of these the alarm begins where the number is too low, of all others where it is too high.
 BELOW = {
-    "weak filters",
-    "middle band missing",
-    "input has no effect",
-    "no learning signal",
-    "filters look like noise",
-}
+    "weak filters", "middle band missing", "filters look like noise", "input has no effect", "no learning signal",
+}  # fmt: skip
 COLOURS = {"fault": "#D55E00", "warning": "#E69F00", "note": "#56B4E9"}  # Okabe & Ito's, as in figures
 
 
@@ -168,29 +163,18 @@ class Thresholds:
     rare: float = _why(0.25, "of maps, as for dead ones; below it a note")
     rare_pictures: float = _why(0.01, "share of pictures; a hundredth of what a map sees is worth a look")
     weak: float = _why(0.01, "1% of the layer's largest ||w||_inf; the bundled pair's weakest have 2%")
-    dominance: float = _why(
-        3.0, "the bundled pair, trained with the paper's clip, reach 2.5 (alexnet64 conv2)"
-    )
+    dominance: float = _why(3.0, "the bundled pair, with the paper's clip, reach 2.5 (alexnet64 conv2)")
     cosine: float = _why(0.95, "of two filters; the bundled pair reach 0.92 (alexnet64 conv1)")
     correlation: float = _why(0.995, "of two maps over pictures and places; zfnet64 reaches 0.991 (conv1)")
     alike: float = _why(0.5, "share of filters that are copies: no training makes half a layer equal")
     band_share: float = _why(0.8, "of a filter's energy in one band: white filters have 0.65 in the highest")
     extreme: float = _why(1 / 3, "share of such filters; zfnet64 has 0.15, alexnet64 0.19")
     mid_coverage: float = _why(0.8, "of the band's area; zfnet64 has 0.93, alexnet64 0.64, white filters 1")
-    mid_share: float = _why(
-        0.5, "and of the energy: few narrow filters cover little by themselves; zfnet64 0.56, alexnet64 0.48"
-    )
-    aliasing: float = _why(
-        0.15,
-        "of energy; on photographs the bundled pair have 0.06 to 0.13 (stride 2) and 0.17 to 0.23 (stride 4)",
-    )
+    mid_share: float = _why(0.5, "and of the energy, of which few filters cover little; 0.56 and 0.48")
+    aliasing: float = _why(0.15, "of energy; photographs 0.06 to 0.13 at stride 2, 0.17 to 0.23 at stride 4")
     aliasable: float = _why(0.5, "and of the filters' own power, or the pictures are to blame; 0.40 and 0.56")
-    exploding: float = _why(
-        100.0, "times the input's spread; trained layers give 0.02 to 2. Also nats, for the classes"
-    )
-    saturated: float = _why(
-        0.5, "share of activations: where most are at the end, the layer has become binary"
-    )
+    exploding: float = _why(100.0, "times the input's spread (trained layers: 0.02 to 2); nats, for classes")
+    saturated: float = _why(0.5, "of activations: where most are at the end, the layer has become binary")
     dependence: float = _why(0.01, "spread over pictures, over RMS; trained layers give 0.3 to 1")
     logits: float = _why(0.1, "nats; the bundled pair's move by 2 to 3, an untrained network's by 0.001")
     learning: float = _why(
@@ -338,20 +322,18 @@ class Report(Result, figure="report_figure"):
         return f"{self.model} on {self.count} pictures of {self.images!r} ({in_px(self.side)}): {told}"
 
     def __str__(self) -> str:
-        lines = [_wrap(self.verdict, "")] * bool(self.verdict) + [self.title]
+        lines = [_wrap(self.verdict)] * bool(self.verdict) + [self.title]
         if self.layers["reach"].notna().any():  # the bundled networks
             shares = ", ".join(f"{name} {r:.0%}" for name, r in self.layers["reach"].dropna().items())
-            lines.append(
-                _wrap(f"maps reach, of their records on their network's own kind of pictures: {shares}", "")
-            )
+            lines.append(_wrap(f"maps reach, of their records on their network's kind of pictures: {shares}"))
         for f, others in self._kinds():
             alarm = f.severity != "note"
             also = f" Also in {len(others)} other layers: {', '.join(others)}." if others else ""
-            lines += [""] * alarm + [_wrap(f"[{f.severity}] {f}{also}", "")]
+            lines += [""] * alarm + [_wrap(f"[{f.severity}] {f}{also}")]
             if alarm:
                 told = f"number: {f.number:.3g}, {f.measure}; alarm at {f.threshold:.3g} ({f.source})"
                 lines += [_wrap(t, "    ") for t in (told, f"remedy: {f.remedy}", f"paper: {f.paper}")]
-        lines += [_wrap(f"[not looked at] {remark}", "") for remark in self.remarks]
+        lines += [_wrap(f"[not looked at] {remark}") for remark in self.remarks]
         return "\n".join(lines)
 
     __repr__ = __str__  # for a plain console
@@ -365,57 +347,23 @@ class Report(Result, figure="report_figure"):
 
     def _repr_html_(self) -> str:
         """A table of the findings, worst first, with pictures of the maps concerned, and one of the layers' numbers."""
-        rows = [
-            (_tag(f.severity), _text(f.layer or "network"), f"<b>{_text(f.fault)}</b><br>{_text(f.told)}",
-             f"{f.number:.3g}", f"<span title='{_text(f.source)}'>{f.limit}</span>", _pictures(f),
-             "" if f.severity == "note" else f"{_text(f.remedy)} <i>({_text(f.paper)})</i>")
-            for f in self.findings
-        ]  # fmt: skip
-        head = ("", "layer", "finding", "number", "alarm", "maps", "remedy (paper)")
-        verdict = f"<p><b>{_text(self.verdict)}</b></p>" if self.verdict else ""
-        parts = [verdict, f"<p><b>{_text(self.title)}</b></p>", _table(head, rows) if rows else ""]
-        parts += [f"<p>Not looked at: {_text(remark)}</p>" for remark in self.remarks]
+        from jinja2 import Environment, PackageLoader
+
         numbers = self.layers.to_html(float_format="{:.3g}".format, na_rep="", border=0)
-        return "".join(parts) + f"<details><summary>All numbers, layer by layer</summary>{numbers}</details>"
+        pages = Environment(loader=PackageLoader("zfkit.health"), autoescape=True, trim_blocks=True)
+        page = pages.get_template("report.html")
+        return page.render(report=self, numbers=numbers, colours=COLOURS, pictures=_pictures)
 
 
-def _text(words: str) -> str:
-    return html.escape(words, quote=True)
+def _pictures(finding: Finding) -> Iterator[tuple[str, int, str]]:
+    """Up to eight of the maps concerned: each one's name, its side in px, and a PNG in base64."""
+    shown = () if finding.pictures is None else finding.pictures[:8]
+    for pixels, channel in zip_longest(shown, finding.channels[: len(shown)]):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(buffer, "PNG")
+        name = "" if channel is None else f"map {channel}"
+        yield name, pixels.shape[-1], base64.b64encode(buffer.getvalue()).decode()
 
 
-def _tag(severity: Severity) -> str:
-    style = f"background:{COLOURS[severity]};color:#111;padding:1px 6px;border-radius:3px"
-    return f'<span style="{style}">{severity}</span>'
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows of HTML as a table that is read on light pages and on dark ones."""
-
-    def line(tag: str, cells: Sequence[str]) -> str:
-        style = "text-align:left;vertical-align:top;max-width:22em;white-space:normal"
-        return "<tr>" + "".join(f'<{tag} style="{style}">{cell}</{tag}>' for cell in cells) + "</tr>"
-
-    return f"<table>{line('th', head)}{''.join(line('td', row) for row in rows)}</table>"
-
-
-def _pictures(finding: Finding) -> str:
-    """Up to eight of the maps concerned as PNG, each with its number below when hovered."""
-    if finding.pictures is None:
-        return ""
-    shown = []
-    for pixels, channel in zip_longest(finding.pictures[:8], finding.channels[:8]):
-        if pixels is not None:
-            buffer = io.BytesIO()
-            Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(buffer, "PNG")
-            name = "" if channel is None else f"map {channel}"
-            data = base64.b64encode(buffer.getvalue()).decode()
-            style = "display:inline-block;margin:1px;image-rendering:pixelated"
-            size = f'width="{pixels.shape[-1]}" height="{pixels.shape[-2]}"'
-            shown.append(
-                f'<img src="data:image/png;base64,{data}" {size} alt="{name}" title="{name}" style="{style}">'
-            )
-    return "".join(shown)
-
-
-def _wrap(text: str, indent: str) -> str:
+def _wrap(text: str, indent: str = "") -> str:
     return textwrap.fill(text, 110, initial_indent=indent, subsequent_indent=indent + "  ")

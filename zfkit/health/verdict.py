@@ -25,20 +25,15 @@ from .report import Finding
 
 TRIED = 96  # pictures that each cause is tried on
 GOOD = 0.6  # a network whose loss is under this share of that of guessing is taken to work
-RESCUED, MORE = (
-    0.8,
-    0.1,
-)  # with a remedy: loss as a share of guessing, at most, and so many more of the classes right
+# With a remedy: loss as a share of guessing, at most, and so many more of the classes right.
+RESCUED, MORE = 0.8, 0.1
 
 # How pictures of 0-255 are normalised in common: mean and scale, red first.
 HABITS = {
     "0 to 1": ((0.0,) * 3, (1 / 255,) * 3),
     "-1 to 1": ((127.5,) * 3, (1 / 127.5,) * 3),
     "0 to 255": ((0.0,) * 3, (1.0,) * 3),
-    "ImageNet's mean and standard deviation": (
-        (123.675, 116.28, 103.53),
-        (1 / 58.395, 1 / 57.12, 1 / 57.375),
-    ),
+    "ImageNet's mean and deviation": ((123.675, 116.28, 103.53), (1 / 58.395, 1 / 57.12, 1 / 57.375)),
     "ImageNet's mean alone": ((123.68, 116.78, 103.94), (1.0,) * 3),
 }
 
@@ -68,9 +63,7 @@ def verdict(m: Measurements, findings: Sequence[Finding]) -> str:
             "shuffled, here or in training, or are the classes in another order?"
         )
     if "dead maps" in {f.fault for f in alarms if f.severity == "fault"}:
-        return (
-            "Half of a layer is dead: the learning rate was too high at some time. Lower it, and start again."
-        )
+        return "Half of a layer is dead: the learning rate was too high once. Lower it, and start again."
     return ""
 
 
@@ -106,10 +99,8 @@ def _tried(m: Measurements) -> str:
         )
     if cause == BGR:
         return f"Colours come in the wrong order: {by}. Wrap the network with channels='bgr', or turn its input round."
-    what = {OWN_MEAN: "the mean is wrong", OWN_SCALE: "the scale is wrong"}.get(
-        cause, "mean and scale are wrong"
-    )
-    return f"Pictures are normalised otherwise than in training, {what}: {by}."
+    wrong = {OWN_MEAN: "the mean is", OWN_SCALE: "the scale is"}.get(cause, "mean and scale are")
+    return f"Pictures are normalised otherwise than in training, {wrong} wrong: {by}."
 
 
 def _right(logits: Tensor, labels: Tensor) -> float:

@@ -17,21 +17,6 @@ from .labels import align_labels
 from .sources import image_source, load_images
 
 __all__ = [
-    "MAX_PIXELS",
-    "UNLABELLED",
-    "Batch",
-    "ImageSet",
-    "Photograph",
-    "Skipped",
-    "Windows",
-    "align_labels",
-    "image_source",
-    "load_images",
-    "luma",
-    "open_image",
-    "photographs",
-    "signed_to_rgb",
-    "square",
-    "to_rgb",
-    "to_tensor",
-]
+    "MAX_PIXELS", "UNLABELLED", "Batch", "ImageSet", "Photograph", "Skipped", "Windows", "align_labels", "centre",
+    "image_source", "load_images", "luma", "open_image", "photographs", "signed_to_rgb", "to_rgb", "to_tensor",
+]  # fmt: skip

@@ -11,27 +11,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import PIL
 import torch
 from PIL import Image
 
 from ..checks import Size, pair
-from ..checksums import digest
+from ..checksums import digest, read_kept, write_kept
 from ..errors import ImageError, printable
+from ..files import cache_folder
+from ..version import __version__
 from .caching import CachedReads
 from .decode import decode
 from .imageset import UNLABELLED, ImageSet, Skipped, Windows
 from .sources import image_source
 
-SUBJECTS = (
-    "animal",
-    "building",
-    "energy",
-    "fish",
-    "household",
-    "music",
-    "sea",
-    "tool",
-)  # labels of the album
+SUBJECTS = ("animal", "building", "energy", "fish", "household", "music", "sea", "tool")  # the album's labels
 
 
 @dataclass(frozen=True)
@@ -99,6 +93,7 @@ INSTALLED = tuple(
 
 SCALES = (1.0, 2.0)  # smallest side of the photograph, in window sides
 ENLARGED = 1.25  # at most; more would only show blur
+KEPT = 2**24  # bytes of pixels from where on they are kept on disk
 
 
 @cache
@@ -122,6 +117,22 @@ def photographs() -> tuple[Photograph, ...]:
     return (*INSTALLED, *bundled)
 
 
+class Album(ImageSet):
+    """Windows whose pixels are kept in zfkit's cache: decoding and resizing all takes longer than importing torch."""
+
+    def in_memory(self, progress: bool = True) -> ImageSet:
+        key = digest([self.fingerprint(), __version__, PIL.__version__])  # who cut them, decoded and resized
+        file = cache_folder("photos") / f"{key}.safetensors"
+        if self.bytes >= KEPT and (found := read_kept(file, key)):
+            loaded = self._subset([*range(len(self))])
+            loaded._pixels, loaded._labels = found[0]["pixels"], self.known_labels()
+            return loaded
+        loaded = super().in_memory(progress)
+        if self.bytes >= KEPT and loaded._pixels is not None and len(loaded) == len(self):
+            write_kept(file, key, {"pixels": loaded._pixels}, {})
+        return loaded
+
+
 @image_source("photos")
 def photos(rest: str, size: Size, **_: Any) -> ImageSet:
     """Windows of this size over the photographs at two scales, at most a window apart; labels are subjects."""
@@ -138,9 +149,7 @@ def photos_small(rest: str, size: Size, **_: Any) -> ImageSet:
 
 def _expect_nothing_more(source: str, rest: str) -> None:
     if rest:
-        raise ImageError(
-            f"'{source}:{printable(rest)}' says more than there is: say '{source}', or 'folder:PATH'"
-        )
+        raise ImageError(f"'{source}:{printable(rest)}' says more than '{source}'; yours are 'folder:PATH'")
 
 
 def _windows(size: Size, scales: tuple[float, ...], starts: Callable[[int, int], list[int]]) -> ImageSet:
@@ -176,9 +185,7 @@ def _windows(size: Size, scales: tuple[float, ...], starts: Callable[[int, int],
     if not cuts:
         raise ImageError(f"no bundled photograph is large enough for windows of {size} px: take smaller ones")
     labels = [SUBJECTS.index(photo.subject) if photo.subject else UNLABELLED for photo, _, _ in cuts]
-    original = CachedReads(
-        lambda photo: decode(photo.path or "", photo.name), 2
-    )  # at one scale after the other
+    original = CachedReads(lambda photo: decode(photo.path or "", photo.name), 2)  # one scale after the other
 
     def scaled_whole(photo: Photograph, scaled: tuple[int, int]) -> Image.Image:
         return original(photo).resize(scaled, Image.Resampling.BICUBIC)
@@ -194,7 +201,7 @@ def _windows(size: Size, scales: tuple[float, ...], starts: Callable[[int, int],
         return digest(photo.path.read_bytes() for photo in photographs() if photo.path)
 
     windows = Windows(torch.tensor(photograph), torch.tensor(boxes, dtype=torch.float32))
-    return ImageSet(
+    return Album(
         read, names, size=size, classes=SUBJECTS, windows=windows, skipped=missing, read_labels=lambda: labels,
         stamp=stamp,
     )  # fmt: skip

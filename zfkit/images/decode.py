@@ -178,15 +178,11 @@ def _check_is_file(path: Any) -> None:
 def _check_header(opened: Any) -> None:
     """Raise ImageError for what must not be decoded, or cannot be decoded whole."""
     if opened.width * opened.height > MAX_PIXELS:
-        raise ImageError(
-            f"{opened.width} x {opened.height} pixels are more than {MAX_PIXELS:,}; make it smaller first"
-        )
+        raise ImageError(f"{opened.width} x {opened.height} px are more than {MAX_PIXELS:,}; make it smaller")
     if opened.format == "EPS":
         raise ImageError("PostScript is a program that would have to be run; convert it to PNG first")
     if opened.format in ("JPEG", "MPO") and not _has_end(opened.fp):
-        raise ImageError(
-            "damaged or truncated picture (no end marker: cut off or overwritten); replace or remove it"
-        )
+        raise ImageError("damaged or truncated picture (it has no end marker); replace or remove it")
 
 
 def _has_end(file: Any) -> bool:
@@ -242,7 +238,7 @@ def _reason(error: Exception, file: str | Path | IO[bytes] | bytes) -> str:
     if isinstance(error, UnidentifiedImageError):
         return _what_it_is(_first_bytes(file))
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return f"its pixels are more than {MAX_PIXELS:,}; make it smaller first"
+        return f"its pixels are more than {MAX_PIXELS:,}; make it smaller"
     if isinstance(error, PermissionError):
         return "may not be read (permission denied); change its permissions"
     if isinstance(error, MemoryError):
@@ -270,9 +266,7 @@ def _what_it_is(head: bytes) -> str:
     if text.startswith((b"<?xml", b"<svg")) and b"<svg" in text:
         return "an SVG drawing, not a picture of pixels; convert it to PNG"
     if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"heim", b"heis"):
-        return (
-            "HEIC, not a picture that Pillow reads by itself; convert it, or install and register pillow-heif"
-        )
+        return "HEIC, not a picture that Pillow reads by itself; convert it, or register pillow-heif"
     if head.startswith((b"II*\0", b"MM\0*")):
         return "not a picture that Pillow reads: a TIFF of many bands or of other numbers; convert it to 8-bit RGB"
     if not head.strip(b"\0"):

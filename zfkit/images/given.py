@@ -46,9 +46,7 @@ def given(pictures: Any, name: str, value_range: Range | None) -> Given:
     if not hasattr(pictures, "__len__") or not hasattr(pictures, "__getitem__"):
         pictures = list(pictures) if hasattr(pictures, "__iter__") else [pictures]
     if isinstance(pictures, str) or not len(pictures):
-        raise ImageError(
-            f"pictures must be a tensor, an array, a list of paths or a data set, not {pictures!r:.80}"
-        )
+        raise ImageError(f"pictures must be a tensor, an array, paths or a data set, not {pictures!r:.80}")
     if isinstance(pictures, list | tuple) and all(isinstance(p, str | Path) for p in pictures):
         return _paths(pictures, value_range)
     return data_set(pictures, name, value_range, CachedReads(pictures.__getitem__, 1))
@@ -115,17 +113,14 @@ def _stamp(items: Any) -> Callable[[], str] | None:
     """What tells a data set from others: Hugging Face's own fingerprint, torchvision's pixels or files; or nothing."""
     if isinstance(own := getattr(items, "_fingerprint", None), str):
         return lambda: own
-    if any(
-        getattr(items, name, None) is not None for name in ("transform", "target_transform", "transforms")
-    ):
+    if any(getattr(items, n, None) is not None for n in ("transform", "target_transform", "transforms")):
         return None  # which cannot be looked into
     if isinstance(pixels := getattr(items, "data", None), Tensor | np.ndarray) and len(pixels) == len(items):
         return lambda: digest([torch.as_tensor(pixels)])
     for listed in ("samples", "_samples", "_images", "_image_files"):
         held = getattr(items, listed, None)
-        paths = [
-            p[0] if isinstance(p, tuple) else p for p in (held if isinstance(held, list | tuple) else ())
-        ]
+        held = held if isinstance(held, list | tuple) else ()
+        paths = [p[0] if isinstance(p, tuple) else p for p in held]
         if len(paths) == len(items) and all(isinstance(p, str | Path) for p in paths):
             return Files([str(p) for p in paths]).stamp
     return None
@@ -157,8 +152,8 @@ def _picture(value: Any, value_range: Range | None, remarks: Remarks, name: str)
             levels = np.rint(value * 255)
             if not (np.abs(value * 255 - levels) < 1e-3).all() or levels.min() < 0 or levels.max() > 255:
                 raise ImageError(
-                    f"its pixels are floats from {value.min():.3g} to {value.max():.3g}: take Normalize and the like "
-                    "out of the data set's transforms, zfkit does that with the network's own mean and scale"
+                    f"its pixels are floats from {value.min():.3g} to {value.max():.3g}: take Normalize out of the "
+                    "transforms, zfkit does that"
                 )
             value = levels.astype(np.uint8)
         value = Image.fromarray(value[..., 0] if value.ndim == 3 and value.shape[2] == 1 else value)
@@ -183,17 +178,14 @@ class Files:
     def stamp(self) -> str:
         """Size and time of change, in ns, of every file; of one that cannot be found -1. The text is a digest."""
         if self._seen is None:
-            self._seen = np.array([self._state(i) for i in range(len(self.names))], dtype=np.int64).reshape(
-                -1, 2
-            )
+            states = [self._state(i) for i in range(len(self.names))]
+            self._seen = np.array(states, dtype=np.int64).reshape(-1, 2)
         return digest([self._seen.tobytes()])
 
     def check(self, i: int) -> None:
         """Raise ImageError where file i has changed since."""
         if self._seen is not None and self._state(i) != tuple(self._seen[i].tolist()):
-            raise ImageError(
-                f"{printable(self.names[i])}: it has changed since the set was opened; load the set again"
-            )
+            raise ImageError(f"{printable(self.names[i])}: changed since it was opened; load the set again")
 
     def _state(self, i: int) -> tuple[int, int]:
         try:

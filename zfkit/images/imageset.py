@@ -14,6 +14,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
@@ -26,7 +27,7 @@ from ..checks import Size, in_px, pair, picture_size, whole_numbers
 from ..checksums import digest
 from ..errors import ImageError
 from .decode import MAX_PIXELS, sized
-from .given import given
+from .given import given, one_picture
 from .values import UNLABELLED as UNLABELLED
 from .values import Range, Remarks, check_range
 
@@ -164,9 +165,8 @@ class ImageSet:
         kept = "in memory" if self._pixels is not None else "streamed"
         classes = f", {len(self.classes)} classes" if self.classes else ""
         bands = "" if self.bands == 3 else f" and {self.bands} bands"
-        return (
-            f"ImageSet({self.source!r}: {len(self)} pictures of {in_px(self.size)}{bands}, {kept}{classes})"
-        )
+        pictures = f"{len(self)} pictures of {in_px(self.size)}{bands}"
+        return f"ImageSet({self.source!r}: {pictures}, {kept}{classes})"
 
     @staticmethod
     def of(
@@ -339,19 +339,12 @@ class ImageSet:
         """The pictures at these places, in this order."""
         read, read_labels, truth = self._read, self._read_labels, self._truth
         part = ImageSet(
-            lambda i: read(places[i]),
-            [self._names[i] for i in places],
-            size=self.size,
-            bands=self.bands,
-            source=self.source,
-            classes=self.classes,
+            lambda i: read(places[i]), [self._names[i] for i in places], size=self.size, bands=self.bands,
+            source=self.source, classes=self.classes, skipped=self.skipped,
             windows=Windows(*(w[places] for w in self.windows)) if self.windows else None,
-            skipped=self.skipped,
             read_labels=read_labels and (lambda: np.asarray(read_labels())[places]),
-            truth=truth and (lambda i: truth(places[i])),
-            stamp=self._stamp,
-            remarks=self._remarks,
-        )
+            truth=truth and (lambda i: truth(places[i])), stamp=self._stamp, remarks=self._remarks,
+        )  # fmt: skip
         if self._pixels is not None and self._labels is not None:
             part._pixels, part._labels = self._pixels[places], self._labels[places]
         return part
@@ -424,3 +417,11 @@ class ImageSet:
     def _decode(self, i: int) -> tuple[Tensor, int]:
         picture, label = self._read(i)
         return sized(picture, self.size), label
+
+
+def as_set(pictures: Any, size: Size, progress: bool = False) -> ImageSet:
+    """A set as it is, what `ImageSet.of` makes one of, or one picture (`one_picture`); paths are brought to `size`."""
+    if isinstance(pictures, str | Path) or getattr(pictures, "ndim", 4) == 3:
+        pictures = one_picture(pictures, size)[None]
+    of_paths = isinstance(pictures, list | tuple) and all(isinstance(p, str | Path) for p in pictures)
+    return ImageSet.of(pictures, size=size if of_paths else None, progress=progress)

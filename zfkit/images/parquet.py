@@ -100,9 +100,7 @@ def parquet(
         g = int(np.searchsorted(starts, i, side="right")) - 1
         content = cached_group(g)
         if isinstance(content, str):
-            raise ImageError(
-                f"{printable(names[i])}: damaged Parquet row group ({content}); replace the file"
-            )
+            raise ImageError(f"{printable(names[i])}: damaged Parquet row group ({content}); replace it")
         data, labels = content
         row = i - int(starts[g])
         if row >= len(data) or not data[row]:
@@ -207,8 +205,8 @@ def _check_columns(schema: Any, image_column: str | None, label_column: str | No
     label = schema.field(label_column).type if label_column else None
     if label is not None and not (kinds.is_integer(label) or kinds.is_boolean(label) or kinds.is_null(label)):
         raise ImageError(
-            f"{name}: its column {label_column!r} is {label}, and integers were expected, places in a list of class "
-            "names; convert or drop it, or name another with label=..."
+            f"{name}: its column {label_column!r} is {label}, and integers were expected: convert or drop it, or "
+            "name another with label=..."
         )
 
 

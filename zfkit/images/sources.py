@@ -94,7 +94,7 @@ def load_images(
 
     Args:
         source: ``"photos"`` (bundled: 1,090 windows of 220 photographs at two scales, labelled by subject),
-            ``"photos-small"`` (each of these photographs once, its centre square), ``"textures"`` (drawn:
+            ``"photos-small"`` (each once, its centre square; both keep pixels in the cache), ``"textures"`` (drawn:
             16 labelled classes with their `truth`; ``"textures:no-middle"`` leaves out the band from 1/12 to
             1/3 cycles/pixel, ``"textures:seed=3"`` draws others, a comma joins the two),
             ``"folder:PATH"`` (sub-folders are classes), ``"parquet:PATH"`` (a file, folder or glob in the
@@ -140,9 +140,7 @@ def load_images(
     except ZfkitError:
         raise
     except (ValueError, OSError, RuntimeError) as error:  # names that no file has: a NUL, too long, ~nobody
-        raise ImageError(
-            f"{printable(source)!r} cannot be read ({one_line(error)}); check the path"
-        ) from error
+        raise ImageError(f"cannot read {printable(source)!r} ({one_line(error)}); check the path") from error
     expect(images, ImageSet, f"what the image source {kind!r} returns", "as its class's help describes it")
     images.source = source
     if limit is not None:
@@ -237,9 +235,8 @@ def _root_of_classes(top: Path, split: str) -> Path:
         below = [p.name for p in inside if p.is_dir()]
     except OSError:  # said later, by name
         return top
-    kinds = {
-        name: name.casefold().rstrip("0123456789") for name in below
-    }  # "train2017" and "val2017" are COCO's
+    # "train2017" and "val2017" are COCO's.
+    kinds = {name: name.casefold().rstrip("0123456789") for name in below}
     chosen = {s: next((n for w in words for n in below if kinds[n] == w), "") for s, words in SPLITS.items()}
     strange = set(kinds.values()) - set(BESIDE)  # what could be classes
     where = printable(str(top))
@@ -251,9 +248,8 @@ def _root_of_classes(top: Path, split: str) -> Path:
         one = next(name for name in below if kinds[name] in PICTURES)
         why = f"{one!r} in {where} is not taken for a class; folders in it are"
         if tables := [p.name for p in inside if p.suffix in (".csv", ".json", ".txt")]:
-            why += (
-                f", and {printable(', '.join(tables))} not read: ImageSet.of(paths, labels=...) takes labels"
-            )
+            unread = printable(", ".join(tables))
+            why += f", and {unread} not read: ImageSet.of(paths, labels=...) takes labels"
     else:
         return top
     warnings.warn(why, stacklevel=4)
@@ -334,8 +330,8 @@ def _open_dataset(name: str, split: str, root: Path) -> Any:
 
     if name not in DATA_SETS and name in datasets.__all__:
         raise ImageError(
-            f"torchvision's {name} is not read: it has no pictures with classes, or runs what lies in a folder, as "
-            f"LSUN does. There are: {', '.join(DATA_SETS)}"
+            f"torchvision's {name} is not read: it has no pictures with classes, or runs what lies in a folder. "
+            f"There are: {', '.join(DATA_SETS)}"
         )
     dataset = getattr(datasets, one_of(name, "torchvision data set", DATA_SETS, ImageError))
     accepted = inspect.signature(dataset).parameters

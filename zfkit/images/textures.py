@@ -69,10 +69,14 @@ class Texture(NamedTuple):
 def _grating(rng: Generator, middle: bool, orientation: float) -> Texture:
     """Sinusoidal, in one of the three bands."""
     frequency, phase = _frequency(rng, middle), _phase(rng)
-    truth = Truth(frequency, orientation % math.pi, _seen_from(orientation, phase))
+    # Brought into [0, pi), the orientation may reverse the wave.
+    seen = phase if 0 <= orientation < math.pi else -phase % math.tau
+    truth = Truth(frequency, orientation % math.pi, seen)
     # Of mostly different brightness: the two classes below are the ones that differ in hue alone.
     dark, bright = _along(rng, _direction(rng, 40), rng.uniform(0.35, 0.65))
-    return Texture(truth, lambda x, y: _sinusoid(_wave(x, y, frequency, orientation, phase)), dark, bright)
+    return Texture(
+        truth, lambda x, y: 0.5 + 0.5 * np.cos(_wave(x, y, frequency, orientation, phase)), dark, bright
+    )
 
 
 def _stripes(rng: Generator, middle: bool, axis: Array) -> Texture:
@@ -249,9 +253,8 @@ def _colour_noise(rng: Generator, middle: bool, size: int) -> Texture:
 
     def paint(x: Array, y: Array) -> Array:
         mosaic = rng.random((3, *[(size + 2 * MARGIN + 2) // cell + 1] * 2), np.float32)
-        row, column = (
-            (a.astype(int) + MARGIN + s) // cell for a, s in ((y[:, 0], shift[0]), (x[0], shift[1]))
-        )
+        places = (y[:, 0], shift[0]), (x[0], shift[1])
+        row, column = ((a.astype(int) + MARGIN + s) // cell for a, s in places)
         return (mean[:, None, None] + contrast * (mosaic - 0.5))[:, row][:, :, column]
 
     return Texture(Truth(), paint, mean, mean)
@@ -350,9 +353,8 @@ def textures(rest: str, size: Size, split: str, **_: Any) -> ImageSet:
     def stamp() -> str:  # one of each class
         return digest(torch.from_numpy(draw(i, split, size=side, **options)[0]) for i in range(len(CLASSES)))
 
-    return ImageSet(
-        read, names, size=side, classes=CLASSES, read_labels=lambda: labels, truth=row, stamp=stamp
-    )
+    known: dict[str, Any] = {"read_labels": lambda: labels, "truth": row, "stamp": stamp}
+    return ImageSet(read, names, size=side, classes=CLASSES, **known)
 
 
 def _options(text: str) -> tuple[bool, int]:
@@ -401,11 +403,6 @@ def _phase(rng: Generator) -> float:
     return rng.uniform(0, math.tau)
 
 
-def _seen_from(orientation: float, phase: float) -> float:
-    """The phase of the same wave once its orientation is brought into [0, pi), which may reverse it."""
-    return phase if 0 <= orientation < math.pi else -phase % math.tau
-
-
 def _centre(rng: Generator, size: int) -> tuple[float, float]:
     """x, y of a point in the middle half of the picture, in pixels."""
     return rng.uniform(0.25, 0.75) * size, rng.uniform(0.25, 0.75) * size
@@ -415,10 +412,6 @@ def _wave(x: Array, y: Array, frequency: float, orientation: float, phase: float
     """Phase (H, W) of a plane wave, in radians."""
     k = math.tau * frequency
     return (k * math.cos(orientation) * x + phase) + k * math.sin(orientation) * y
-
-
-def _sinusoid(wave: Array) -> Array:
-    return 0.5 + 0.5 * np.cos(wave)
 
 
 def _bars(wave: Array, frequency: float) -> Array:

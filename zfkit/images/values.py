@@ -52,11 +52,10 @@ def eight_bits(values: np.ndarray, value_range: Range | None, remarks: Remarks, 
     if value_range is None:
         low, high = values.min(), values.max()
         if values.dtype.kind == "f" or low < 0 or high > WHOLE[1]:
-            kind = (
-                "floating-point pixels" if values.dtype.kind == "f" else "integers beyond 16 bits, or signed,"
-            )
+            floats = values.dtype.kind == "f"
+            kind = "floating-point pixels" if floats else "integers beyond 16 bits, or signed,"
             raise ImageError(
-                f"{kind} have no known range (these: {low:g} to {high:g}); convert it to 8 bits first, or say "
+                f"{kind} have no known range (these: {low:g} to {high:g}): convert it to 8 bits first, or say "
                 "value_range=(low, high)"
             )
         remarks.sixteen_bits(int(low), int(high), name)

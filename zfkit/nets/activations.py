@@ -107,7 +107,7 @@ def features(
         for part in portions.of(len(chosen)):
             with portions.attempt(), full_float32():
                 here = chosen[part]
-                pixels = pictures_at(images, here)
+                pixels = images.take(here) if isinstance(images, ImageSet) else images[here]
                 found: dict[str, Tensor] = {}
                 changed = None if change is None else lambda x, here=here: change(x, here)
                 for name, output in activations(model, pixels, layers, change=changed):
@@ -119,11 +119,6 @@ def features(
                     rows[name].append(values)
                 done(len(here))
     return {name: torch.cat(parts) for name, parts in rows.items() if parts}
-
-
-def pictures_at(images: ImageSet | Tensor, index: Tensor | Sequence[int]) -> Tensor:
-    """Pictures at these places of a set, or of a tensor of pictures: uint8 (n, 3, H, W)."""
-    return images.take(index) if isinstance(images, ImageSet) else images[index]
 
 
 def expect_room(model: VisionModel, size: Size, layers: Sequence[str]) -> None:

@@ -43,9 +43,8 @@ def described(step: Step) -> Iterator[str | Tensor]:
         yield from _contents(step.run())
     if step.layer is None or step.block or isinstance(step.layer, RESTING):
         return
-    state = step.layer.state_dict() | dict(
-        step.layer.named_buffers()
-    )  # not all of them are stored with weights
+    # not all of them are stored with weights
+    state = step.layer.state_dict() | dict(step.layer.named_buffers())
     for i, module in enumerate(step.layer.modules()):
         own = {k: v for k, v in vars(module).items() if k not in _OF_TORCH and k != "inplace"}
         hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]

@@ -191,9 +191,8 @@ def _conv2d(  # type: ignore[no-untyped-def]
     size = shape(weight)
     if size is None or padding == "same":
         return None
-    return SlidingFunction(
-        size[1:], stride, 0 if padding == "valid" else padding, dilation
-    )  # size lacks one axis
+    # size lacks one axis
+    return SlidingFunction(size[1:], stride, 0 if padding == "valid" else padding, dilation)
 
 
 def _pad(input, pad, mode="constant", value=None):  # type: ignore[no-untyped-def]

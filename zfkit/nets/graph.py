@@ -242,9 +242,7 @@ class Network:
             maps = y if step.maps and isinstance(y, Tensor) and y.is_floating_point() else x  # not parameters
             if not (whole := _finite(maps)).all():
                 own = step.layer.named_parameters() if step.layer is not None else ()
-                broken = [
-                    f"its {name} holds NaN or infinite values" for name, p in own if not p.isfinite().all()
-                ]
+                broken = [f"its {n} holds NaN or infinite values" for n, p in own if not p.isfinite().all()]
                 why = broken[0] if broken else "numbers grow beyond what their type holds"
                 raise ModelError(
                     f"{step.name!r} gives values that are not finite, first for picture {int(whole.int().argmin())} of "

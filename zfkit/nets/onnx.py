@@ -169,9 +169,7 @@ def _layers(
                 layer.module.load_state_dict(tensors(node, layer.numbers), strict=False, assign=True)
         node.take("consumed_inputs")  # a hint to the memory of the first opsets
         if node.attributes:
-            raise node.refused(
-                f"has an attribute that zfkit does not know, {quoted(sorted(node.attributes))}"
-            )
+            raise node.refused(f"has an attribute zfkit does not know, {quoted(sorted(node.attributes))}")
         if layer is not None:
             count += kind in ("conv", "fc")
             name = kind if kind in ("flatten", "softmax") else f"{kind}{count}"

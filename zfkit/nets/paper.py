@@ -140,7 +140,8 @@ class _PaperNetwork(nn.Sequential):
         layers["fc8"] = nn.Linear(width, a.classes)
         super().__init__(layers)
         for parameter in self.parameters():  # section 3: weights 10^-2, biases 0
-            nn.init.normal_(parameter, 0, 0.01) if parameter.dim() > 1 else nn.init.zeros_(parameter)
+            if not parameter.is_meta:  # torch would import its compiler, for numbers that a file then gives
+                nn.init.normal_(parameter, 0, 0.01) if parameter.dim() > 1 else nn.init.zeros_(parameter)
 
     def __getitem__(self, index: int | slice) -> Any:
         """A layer, or, for a slice, these layers as a plain `nn.Sequential`."""

@@ -275,9 +275,8 @@ def _callable(node: fx.Node) -> Any:
     if node.target == "view":
         return "reshape"  # the maps may be channels-last, where a view across channels does not exist
     if node.target in ("squeeze", torch.squeeze) and len(node.args) + len(node.kwargs) == 1:
-        return lambda input: input.reshape(
-            len(input), *(n for n in input.shape[1:] if n != 1)
-        )  # also for one image
+        # also for one image
+        return lambda input: input.reshape(len(input), *(n for n in input.shape[1:] if n != 1))
     return node.target
 
 

@@ -119,9 +119,7 @@ def _read(path: Path, names: Iterable[str] | None = None) -> tuple[dict[str, Ten
         with safe_open(path, "pt") as file:
             metadata = dict(file.metadata() or {})
             # Copies, as the file's own are mapped from the disk.
-            tensors = {
-                name: file.get_tensor(name).clone() for name in (file.keys() if names is None else names)
-            }
+            tensors = {n: file.get_tensor(n).clone() for n in (file.keys() if names is None else names)}
         checksum = metadata.pop(CHECKSUM, None)  # others' files have none
         if names is None and checksum not in (None, sealed(tensors, metadata)[CHECKSUM]):
             raise OSError("it is not as zfkit wrote it")

@@ -117,7 +117,8 @@ def load_model(
     own |= {key: value for key, value in said.items() if value is not None}
     if missing := [f"{key}=" for key in ("mean", "scale", "input_size") if key not in own]:
         raise ModelError(
-            f"{name} does not say how pictures go in: give {', '.join(missing)} as zfkit.wrap_model takes them"
+            f"{name} does not say how pictures go in: give {', '.join(missing)} as zfkit.wrap_model takes them, and in "
+            "a shell --mean and so on"
         )
     model = wrap_model(net, **own)
     net.eval()
@@ -411,9 +412,7 @@ def _from_timm(name: str, weights: str | Path | None, random_seed: int) -> tuple
     if not timm.is_model(short):
         raise ModelError(unknown("timm model", short, timm.list_models()))
     if weights is None or isinstance(weights, Path):
-        net = _made(
-            lambda count=None: timm.create_model(short, num_classes=count), weights, name, random_seed
-        )
+        net = _made(lambda n=None: timm.create_model(short, num_classes=n), weights, name, random_seed)
         provenance = _origin(weights)
     else:
         tagged = short if weights == "DEFAULT" else f"{architecture}.{weights}"

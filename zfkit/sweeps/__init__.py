@@ -11,16 +11,6 @@ from .records import record, recorded
 from .runs import SweepPlan, find_workers, plan_sweep, run_sweep, sweep
 
 __all__ = [
-    "Parameter",
-    "SweepPlan",
-    "SweepRun",
-    "expand",
-    "find_workers",
-    "plan_sweep",
-    "read_grid",
-    "read_parameters",
-    "record",
-    "recorded",
-    "run_sweep",
-    "sweep",
-]
+    "Parameter", "SweepPlan", "SweepRun", "expand", "find_workers", "plan_sweep", "read_grid", "read_parameters",
+    "record", "recorded", "run_sweep", "sweep",
+]  # fmt: skip

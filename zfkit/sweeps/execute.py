@@ -7,7 +7,6 @@ import contextlib
 import os
 import platform
 import re
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
@@ -17,23 +16,14 @@ from typing import Any
 
 from ..figures.charts import add_pictures
 from ..files import temporary_folder
+from .parameters import read_parameters
 
+DEFAULT_RUN = re.compile(r"<!-- default-run -->.*?<!-- /default-run -->\s*", re.S)  # see `sweep`
 ATTEMPTS = 3  # at starting a kernel
 START_SECONDS = 120  # that a kernel may take to start: many that start at once keep a machine busy
 THREAD_LIMITS = ("OMP", "MKL", "OPENBLAS", "NUMEXPR")  # each reads NAME_NUM_THREADS
 VERSIONS = ("torch", "torchvision", "numpy", "pandas", "scikit-image", "papermill", "ipykernel")
 TERMINAL_COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-
-
-def end_with(parent: int) -> None:
-    """See to it that this process, a worker, ends when the one that started it does, however that comes to its end."""
-
-    def watch() -> None:
-        while os.getppid() == parent:  # another process adopts a child whose parent has ended
-            time.sleep(0.5)
-        os._exit(1)  # its kernel, which watches its own parent, ends after it
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def execute(
@@ -60,29 +50,27 @@ def execute(
             error = _attempt(file, folder, start + timeout, threads)
             notebook = join_streams(nbformat.read(file, as_version=4))
             code = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
-            begun = [i for i in code if _metadata(notebook.cells[i]).get("start_time")]
+            begun = [i for i in code if notebook.cells[i].metadata.get("papermill", {}).get("start_time")]
             # Two kernels that start at once may pick the same port; then one of them never answers.
             if error is None or begun:
                 break
     if isinstance(error, TimeoutError):
         error = TimeoutError(f"the run took longer than {timeout:g} s")
     in_cell = isinstance(error, papermill.PapermillExecutionError)  # where its traceback stands
-    if in_cell and not any(_metadata(cell).get("exception") for cell in notebook.cells):
+    if in_cell and not any(c.metadata.get("papermill", {}).get("exception") for c in notebook.cells):
         # Only cells that are tagged "raises-exception" raised, so it ran to its end; papermill looks at no tags.
         error, notebook = None, papermill.execute.remove_error_markers(notebook)
     elif error is not None and not in_cell:
-        notebook.cells[begun[-1] if begun else code[0]].outputs.append(_error_output(error))
+        kind, last = type(error).__name__, begun[-1] if begun else code[0]
+        told = nbformat.v4.new_output("error", ename=kind, evalue=str(error), traceback=[f"{kind}: {error}"])
+        notebook.cells[last].outputs.append(told)  # as a kernel reports it
     notebook.metadata.pop("papermill", None)  # paths of the temporary folder
     without = add_pictures(notebook)  # of its charts, for the sweep's page
     facts = {
-        "status": "finished" if error is None else "failed",
-        "error": "" if error is None else error_of(notebook)[0],
-        "started": started.isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - start, 2),
-        "threads": threads,
-        "versions": versions(),
-        **({"charts": without} if without else {}),
-    }
+        "status": "finished" if error is None else "failed", "error": "" if error is None else error_of(notebook)[0],
+        "started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - start, 2),
+        "threads": threads, "versions": versions(), **({"charts": without} if without else {}),
+    }  # fmt: skip
     return name, nbformat.writes(notebook), facts
 
 
@@ -114,33 +102,22 @@ def join_streams(notebook: Any) -> Any:
     return notebook
 
 
-def _error_output(error: Exception) -> Any:
-    """As a kernel reports an exception."""
-    import nbformat
-
-    kind, message = type(error).__name__, str(error)
-    return nbformat.v4.new_output("error", ename=kind, evalue=message, traceback=[f"{kind}: {message}"])
-
-
-def _metadata(cell: Any) -> Any:
-    """What papermill notes of a cell."""
-    return cell.metadata.get("papermill", {})
-
-
 def with_parameters(notebook: Any, parameters: dict[str, Any]) -> Any:
-    """A copy with papermill's cell of parameters, without the outputs and metadata of earlier runs."""
+    """A copy with papermill's cell of parameters, without earlier outputs, metadata and text that no longer holds."""
     from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook
 
     # Not by `execute_notebook`, which warns of every parameter whose annotation it cannot read, as `int | None`.
     notebook = load_notebook_node(notebook)
+    if any(parameters.get(n, own.default) != own.default for n, own in read_parameters(notebook).items()):
+        for cell in (c for c in notebook.cells if c.cell_type == "markdown"):
+            cell.source = DEFAULT_RUN.sub("", cell.source).rstrip()
+        notebook.cells = [c for c in notebook.cells if c.source or c.cell_type == "code"]
     notebook = parameterize_notebook(notebook, parameters, kernel_name="python3", language="python")
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = {"kernelspec": kernel}
     for cell in notebook.cells:
-        if (
-            cell.cell_type == "code"
-        ):  # a cell that a failing run does not reach must not look as if it had run
+        if cell.cell_type == "code":  # one that a failing run does not reach must not look as if it had run
             cell.outputs, cell.execution_count = [], None
     return notebook
 
@@ -150,9 +127,7 @@ def _attempt(file: Path, folder: str, deadline: float, threads: int) -> Exceptio
     from jupyter_client.manager import AsyncKernelManager
 
     if not Path(folder).is_dir():
-        return FileNotFoundError(
-            f"this worker has no folder {folder}; start workers where it exists, as on a shared file system"
-        )
+        return FileNotFoundError(f"this worker has no folder {folder}; start workers where it exists")
     # Its file, which lets others connect, goes with the folder, also where this process is killed.
     kernel = AsyncKernelManager(kernel_name="python3", connection_file=str(file.with_name("kernel.json")))
     # Away from the main thread, where nbclient would take Ctrl-C for the end of this one kernel.
@@ -172,26 +147,19 @@ def _execute_with(kernel: Any, file: Path, folder: str, deadline: float, threads
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
     limits = {f"{library}_NUM_THREADS": str(threads) for library in THREAD_LIMITS}
-    log = file.with_suffix(
-        ".log"
-    )  # what the kernel's process writes outside of cells: of interest if it dies
+    log = file.with_suffix(".log")  # what the kernel's process writes outside of cells: of use if it dies
     try:
         with log.open("wb") as stream:
             start = kernel.start_kernel(env=os.environ | limits, cwd=folder, stdout=stream, stderr=stream)
             asyncio.run(_wait(start))
         papermill.execute_notebook(
-            str(file),
-            str(file),
-            kernel_name="python3",
-            language="python",
-            km=kernel,
-            progress_bar=False,
+            str(file), str(file), kernel_name="python3", language="python", km=kernel, progress_bar=False,
             start_timeout=START_SECONDS,
             # What is left for the whole run, rather than the same again for each cell.
             timeout_func=lambda cell: max(1, int(deadline - time.monotonic())),
             record_timing=False,
             store_widget_state=False,  # megabytes, and GitHub refuses some notebooks that have it
-        )
+        )  # fmt: skip
         return None
     except CellTimeoutError:
         return TimeoutError()

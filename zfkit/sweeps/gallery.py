@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from ..files import write_whole
 from .execute import error_of
-from .grid import SweepRun, given_names
+from .grid import SweepRun
 from .records import recorded
 
 if TYPE_CHECKING:
@@ -188,7 +188,9 @@ def _page(title: str, notebook: str, outcomes: Sequence[Outcome]) -> str:
 
     environment = templates("zfkit.sweeps")
     script = environment.get_template("sweep.js").render()
-    given = given_names(o.run for o in outcomes)
+    given = [
+        n for o in outcomes[:1] for n in o.run.parameters if any(n in other.run.given for other in outcomes)
+    ]
     varying = [n for n in given if len({repr(o.run.parameters[n]) for o in outcomes}) > 1]
     counts = Counter(o.status for o in outcomes)
     return environment.get_template("sweep.html").render(
@@ -223,28 +225,21 @@ def _columns(outcomes: Sequence[Outcome], given: Sequence[str]) -> list[dict[str
     columns = [(name, [o.run.parameters[name] for o in outcomes], False) for name in given]
     columns += [(name, [o.records.get(name) for o in outcomes], True) for name in _record_names(outcomes)]
     columns.append(("seconds", [o.facts.get("seconds") for o in outcomes], False))
-    return [
-        {
-            "name": name,
-            "values": values,
-            "numeric": all(_is_number(v) for v in values if v is not None),
-            "bars": _bars(values) if with_bars else [None] * len(values),
-        }
-        for name, values, with_bars in columns
-    ]
+    shown = []
+    for name, values, with_bars in columns:
+        numeric = all(type(v) in (int, float) for v in values if v is not None)
+        bars = _bars(values) if with_bars else [None] * len(values)
+        shown.append({"name": name, "values": values, "numeric": numeric, "bars": bars})
+    return shown
 
 
 def _bars(values: Sequence[Any]) -> list[float | None]:
     """From smallest to largest; they begin at 0 where nothing lies below it."""
-    numbers = [v for v in values if _is_number(v) and math.isfinite(v)]
+    numbers = [v for v in values if type(v) in (int, float) and math.isfinite(v)]
     if len(set(numbers)) < 2 or any(isinstance(v, str | bool | list) for v in values):
         return [None] * len(values)
     low, high = min(0, *numbers), max(0, *numbers)
     return [100 * (v - low) / (high - low) if v in numbers else None for v in values]
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
 
 
 def _by_position(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
@@ -253,14 +248,11 @@ def _by_position(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     for outcome in outcomes:
         for figure in outcome.figures:
             figures.setdefault(figure.position, []).append((outcome, figure))
-    return [
-        {
-            "title": _without_markdown(pairs[0][1].title),
-            "pairs": pairs,
-            "alike": len(pairs) > 1 and len({figure.digest for _, figure in pairs}) == 1,
-        }
-        for _, pairs in sorted(figures.items())
-    ]
+    shown = []
+    for _, pairs in sorted(figures.items()):
+        alike = len(pairs) > 1 and len({figure.digest for _, figure in pairs}) == 1
+        shown.append({"title": _without_markdown(pairs[0][1].title), "pairs": pairs, "alike": alike})
+    return shown
 
 
 def _same_for_all(outcomes: Sequence[Outcome], varying: Sequence[str]) -> dict[str, Any]:
@@ -268,9 +260,8 @@ def _same_for_all(outcomes: Sequence[Outcome], varying: Sequence[str]) -> dict[s
     ran = [o.facts for o in outcomes if o.facts.get("versions")]
     if not ran:
         return {}
-    versions = {
-        name: sorted({facts["versions"].get(name, "?") for facts in ran}) for name in ran[0]["versions"]
-    }
+    held = [facts["versions"] for facts in ran]
+    versions = {name: sorted({v.get(name, "?") for v in held}) for name in held[0]}
     started, threads = sorted(facts["started"] for facts in ran), sorted({facts["threads"] for facts in ran})
     parameters = next(iter(outcomes)).run.parameters
     lines = [(name, _text(value) or "(empty)") for name, value in parameters.items() if name not in varying]

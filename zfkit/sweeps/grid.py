@@ -7,7 +7,7 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,7 @@ def read_grid(file: str | Path) -> Any:
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0][:100] or "too deep"
         raise ZfkitError(
-            f"{path.name}{where}: {problem}. A grid is YAML such as 'model: [zfnet64, alexnet64]', a line for each "
-            "parameter"
+            f"{path.name}{where}: {problem}. A grid is YAML, as 'model: [zfnet64, alexnet64]'"
         ) from None
 
 
@@ -134,8 +133,7 @@ def _listed(grid: Sequence[Any], parameters: Mapping[str, Parameter], limit: int
     for i, values in enumerate(grid, start=1):
         if not isinstance(values, Mapping):
             raise ZfkitError(
-                f"run {i} of the grid is {quoted(values)}: it takes a mapping of parameters to values, as "
-                "'- {model: zfnet64, seed: 1}'"
+                f"run {i} of the grid is {quoted(values)}, and a mapping was expected, as '- {{seed: 1}}'"
             )
         yield {n: parameters[one_of(n, "parameter", parameters)].check(v) for n, v in values.items()}
 
@@ -167,9 +165,3 @@ def _name(given: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> str:
 
 def _mark(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:8]
-
-
-def given_names(runs: Iterable[SweepRun]) -> list[str]:
-    """Parameters that any of these runs was given, in the notebook's order."""
-    runs = list(runs)
-    return [n for n in (runs[0].parameters if runs else ()) if any(n in run.given for run in runs)]

@@ -92,8 +92,8 @@ def read_parameters(notebook: Any, name: str = "the notebook") -> dict[str, Para
     tagged = [c for c in notebook.cells if c.cell_type == "code" and TAG in (c.metadata.get("tags") or ())]
     if len(tagged) != 1:
         raise ZfkitError(
-            f"{name} has {len(tagged) or 'no'} cells tagged {TAG!r}: it takes exactly one, with an assignment of a "
-            "literal on each line (in JupyterLab: property inspector, Cell Tags)"
+            f"{name} has {len(tagged) or 'no'} cells tagged {TAG!r}: it takes one, with an assignment of a literal on "
+            "each line (in JupyterLab: property inspector, Cell Tags)"
         )
     source = tagged[0].source
     try:
@@ -106,9 +106,8 @@ def read_parameters(notebook: Any, name: str = "the notebook") -> dict[str, Para
     for statement in statements:
         line = (ast.get_source_segment(source, statement) or "").partition("\n")[0]
         where = f"line {statement.lineno} of the parameters cell of {name}"
-        parameter = _parameter(
-            statement, comments.get(statement.end_lineno or 0, ""), f"{where}, {line!r:.60}"
-        )
+        comment = comments.get(statement.end_lineno or 0, "")
+        parameter = _parameter(statement, comment, f"{where}, {line!r:.60}")
         if parameter.name in parameters:
             raise ZfkitError(f"{where} assigns {parameter.name} a second time")
         parameters[parameter.name] = parameter
@@ -126,10 +125,7 @@ def _parameter(statement: ast.stmt, comment: str, where: str) -> Parameter:
         case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=ast.expr() as value):
             pass
         case _:
-            raise ZfkitError(
-                f"{where}: only assignments NAME = LITERAL go there; whatever is computed goes into the next cell, "
-                "where it sees the values of a run"
-            )
+            raise ZfkitError(f"{where}: only assignments NAME = LITERAL go there; compute in the next cell")
     try:
         default = plain(ast.literal_eval(value), f"parameter {name}")
     except ZfkitError:

@@ -72,8 +72,8 @@ def _encode(value: Any, name: str) -> Any:
     wide = type(value) is int and not -(2**63) <= value < 2**63
     if wide or type(value) not in (bool, int, float, str, type(None)):
         raise ZfkitError(
-            f"cannot record {name!r}: {type(value).__name__} is no number, text, True, False or None, nor a list "
-            "of them; record several values under a name each"
+            f"cannot record {name!r}: {type(value).__name__} is no number, text, bool or None, nor a list of them: "
+            "record several under a name each"
         )
     return {"float": str(value)} if isinstance(value, float) and not math.isfinite(value) else value
 

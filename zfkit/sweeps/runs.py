@@ -8,7 +8,6 @@ which runs are done, and does the rest.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
@@ -24,7 +23,8 @@ from ..checksums import write_table
 from ..cluster import connected
 from ..errors import WriteError, ZfkitError
 from ..files import expect_own, only_writer, write_whole
-from .execute import end_with, execute
+from ..parent import end_with
+from .execute import execute
 from .gallery import KEY, Outcome, forget_figures, outcome_of, results, write_gallery
 from .grid import SweepRun, expand, read_grid
 from .parameters import TAG, read_parameters
@@ -90,8 +90,8 @@ def sweep(
         threads: for each run (default: the cores divided by the runs at a time).
         again: run also what is done.
         max_runs: refuse a larger grid.
-        progress: show a bar.
 
+    Text between ``<!-- default-run -->`` and ``<!-- /default-run -->`` is left out with other parameters than its own.
     Relative paths among the parameters are seen from the current folder, also by the workers of a cluster.
 
     Returns the table of results.parquet, one row a run: run, its parameters, what the notebook recorded
@@ -162,14 +162,15 @@ def run_sweep(
     timeout = number(timeout, "timeout, in seconds,", low=1)
     todo = {run.name: run for run in plan.todo}
     outcomes: dict[str, Outcome] = {}
-    with _only_sweep(plan.out):
+    refusal = ZfkitError(f"another sweep is writing to {str(plan.out)!r}: wait for it, or give another --out")
+    with only_writer(writable_folder(plan.out) / ".sweep.lock", refusal):
         for run in plan.runs:
             if run.name in plan.done:
                 outcomes[run.name] = outcome_of(run, _read_executed(plan.out / f"{run.name}.ipynb"), plan.out)
         source, folder = nbformat.writes(plan.source), str(Path.cwd())
         tasks = [(name, source, run.parameters, folder, timeout) for name, run in todo.items()]
         try:
-            with steps(len(tasks), "sweep", "run", progress) as done:
+            with steps(len(tasks), "sweep", "run", progress, shorter="a smaller grid takes less") as done:
                 for name, text, facts in _executed(tasks, jobs, scheduler, threads):
                     outcomes[name] = _keep(plan, todo[name], text, facts)
                     done(1)
@@ -177,21 +178,9 @@ def run_sweep(
             in_order = [outcomes.get(run.name) or Outcome(run, "missing") for run in plan.runs]
             table = results(in_order)
             write_table(plan.out / "results.parquet", pa.Table.from_pandas(table, preserve_index=False))
-            write_gallery(
-                plan.out / "index.html",
-                _title(plan.source) or plan.notebook.stem,
-                plan.notebook.name,
-                in_order,
-            )
+            title = _title(plan.source) or plan.notebook.stem
+            write_gallery(plan.out / "index.html", title, plan.notebook.name, in_order)
     return table
-
-
-@contextlib.contextmanager
-def _only_sweep(out: Path) -> Iterator[None]:
-    """The folder, made where there is none, for this process alone."""
-    refusal = ZfkitError(f"another sweep is writing to {str(out)!r}: wait for it, or give another --out")
-    with only_writer(writable_folder(out) / ".sweep.lock", refusal):
-        yield
 
 
 # ------------------------------------------------------------------------------------------- several at a time
@@ -221,8 +210,7 @@ def _executed(
             yield from parallel(joblib.delayed(_execute_on_worker)(task, threads, slots) for task in tasks)
         except Exception as error:
             raise ZfkitError(
-                f"the cluster gave up ({type(error).__name__}: {error}); what finished is kept, and the same "
-                "command goes on with the rest"
+                f"the cluster gave up ({type(error).__name__}: {error}); the same command goes on with the rest"
             ) from error
 
 
@@ -302,12 +290,9 @@ def _read_executed(file: Path) -> Any:
 
 def _code_digest(notebook: Any) -> str:
     """Changes with the code; prose, outputs and the parameters' defaults have no part in it."""
-    code = [
-        cell.source
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-        and not {TAG, "injected-parameters"} & set(cell.metadata.get("tags") or ())
-    ]
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    given = {TAG, "injected-parameters"}
+    code = [cell.source for cell in cells if not given & set(cell.metadata.get("tags") or ())]
     return hashlib.sha256(canonical(code).encode()).hexdigest()[:16]
 
 
@@ -322,15 +307,9 @@ def _keep(plan: SweepPlan, run: SweepRun, text: str, facts: dict[str, Any]) -> O
 
     notebook = nbformat.reads(text, as_version=4)
     notebook.metadata[KEY] = {
-        "key": _key(run, plan.code),
-        "run": run.name,
-        "notebook": plan.notebook.name,
-        "code": plan.code,
-        "parameters": run.parameters,
-        "given": sorted(run.given),
-        "seed": run.parameters.get("seed"),
-        **facts,
-    }
+        "key": _key(run, plan.code), "run": run.name, "notebook": plan.notebook.name, "code": plan.code,
+        "parameters": run.parameters, "given": sorted(run.given), "seed": run.parameters.get("seed"), **facts,
+    }  # fmt: skip
     finished, failed = plan.out / f"{run.name}.ipynb", plan.out / f"{run.name}.failed.ipynb"
     file, stale = (finished, failed) if facts["status"] == "finished" else (failed, finished)
     forget_figures(run.name, plan.out)

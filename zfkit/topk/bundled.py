@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..checks import as_path
+from ..checksums import digest
 from ..deconv.receptive_field import fits_inside
 from ..errors import ZfkitError
 from ..files import cache_folder
@@ -29,22 +30,24 @@ QUANTILE = 0.999  # of a map's maximum over pictures: its record
 LITTLE = 0.25  # of its record: with less, nothing in the pictures is what a map is for
 
 
-def mined(model: VisionModel, photos: ImageSet, folder: str | Path | None = None) -> TopK:
+def mined(
+    model: VisionModel, photos: ImageSet, folder: str | Path | None = None, layers: list[str] | None = None
+) -> TopK:
     """The table of `mine` for these: the one that ships, one that `folder` kept, or else made now and kept there.
 
-    The folder is by default one in zfkit's cache, of which `zfkit cache` says where it is.
-
-    Units that look beyond a picture's border are left out where pictures are large enough for that. A table is used
+    The folder is by default one in zfkit's cache (`zfkit cache` says where); the layers are all convolutions. Units
+    that look beyond a picture's border are left out where pictures are large enough for these layers. A table is used
     only where its fingerprints are right, and a forward pass of one of its pictures gives the same numbers.
     """
     expect_both(model, photos)
-    layers = list(model.conv_layers)
+    layers = layers or [*model.conv_layers]
     inside = fits_inside(model, layers, photos.size)
-    name = f"{model.fingerprint(layers)}-{photos.fingerprint()}-{'inside' if inside else 'all'}.parquet"
+    asked = digest([model.fingerprint(layers), *layers])[:16]
+    name = f"{asked}-{photos.fingerprint()}-{'inside' if inside else 'all'}.parquet"
     file = (cache_folder("top") if folder is None else as_path(folder)) / name
-    if top := shipped(model, photos, layers, inside=inside) or _usable(file, model, photos, inside):
+    if top := shipped(model, photos, layers, inside=inside) or _usable(file, model, photos, layers, inside):
         return top
-    top = mine(model, photos, inside=inside)
+    top = mine(model, photos, layers, inside=inside)
     if not photos.lasting:
         warnings.warn(
             f"nothing tells the pictures of {photos.source!r} from others, so their table is not kept for the next "
@@ -64,31 +67,31 @@ def shipped(
     """What `mine` would make of these layers, from the table that ships; None where none does, or it does not fit."""
     files = {path.stem: path for path in DATA.glob("*.parquet")}  # names may be anything, also no file's
     file = files.get(f"{model.name}-{photos.source}")
-    top = None if file is None else _usable(file, model, photos, inside)
+    top = None if file is None else _usable(file, model, photos, model.conv_layers, inside)
     if top is None or k > top.k or not set(layers) <= set(top.layers):
         return None
     return top.ranks(0, k, layers)
 
 
-def _usable(file: Path, model: VisionModel, photos: ImageSet, inside: bool) -> TopK | None:
-    """The table in this file, if it is of this network, these pictures and all convolutional layers."""
+def _usable(
+    file: Path, model: VisionModel, photos: ImageSet, layers: Sequence[str], inside: bool
+) -> TopK | None:
+    """The table in this file, if it is of this network, these pictures and layers."""
     with suppress(ZfkitError):  # there is none, it is of another version, or damaged
         table = TopK.load(file)
         table.check(model, photos)
-        if table.inside == inside and _agrees(table, model, photos):
+        if table.inside == inside and [*table.layers] == [*layers] and _agrees(table, model, photos):
             return table
     return None
 
 
 def _agrees(table: TopK, model: VisionModel, photos: ImageSet) -> bool:
     """Are the table's values those of a forward pass, for the picture that excites its first map most?"""
-    if tuple(table.layers) != model.conv_layers:
-        return False
     i = int(next(iter(table.layers.values())).image[0, 0])
     for layer, output in activations(model, photos.take([i]), list(table.layers)):
         top = table[layer]
         channel, rank = (top.image == i).nonzero(as_tuple=True)
-        found = output[0].cpu()[channel, top.row[channel, rank], top.col[channel, rank]]
+        found = output[0].cpu().float()[channel, top.row[channel, rank], top.col[channel, rank]]
         if not torch.allclose(found, top.value[channel, rank], rtol=1e-2, atol=1e-3 * float(top.max.max())):
             return False
     return True
@@ -134,6 +137,6 @@ def _records() -> dict[str, dict[str, Tensor]]:
     import pyarrow.parquet as pq
 
     found: dict[str, dict[str, Tensor]] = {}
-    for row in pq.read_table(DATA / "records.parquet").to_pylist():  # one for each layer
+    for row in pq.ParquetFile(DATA / "records.parquet").read().to_pylist():  # one for each layer
         found.setdefault(row["weights"], {})[row["layer"]] = torch.tensor(row["record"])
     return found

@@ -374,9 +374,7 @@ def _mine_on_cluster(plan: MiningPlan, scheduler: str | Client, progress: bool) 
         except ZfkitError:
             raise
         except Exception as error:  # Dask passes on whatever a worker raised, and gives up in ways of its own
-            raise ZfkitError(
-                f"the cluster gave up ({type(error).__name__}: {error}); start it again"
-            ) from error
+            raise ZfkitError(f"the cluster gave up ({type(error).__name__}: {error}); start again") from error
         finally:
             client.cancel(futures)
     new = [s for s in dict.fromkeys(skipped) if s not in plan.images.skipped]

@@ -82,11 +82,14 @@ class Patches(Result, figure="patches_figure"):
 
         1 for equal ones, about 0 for unrelated ones; NaN where fewer than two are not empty.
         """
-        flat = self.projection.double().flatten(2)
-        norm = flat.norm(dim=2, keepdim=True)
-        count = (norm > 0).sum((1, 2)).double()
-        total = torch.where(norm > 0, flat / norm, 0).sum(1).square().sum(1)
-        return ((total - count) / (count * (count - 1)).where(count > 1, torch.nan)).cpu()
+        each = []
+        for of_map in self.projection:  # one by one, for the memory of doubles
+            flat = of_map.double().flatten(1)
+            norm = flat.norm(dim=1, keepdim=True)
+            count = float((norm > 0).sum())
+            total = float(torch.where(norm > 0, flat / norm, 0).sum(0).square().sum())
+            each.append((total - count) / (count * (count - 1)) if count > 1 else math.nan)
+        return torch.tensor(each, dtype=torch.float64)
 
     def __repr__(self) -> str:
         C, k, _, *side = self.photo.shape
@@ -180,7 +183,7 @@ def cut_top(
     origin = patches.box.flatten(0, 1)[:, [1, 0]]
     rows, columns = window_in(model, photos.size, layer)
     size = (patches.photo.shape[-2], patches.photo.shape[-1])
-    with steps(len(units), "cutting out", "patch", progress) as done:
+    with steps(len(units), "cutting out", "patch", progress, shorter="fewer maps take less") as done:
         for part in torch.arange(len(units)).split(_pictures_at_once(model, photos.size)):
             here = units.pick(part)
             pictures, local = here.image.unique(return_inverse=True)
@@ -306,14 +309,15 @@ def _has_registered_rules(model: VisionModel, layer: str) -> bool:
 
 
 def _passes(
-    model: VisionModel, ways: Sequence[Deconvnet], pixels: Tensor
+    model: VisionModel, ways: Sequence[Deconvnet], pixels: Tensor, position: Tensor | None = None
 ) -> Iterator[tuple[Deconvnet, Tape]]:
-    """For each way what it needs of one forward pass of these uint8 pictures.
+    """For each way what it needs of one forward pass of these uint8 pictures; `position`: of one unit in each.
 
     The pass is that of a rule other than "deconvnet", if there is one: beside the switches it keeps masks of ReLUs.
     """
     most = max(ways, key=lambda way: way.options.rule != "deconvnet")
-    tape = forward(model, most, model.preprocess(pixels), outputs=most.options.seed == "activation")
+    outputs = most.options.seed == "activation"
+    tape = forward(model, most, model.preprocess(pixels), outputs, position=position)
     return ((way, tape if way is most else way.own(tape)) for way in ways)
 
 
@@ -328,7 +332,7 @@ def _from_crops(
             here = units.pick(order[part])
             pictures, local = here.image.unique(return_inverse=True)
             pixels, position = crop.cut(photos.take(pictures), local, here.position)
-            for way in _passes(model, ways, pixels):
+            for way in _passes(model, ways, pixels, position):
                 yield from project_units(model, *way, layer, here, torch.arange(len(here)), position, pixels)
 
 

@@ -7,7 +7,6 @@ import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..deconv.receptive_field import units_inside
-from ..images.given import one_picture
-from ..images.imageset import ImageSet
+from ..images.imageset import ImageSet, as_set
 from ..nets.activations import features
 from ..nets.graph import Concat, Network, Step
 from ..nets.model import VisionModel, expect_model
@@ -34,10 +32,7 @@ def activations(model: VisionModel, pictures: Any, layer: str, *, progress: bool
     >>> zfkit.activations(model, "cat.jpg", "conv3")[0, 17].max()
     """
     expect_model(model).network.find(layer)
-    if isinstance(pictures, str | Path) or getattr(pictures, "ndim", 4) == 3:
-        pictures = one_picture(pictures, model.input_size)[None]
-    of_paths = isinstance(pictures, list | tuple) and all(isinstance(p, str | Path) for p in pictures)
-    images = ImageSet.of(pictures, size=model.input_size if of_paths else None, progress=progress)
+    images = as_set(pictures, model.input_size, progress)
     whole = features(model, images, [layer], lambda layer, outputs, index: outputs, progress=progress)
     return whole[layer].contiguous()
 

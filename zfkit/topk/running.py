@@ -61,9 +61,7 @@ class RunningTop:
         if output.dim() == 2:
             output = output[:, :, None, None]
         if output.dim() != 4:
-            raise LayerError(
-                f"{self.layer!r} has outputs of shape {tuple(output.shape)}, so it has no feature maps"
-            )
+            raise LayerError(f"{self.layer!r} has outputs of shape {tuple(output.shape)}, no feature maps")
         size = (output.shape[2], output.shape[3])
         output = output[:, :, self.inside[0], self.inside[1]]
         strongest = output.amax((2, 3)).float()  # (N, C)

@@ -207,9 +207,8 @@ class TopK(Result, figure="top_figure"):
         Raises ZfkitError for tables of different runs or of other pictures, and ImageError where none of the
         pictures could be read.
         """
-        seen = [
-            table for table in tables if table.count
-        ]  # of a part without readable pictures nothing is known
+        # of a part without readable pictures nothing is known
+        seen = [table for table in tables if table.count]
         if not seen:
             reason = f": {images.skipped[0].reason}" if images.skipped else ""
             raise ImageError(f"none of the {len(images)} pictures of {images.source!r} can be read{reason}")
@@ -218,17 +217,14 @@ class TopK(Result, figure="top_figure"):
             differ = [n for n in ("k", "inside", "weights") if getattr(other, n) != getattr(first, n)]
             differ += ["layers"] * ([*other.layers] != [*first.layers])
             if differ:
-                raise ZfkitError(
-                    f"the tables are of different runs: {', '.join(differ)} differ; mine them alike"
-                )
+                raise ZfkitError(f"tables are of different runs: {', '.join(differ)} differ; mine them alike")
             other._check_pictures(images)
-        count = sum(table.count for table in seen)
-        if count > len(images):
+        counts = [table.count for table in seen]
+        if (count := sum(counts)) > len(images):
             raise ZfkitError(
                 f"the tables are of {count:,} pictures together, but there are {len(images):,}: their parts overlap"
             )
-        share = torch.tensor([table.count / count for table in seen], dtype=torch.float64)
-        layers = {n: _merged([table[n] for table in seen], share, first.k) for n in first.layers}
+        layers = {n: _merged([table[n] for table in seen], counts, first.k) for n in first.layers}
         return replace(first, layers=layers, images=images.source, count=count)
 
     def check(self, model: VisionModel, images: ImageSet) -> None:
@@ -254,25 +250,29 @@ class TopK(Result, figure="top_figure"):
 def expect_both(model: object, images: object) -> None:
     """Raise ZfkitError for what is no network with its preprocessing, or no set of pictures."""
     expect_model(model)
-    expect(images, ImageSet, "the pictures", "as zfkit.load_images makes it, of a folder say")
+    expect(images, ImageSet, "the pictures", "as zfkit.load_images and ImageSet.of make it")
 
 
-def _merged(parts: Sequence[LayerTop], share: Tensor, k: int) -> LayerTop:
-    """One layer's table from those of parts, which hold `share` (n,) of the pictures."""
+def _merged(parts: Sequence[LayerTop], counts: Sequence[int], k: int) -> LayerTop:
+    """One layer's table from those of parts, which hold so many pictures each."""
     ranked = {n: torch.cat([getattr(part, n) for part in parts], 1) for n in RANKED}  # (C, n * k)
     by_image = ranked["image"].argsort(1)
     # Sorted by value, and of equal values, by picture: the second sort is stable.
     by_value = ranked["value"].gather(1, by_image).sort(dim=1, descending=True, stable=True).indices
     order = by_image.gather(1, by_value)[:, :k]
-    # Parts hold means and fractions in double precision, so that here they are rounded once.
-    means = [
-        (torch.stack([getattr(p, n).double() for p in parts], 1) @ share).float() for n in ("mean", "active")
-    ]
+
+    def mean(name: str) -> Tensor:
+        # By the sums of parts, exact up to 48 bits: else the order decided on a mean just between two float32 numbers.
+        parted = np.stack([getattr(part, name).double().numpy() for part in parts], 1) * np.array(counts)
+        mantissa, exponent = np.frexp(parted)
+        sums = np.ldexp(np.round(mantissa * 2**48), exponent - 48)
+        return torch.from_numpy(sums.sum(1) / sum(counts)).float()
+
     return LayerTop(
         **{n: t.gather(1, order) for n, t in ranked.items()},
         max=torch.stack([part.max for part in parts]).amax(0),
-        mean=means[0],
-        active=means[1],
+        mean=mean("mean"),
+        active=mean("active"),
     )
 
 
@@ -298,12 +298,13 @@ def _checked_layer(layer: str, part: pa.Table, head: dict[str, Any]) -> LayerTop
     def numbers(name: str) -> np.ndarray:
         values = part[name].combine_chunks()
         if name in RANKED:
-            if values.null_count or not (values.value_lengths().to_numpy() == k).all():
+            if values.null_count or not (np.from_dlpack(values.value_lengths()) == k).all():
                 raise ValueError(f"layer {layer!r} is not whole")
             values = values.flatten()
         if values.null_count or str(values.type) != ("float" if name not in (*WHOLE, "channel") else "int64"):
             raise ValueError(f"layer {layer!r} is not whole")
-        return values.to_numpy().reshape((C, k) if name in RANKED else C)
+        # Arrow's own `to_numpy` would import pandas.
+        return np.from_dlpack(values).reshape((C, k) if name in RANKED else C)
 
     if not np.array_equal(numbers("channel"), np.arange(C)):
         raise ValueError(f"layer {layer!r} is not whole")

@@ -168,15 +168,10 @@ class Streamed:
         dataset: Any = _Crops(self.images, draws, self.geometry.size)
         # Ranges, not lists: of a million places those are large.
         batches: Any = [range(s.start, s.stop) for s in spans]
-        loader: Any = DataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=self.workers,
-            # Readers are closures over open sources: a forked process has them, a spawned one would not.
-            multiprocessing_context="fork" if self.workers else None,
-            pin_memory=self.device.type == "cuda",
-            prefetch_factor=4 if self.workers else None,
-        )
+        # Readers are closures over open sources: a forked process has them, a spawned one would not.
+        ahead: dict[str, Any] = {"pin_memory": self.device.type == "cuda"}
+        ahead |= {"multiprocessing_context": "fork", "prefetch_factor": 4} if self.workers else {}
+        loader: Any = DataLoader(dataset, batch_sampler=batches, num_workers=self.workers, **ahead)
         draws = draws.to(self.device)
         for span, (pictures, labels) in zip(spans, loader, strict=True):
             pictures, labels = (t.to(self.device, non_blocking=True) for t in (pictures, labels))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..batching import Portions
-from ..errors import TrainingError
+from ..errors import TrainingError, ZfkitError
 from ..images.imageset import ImageSet
 from ..images.labels import align_labels
 from ..nets.graph import evaluation_mode
@@ -26,6 +26,21 @@ class Accuracy:
     top5: float  # % of pictures whose class is among the five most probable
     loss: float  # mean cross-entropy, nats
     count: int
+
+
+def scores(p: Tensor, labels: Tensor) -> Tensor:
+    """(3,) of probabilities (n, classes): right, among the five most probable, summed cross-entropy in nats."""
+    hits = p.topk(min(5, p.shape[1])).indices == labels[:, None]
+    loss = -p.gather(1, labels[:, None]).clamp_min(1e-30).log().sum()
+    return torch.stack([hits[:, 0].sum(), hits.sum(), loss])
+
+
+def expect_classes(labels: Tensor, classes: int, images: ImageSet, error: type[ZfkitError]) -> None:
+    """Raise where a label is none of a network's classes."""
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        known = f"the network has {classes} classes, 0 to {classes - 1}"
+        raise error(f"{images.source!r} has labels from {low} to {high} (-1: none), and {known}")
 
 
 @torch.inference_mode()
@@ -70,22 +85,15 @@ def evaluate(
                     shown = views(pixels, model.input_size, crops, geometry)
                     answers = torch.stack([forward(model.preprocess(v)).float() for v in shown])
                     if answers.dim() != 3:
+                        given = tuple(answers.shape[2:]) or "one number"
                         raise TrainingError(
-                            f"{model.name} gives {tuple(answers.shape[2:]) or 'one number'} for a picture, and one "
-                            "number per class was expected"
+                            f"{model.name} gives {given} for a picture; one number per class was expected"
                         )
                     parts.append(answers.softmax(2).mean(0))
             p = torch.cat(parts)  # (n, classes)
-            if int(labels.min()) < 0 or int(labels.max()) >= p.shape[1]:
-                raise TrainingError(
-                    f"{images.source!r} has labels from {int(labels.min())} to {int(labels.max())} (-1: none), and the "
-                    f"network has {p.shape[1]} classes, 0 to {p.shape[1] - 1}"
-                )
-            hits = p.topk(min(5, p.shape[1])).indices == labels[:, None]
-            loss = -p.gather(1, labels[:, None]).clamp_min(1e-30).log().sum()
-            sums += torch.stack(
-                [hits[:, 0].sum(), hits.sum(), loss, torch.tensor(len(p), device=loss.device)]
-            )
+            expect_classes(labels, p.shape[1], images, TrainingError)
+            sums[:3] += scores(p, labels)
+            sums[3] += len(p)
     if fabric:
         sums = fabric.all_reduce(sums, reduce_op="sum")
     top1, top5, loss_sum, count = sums.tolist()

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tqdm.auto import tqdm
 
+from ..batching import steps
 from ..checks import expect_extra, one_of, whole_number
 from ..cluster import expect_same
 from ..errors import TrainingError
@@ -78,7 +78,6 @@ def fit(
         save_every: also keep the state every so many steps; default: after each epoch only.
         data: what the provenance calls the data; default: their source and number.
         watch: called after each epoch, and before the first, with a `Watched`.
-        progress: show a bar.
 
     Returns a `Run`; its history has, for each epoch: lr, loss (training, with augmentation and dropout), val_loss,
     top1 and top5 (%, of the centre crop), dominance (largest RMS of a first-layer filter over the median),
@@ -103,20 +102,20 @@ def fit(
     run = Run(out)
     first = fabric.global_rank == 0  # the one process that writes
     if recipe.batch_size % fabric.world_size:
-        raise TrainingError(
-            f"batch_size {recipe.batch_size} cannot be shared by {fabric.world_size} processes"
-        )
+        raise TrainingError(f"{fabric.world_size} processes cannot share a batch_size of {recipe.batch_size}")
     if first:
         run.prepare(plan.architecture, len([e for e in recipe.snapshots if e <= recipe.epochs]) + 1)
     with run.locked() if first else contextlib.nullcontext():
         trainer = Trainer(plan, fabric, compile)
         trainer.restore(run)
         fabric.barrier()  # nobody writes before all have read
-        feed: Feed = (
-            Resident(train, plan.geometry, plan.mean, fabric.device)
-            if plan.kept == "resident"
-            else _streamed(train, plan, fabric.device, workers)
-        )
+        place = plan.geometry, plan.mean, fabric.device
+        feed: Feed
+        if plan.kept == "resident":
+            feed = Resident(train, *place)
+        else:
+            workers = max(1, (os.cpu_count() or 2) - 1) if workers is None else workers
+            feed = Streamed(train, *place, workers if hasattr(os, "fork") else 0)
         state = trainer.state
 
         def keep(snapshot: bool) -> None:
@@ -136,14 +135,14 @@ def fit(
             keep(snapshot=False)  # the state first: a folder with results and no state is not written to
             keep(snapshot=0 in recipe.snapshots)
         show()
-        total, done = recipe.epochs * plan.steps, state.epoch * plan.steps + state.step
-        bar = tqdm(total=total, initial=done, unit="step", disable=not (progress and first))
-        with bar, _interruption() as interrupted:
+        total, begun = recipe.epochs * plan.steps, state.epoch * plan.steps + state.step
+        shown, shorter = progress and first, "fewer epochs or pictures take less"
+        bar = steps(total, "training", "step", shown, shorter=shorter, begun=begun)
+        with bar as done, _interruption() as interrupted:
             while state.epoch < recipe.epochs:
                 for _ in trainer.epoch(feed):
-                    bar.update(1)
-                    if state.step % 20 == 0 and not bar.disable:  # reading the loss makes a GPU wait
-                        _describe(bar, trainer, float(trainer.loss_sum) / state.step)
+                    read = shown and state.step % 20 == 0  # reading the loss makes a GPU wait
+                    done(1, _described(trainer, float(trainer.loss_sum) / state.step) if read else "")
                     stop = fabric.world_size == 1 and interrupted.is_set()
                     if stop or (save_every and state.step % save_every == 0):
                         trainer.pause()
@@ -153,11 +152,10 @@ def fit(
                             f"stopped in epoch {state.epoch + 1}, after {state.step} of {plan.steps} steps. All is "
                             f"saved in {run.folder}, and the same goes on from there"
                         )
-                trainer.finish_epoch(
-                    evaluate(trainer.model, val, plan.geometry, forward=trainer.wrapped, fabric=fabric)
-                )
+                accuracy = evaluate(trainer.model, val, plan.geometry, forward=trainer.wrapped, fabric=fabric)
+                trainer.finish_epoch(accuracy)
                 keep(snapshot=state.epoch in recipe.snapshots or state.epoch == recipe.epochs)
-                _describe(bar, trainer, state.history[-1]["loss"])
+                done(0, _described(trainer, state.history[-1]["loss"]))
                 show()
                 trainer.check_that_it_moves()
         if first:
@@ -178,9 +176,8 @@ def make_fabric(device: str | None = None, precision: str | None = None) -> Any:
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     one_of(kind, "device", ("cpu", "cuda", "mps"), TrainingError)
-    if (
-        precision is not None
-    ):  # weights are kept in single precision: updates of 1e-2 times a gradient get lost in less
+    # Weights are kept in single precision: updates of 1e-2 times a gradient get lost in less.
+    if precision is not None:
         one_of(precision, "precision", ("32-true", "64-true", "bf16-mixed", "16-mixed"), TrainingError)
     if kind == "cuda" and not torch.cuda.is_available():
         raise TrainingError("there is no CUDA device here: leave device out, or say 'cpu'")
@@ -192,15 +189,9 @@ def make_fabric(device: str | None = None, precision: str | None = None) -> Any:
         fabric = Fabric(accelerator=kind, devices=devices, precision=precision, **options)
         fabric.launch()
     except (ValueError, RuntimeError) as error:
-        raise TrainingError(
-            f"Fabric cannot use device {device!r} with precision {precision!r}: {error}"
-        ) from None
+        reason = f"device {device!r} with precision {precision!r}: {error}"
+        raise TrainingError(f"Fabric cannot use {reason}") from None
     return fabric
-
-
-def _streamed(train: ImageSet, plan: TrainingPlan, device: torch.device, workers: int | None) -> Streamed:
-    workers = max(1, (os.cpu_count() or 2) - 1) if workers is None else workers
-    return Streamed(train, plan.geometry, plan.mean, device, workers if hasattr(os, "fork") else 0)
 
 
 def _room(device: torch.device) -> int:
@@ -233,10 +224,9 @@ def _interruption() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _describe(bar: Any, trainer: Trainer, loss: float) -> None:
-    """Show epoch, loss and the last accuracy beside the bar."""
+def _described(trainer: Trainer, loss: float) -> str:
+    """Epoch, loss and the last accuracy, to stand beside the bar."""
     state, epochs = trainer.state, trainer.recipe.epochs
-    bar.set_description(f"epoch {min(state.epoch + 1, epochs)}/{epochs}", refresh=False)
     last = state.history[-1] if state.history else None
     accuracy = f", validation {last['top1']:.1f}% / {last['top5']:.1f}%" if last else ""
-    bar.set_postfix_str(f"loss {loss:.3f}{accuracy}")
+    return f"epoch {min(state.epoch + 1, epochs)}/{epochs}, loss {loss:.3f}{accuracy}"

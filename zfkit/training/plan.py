@@ -67,7 +67,7 @@ class TrainingPlan:
             if side < size or images.size != train.size:
                 raise TrainingError(
                     f"the {what} pictures are {in_px(side)}: load both sets alike, with size={size}, or "
-                    f"{size * 8 // 7} to leave room for random crops"
+                    f"{size * 8 // 7} for random crops"
                 )
         geometry = crops_of(size, side)
         if recipe.shift is not None:
@@ -106,14 +106,10 @@ class TrainingPlan:
 
     def wrap(self, net: nn.Module) -> VisionModel:
         """The network as a `VisionModel`."""
-        return wrap_model(
-            net,
-            mean=self.mean.tolist(),
-            scale=self.scale.tolist(),
-            input_size=self.architecture.input_size,
-            classes=self.classes,
-            name=f"{self.architecture.family}{self.architecture.input_size}",
-        )
+        size = self.architecture.input_size
+        numbers: dict[str, Any] = {"mean": self.mean.tolist(), "scale": self.scale.tolist()}
+        name = f"{self.architecture.family}{size}"
+        return wrap_model(net, input_size=size, classes=self.classes, name=name, **numbers)
 
     def settings(self) -> dict[str, Any]:
         """What must be the same when a run goes on: part -> setting -> value, as JSON gives it back."""
@@ -130,22 +126,18 @@ class TrainingPlan:
 
     def check_same(self, settings: dict[str, Any], state: State, folder: Path) -> None:
         """Raise TrainingError where the folder's run, of these settings and at this state, is another than this."""
-        differences = [
-            f"{key} was {then.get(key)!r} and is now {now.get(key)!r}"
-            for part, now in self.settings().items()
-            for then in [settings.get(part, {})]
-            for key in sorted(then.keys() | now.keys())
-            if then.get(key) != now.get(key)
-        ]
+        differences = []
+        for part, now in self.settings().items():
+            then = settings.get(part, {})
+            changed = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
+            differences += [f"{key} was {then.get(key)!r} and is now {now.get(key)!r}" for key in changed]
         if differences:
             raise TrainingError(
-                f"{folder} holds another run: {'; '.join(differences[:3])}. Give the same settings to go on with it, "
-                "or another folder"
+                f"{folder} holds another run: {'; '.join(differences[:3])}. Give the same settings, or another folder"
             )
         if state.epoch > self.recipe.epochs:
-            raise TrainingError(
-                f"{folder} is at epoch {state.epoch} already, beyond the {self.recipe.epochs} asked for"
-            )
+            beyond = f"beyond the {self.recipe.epochs} asked for"
+            raise TrainingError(f"{folder} is at epoch {state.epoch} already, {beyond}")
 
     def provenance(self, state: State, fabric: Any) -> Provenance:
         """What a snapshot says of itself."""
@@ -172,8 +164,8 @@ def _classes(
     """Names of the classes, and how many training pictures each has. Raises TrainingError where they do not fit."""
     if not train.classes and int(labels.max()) >= len(labels):
         raise TrainingError(
-            f"a training label is {int(labels.max()):,}, of {len(labels):,} pictures without names of classes: labels "
-            "count classes from 0 on, each with pictures; number them anew"
+            f"a training label is {int(labels.max()):,}, of {len(labels):,} pictures without names of classes: number "
+            "labels from 0 on, each with pictures"
         )
     classes = train.classes or tuple(str(c) for c in range(int(labels.max()) + 1))
     if val.classes and val.classes != classes and train.classes:
@@ -186,7 +178,7 @@ def _classes(
     if empty:
         raise TrainingError(
             f"{len(empty)} of {len(classes)} classes have no training picture ({', '.join(empty[:5])}"
-            f"{' ...' if len(empty) > 5 else ''}): give them some, leave the classes out, or raise the limit"
+            f"{' ...' * (len(empty) > 5)}): give them some, or leave the classes out"
         )
     if len(classes) < 2:
         raise TrainingError("there is one class only: nothing to tell apart")
@@ -203,8 +195,8 @@ def _labels(images: ImageSet, what: str) -> Tensor:
     missing = int((labels < 0).sum())
     if missing:
         raise TrainingError(
-            f"{missing:,} of {len(labels):,} {what} pictures of {images.source!r} have no label. A folder's labels "
-            "are its sub-folders, Parquet's are its column 'label'; 'textures' has some to try with"
+            f"{missing:,} of {len(labels):,} {what} pictures of {images.source!r} have no label: a folder's are its "
+            "sub-folders, Parquet's its column 'label'"
         )
     return labels
 

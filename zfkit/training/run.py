@@ -37,17 +37,8 @@ if TYPE_CHECKING:
 SNAPSHOT = re.compile(r"epoch_(\d+)\.safetensors")
 STATE, PREVIOUS = "state.safetensors", "state.previous.safetensors"
 KEY = "zfkit-run"  # of the state's metadata
-COLUMNS = (
-    "epoch",
-    "lr",
-    "loss",
-    "val_loss",
-    "top1",
-    "top5",
-    "dominance",
-    "seconds",
-    "images_per_second",
-)  # of the history
+# Of the history.
+COLUMNS = "epoch lr loss val_loss top1 top5 dominance seconds images_per_second".split()
 
 
 @dataclass
@@ -72,13 +63,10 @@ class State:
         for name in ("loss_sum", "seconds"):
             number(kept[name], name, error=TrainingError)
         rows = kept["history"]
-        if (
-            not isinstance(rows, list)
-            or len(rows) != kept["epoch"]
-            or not all(isinstance(r, dict) for r in rows)
-        ):
+        whole = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+        if not whole or len(rows) != kept["epoch"]:
             raise TrainingError(
-                f"history must have a row for each of {kept['epoch']} epochs, not {rows!r:.80}"
+                f"history must have a row for each of {kept['epoch']} epochs, not {rows!r:.50}"
             )
         for row in rows:
             for name in COLUMNS:
@@ -111,11 +99,8 @@ class Run:
     @property
     def snapshots(self) -> dict[int, Path]:
         """Epoch -> file, in order. Epoch 0 is before training."""
-        files = {
-            int(match[1]): path
-            for path in (self.folder / "snapshots").glob("epoch_*.safetensors")
-            if (match := SNAPSHOT.fullmatch(path.name))
-        }
+        paths = (self.folder / "snapshots").glob("epoch_*.safetensors")
+        files = {int(match[1]): path for path in paths if (match := SNAPSHOT.fullmatch(path.name))}
         return dict(sorted(files.items()))
 
     @property
@@ -127,9 +112,8 @@ class Run:
         try:
             return read_table(path, unsealed=True).to_pandas()
         except ZfkitError as error:
-            raise TrainingError(
-                f"{self.folder}: {error}. A training that goes on there writes it anew"
-            ) from None
+            again = "A training that goes on there writes it anew"
+            raise TrainingError(f"{self.folder}: {error}. {again}") from None
 
     def model(self, epoch: int | None = None, device: str | torch.device | None = None) -> VisionModel:
         """The network after this epoch, or at its last snapshot. Raises TrainingError for an epoch not kept."""
@@ -155,7 +139,7 @@ class Run:
         if results and not any(file.exists() for file in files[:2]):
             raise TrainingError(
                 f"{self.folder} holds {', '.join(results[:3])} of a training, and no state to go on from: move them "
-                "away, or give another folder; this training would overwrite them"
+                "away, or give another folder"
             )
         with torch.device("meta"):
             weights = sum(p.numel() for p in build(architecture).parameters())
@@ -165,9 +149,7 @@ class Run:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder against a second training, and take away what a process that was killed left half written."""
-        refusal = TrainingError(
-            f"another process is training into {self.folder}: wait for it, or give another folder"
-        )
+        refusal = TrainingError(f"another process is training into {self.folder}: wait, or take another")
         with only_writer(self.folder / ".lock", refusal):
             sweep_away(self.folder / "snapshots")
             yield
@@ -223,7 +205,6 @@ class Run:
             return state, tensors, plan
         if failures:
             raise TrainingError(
-                f"no state in {self.folder} can be read: {', '.join(failures)}. The snapshots beside it are not "
-                "touched; train into another folder"
+                f"no state in {self.folder} can be read: {', '.join(failures)}; train into another folder"
             )
         return None

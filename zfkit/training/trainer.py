@@ -61,12 +61,10 @@ class Trainer:
             {"params": [p for p in self.net.parameters() if (p.dim() > 1) == weight], "weight_decay": decay}
             for weight, decay in decays.items()
         ]
-        self._sgd = torch.optim.SGD(
-            groups, self.recipe.lr, self.recipe.momentum, fused=fabric.device.type == "cuda"
-        )
-        self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            self._sgd, "min", self.recipe.lr_factor, self.recipe.patience, self.recipe.progress, "abs"
-        )
+        fused = fabric.device.type == "cuda"
+        self._sgd = torch.optim.SGD(groups, self.recipe.lr, self.recipe.momentum, fused=fused)
+        r, schedule = self.recipe, torch.optim.lr_scheduler.ReduceLROnPlateau
+        self.plateau = schedule(self._sgd, "min", r.lr_factor, r.patience, r.progress, "abs")
         if compile:
             self.net.compile(mode=None if compile is True else compile)
         if fabric.device.type == "cuda":
@@ -182,8 +180,8 @@ class Trainer:
         for name in sorted(wanted.keys() | found.keys()):
             if wanted.get(name) != found.get(name):
                 raise TrainingError(
-                    f"the state in {folder} is not of this training: {name} is {found.get(name, 'not there')}, and "
-                    f"{wanted.get(name, 'nothing')} was expected; was it edited? Train into another folder"
+                    f"the state in {folder} is not of this training: {name} is {found.get(name, 'not there')}, not "
+                    f"{wanted.get(name, 'there')}; train into another folder"
                 )
 
     def _check_finite(self, loss: float) -> None:
@@ -255,10 +253,8 @@ class Trainer:
         return float((output.transpose(0, 1).flatten(1) <= 0).all(1).float().mean())
 
 
-def _kind(value: Any) -> str:
+def _kind(v: Any) -> str:
     """What sort of value the schedule keeps: a list of numbers, a number, a word."""
-    if isinstance(value, list):
-        return f"list of {', '.join(map(_kind, value))}"
-    return (
-        "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
-    )
+    if isinstance(v, list):
+        return f"list of {', '.join(map(_kind, v))}"
+    return "number" if isinstance(v, int | float) and not isinstance(v, bool) else type(v).__name__

@@ -1,8 +1,8 @@
 """Widgets for notebooks: the explorer, and one for each experiment that is worth a slider.
 
 Read `controls` (what is seen and moved), `worker` and `panel` (what every widget is made of); then one of the widgets,
-`occlusion` say. Of the explorer, `view` and `facts` compute what a `state` shows, `drawing` draws it, `pages` are the
-parts of its page, and `explorer` is what happens when a control is moved.
+`occlusion` say. Of the explorer, `view` and `facts` compute what a `state` shows, `drawing` draws it, `messages` and
+`explorer.js` are its page, and `explorer` is what happens when a control is moved.
 """
 
 from .controls import Picker, Picture, Place

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -27,7 +27,7 @@ from . import drawing
 from .controls import encode
 from .drawing import class_name
 from .own import read_own
-from .results import Sheet, picture_of
+from .results import Sheet, as_tiles, picture_of
 from .state import METHODS, RULES, State
 from .view import CONTROL, TILE, ExplorerView, Others
 
@@ -88,9 +88,7 @@ def strongest(
     best = value.argsort(descending=True, stable=True)[:count]
     best = best[value[best] > 0]
     if not len(best):
-        raise LayerError(
-            f"no map of {layer} is above 0 anywhere in this picture, so there is nothing to project."
-        )
+        raise LayerError(f"no map of {layer} is above 0 in this picture, so there is nothing to project.")
     alone = ImageSet(lambda _: (to_picture(picture), -1), ["own"], size=picture.shape[-1], source="own")
     row, col = (place // width)[:, None], (place % width)[:, None]
     table = LayerTop(value[:, None], torch.zeros_like(row), row, col, value, value, (value > 0).float())
@@ -122,11 +120,11 @@ def own(view: ExplorerView, state: State, content: bytes | str, name: str, at: f
         return shown._replace(sentence=str(error))
     usual = cut_top(model, view.photos, view.top, layer, p.channels, k=1, tile=TILE, progress=False)
     largest = view.top[layer].max.clamp(min=1e-9)
-    projections = _row(drawing.coloured(p.projection[:, 0], state.gain)) if p.projection.shape[1] else None
+    coloured = drawing.coloured(p.projection[:, 0], state.gain) if p.projection.shape[1] else None
     return shown._replace(
         channels=tuple(p.channels.tolist()), values=tuple(p.value[:, 0].tolist()),
-        shares=tuple((p.value[:, 0] / largest[p.channels]).tolist()), patches=_row(p.photo[:, 0], "jpeg"),
-        projections=projections, usual=_row(usual.photo[:, 0], "jpeg"),
+        shares=tuple((p.value[:, 0] / largest[p.channels]).tolist()), patches=Sheet.of(p.photo[:, 0], "jpeg"),
+        projections=None if coloured is None else Sheet.of(coloured), usual=Sheet.of(usual.photo[:, 0], "jpeg"),
     )  # fmt: skip
 
 
@@ -165,10 +163,6 @@ class YourPicture:
         return places, [self.view.facts.short(i) for i in places], self.view.small(places)
 
 
-def _row(tiles: Tensor, kind: Literal["png", "jpeg"] = "png") -> Sheet:
-    return Sheet(drawing.sheet(tiles, len(tiles), kind), len(tiles), *tiles.shape[-2:])
-
-
 def _likeliest(model: VisionModel, small: Tensor) -> tuple[tuple[str, float], ...]:
     if not model.classes:
         return ()
@@ -190,15 +184,16 @@ def methods(view: ExplorerView, state: State, on_step: OnStep | None = None) -> 
     columns: list[Tensor] = []
     for i, name in enumerate(RULES):
         rule: Rule = name
-        p = view.patches(layer, channel, rule, on_step)
+        p = as_tiles(view.patches(layer, channel, rule, on_step), None, TILE)
         if not columns:
             columns.append(p.photo[0, :count])
         columns.append(drawing.coloured(p.projection[0, :count], state.gain))
         if on_step:
             on_step(i + 1, len(COLUMNS) - 1)
-    columns.append(drawing.coloured(view.by_shuffled(layer, channel).projection[0], state.gain))
+    control = as_tiles(view.by_shuffled(layer, channel, "deconvnet"), None, TILE)
+    columns.append(drawing.coloured(control.projection[0], state.gain))
     tiles = torch.stack(columns, 1).flatten(0, 1)
-    return Sheet(drawing.sheet(tiles, len(COLUMNS)), len(COLUMNS), *tiles.shape[-2:]), ""
+    return Sheet.of(tiles, columns=len(COLUMNS)), ""
 
 
 def layer_beside(model: VisionModel, layer: str, other: VisionModel) -> str:
@@ -221,9 +216,9 @@ def models(view: ExplorerView, state: State, on_step: OnStep | None = None) -> S
         except ZfkitError as error:
             compared.append(Compared(f"{name} {layer}", sentence=str(error)))
         else:
-            shown = drawing.coloured(p.projection[:, 0], state.gain)
+            shown = Sheet.of(drawing.coloured(p.projection[:, 0], state.gain))
             captions = tuple(zip(p.channels.tolist(), p.value[:, 0].tolist(), strict=True))
-            compared.append(Compared(f"{name} {layer}", _row(p.photo[:, 0], "jpeg"), _row(shown), captions))
+            compared.append(Compared(f"{name} {layer}", Sheet.of(p.photo[:, 0], "jpeg"), shown, captions))
         if on_step:
             on_step(i + 1, 2)
     return compared
@@ -235,12 +230,8 @@ def own_figure(view: ExplorerView, state: State, own: Own | None) -> Image.Image
     if own is None or own.sentence or own.patches is None:
         words = own.sentence if own else "No picture has been chosen yet."
         return drawing.with_caption([("", Image.new("RGB", (480, 4), "white"))], title, [words])
-    named = (
-        ("your picture", own.patches),
-        ("what they pick out", own.projections),
-        ("usually like", own.usual),
-    )
-    blocks = [(words, picture_of(sheet, 72)) for words, sheet in named if sheet]
+    sheets = {"your picture": own.patches, "what they pick out": own.projections, "usually like": own.usual}
+    blocks = [(words, picture_of(sheet, 72)) for words, sheet in sheets.items() if sheet]
     maps = "; ".join(
         f"map {c}: {number(v)}, {share:.0%} of its strongest here"
         for c, v, share in zip(own.channels, own.values, own.shares, strict=True)

@@ -1,7 +1,7 @@
 """What is seen and moved: sliders, buttons, words, pictures, and a place picked on a picture.
 
-Pictures travel as one encoded file in one stock `ipywidgets.Image` (`Picture`). The only JavaScript is `Place`, a
-transparent canvas above a picture; `Picker` puts the two together, with sliders that do the same.
+Pictures travel as one encoded file in one stock `ipywidgets.Image` (`Picture`). The only JavaScript is `Head`, a
+widget's first line, and `Place`, a transparent canvas above a picture; `Picker` puts a picture below that.
 """
 
 from __future__ import annotations
@@ -36,25 +36,17 @@ def styled(widget: AnyWidget, *names: str) -> AnyWidget:
 
 
 def slider(
-    label: str,
-    low: float,
-    high: float,
-    *,
-    value: float | None = None,
-    step: float = 1,
-    help: str = "",
+    label: str, low: float, high: float, *, value: float | None = None, step: float = 1, help: str = "",
     **options: Any,
-) -> Any:
+) -> Any:  # fmt: skip
     """A slider with a visible label; of whole numbers where low, high and step are, else of floats.
 
     `help`, a few words, is its tooltip, and the name of its handle for screen readers.
     """
     kind = W.IntSlider if all(isinstance(v, int) for v in (low, high, step)) else W.FloatSlider
     value = low if value is None else value
-    control = kind(
-        value=value, min=low, max=high, step=step, description=label, tooltip=help or label, **options
-    )
-    return styled(control, "slider")
+    options |= {"value": value, "step": step, "description": label, "tooltip": help or label}
+    return styled(kind(min=low, max=high, **options), "slider")
 
 
 def button(label: str, help: str, click: Callable[..., Any], name: str = "") -> W.Button:
@@ -68,6 +60,14 @@ def choice(label: str, options: Iterable[Any], *, value: Any = None, help: str =
     """A drop-down list with a visible label."""
     control = W.Dropdown(options=list(options), value=value, description=label, tooltip=help or label)
     return styled(control, "choice")
+
+
+def turn(control: Any, by: int) -> None:
+    """Move a slider by steps, or a list by entries, within its ends."""
+    if isinstance(control, W.Dropdown):
+        control.index = min(max((control.index or 0) + by, 0), max(len(control.options) - 1, 0))
+    else:
+        control.value = min(max(control.value + by * control.step, control.min), control.max)
 
 
 def text(markup: str = "", name: str = "") -> W.HTML:
@@ -123,9 +123,7 @@ def encode(picture: Image.Image | np.ndarray | Tensor, kind: Literal["png", "jpe
     elif kind == "webp":
         picture.convert("RGB").save(buffer, "WEBP", quality=80, method=2)
     else:
-        picture.convert("RGB").save(
-            buffer, "JPEG", quality=90, subsampling="4:4:4"
-        )  # projections have fine colours
+        picture.convert("RGB").save(buffer, "JPEG", quality=90, subsampling="4:4:4")  # for fine colours
     return buffer.getvalue()
 
 
@@ -174,29 +172,45 @@ def pictures_in(widget: W.Widget) -> Image.Image | None:
         shown = not widget.said and widget.image.value != _BLANK
         return Image.open(io.BytesIO(widget.image.value)).convert("RGB") if shown else None
     inside = [p for child in getattr(widget, "children", ()) if (p := pictures_in(child))]
-    if len(inside) < 2:
-        return inside[0] if inside else None
-    across, gap = not isinstance(widget, W.VBox), 12
-    widths, heights = zip(*(p.size for p in inside), strict=True)
-    between = gap * (len(inside) - 1)
+    return joined(inside, across=not isinstance(widget, W.VBox)) if inside else None
+
+
+def joined(pictures: Sequence[Image.Image], *, across: bool = False, gap: int = 12) -> Image.Image:
+    """Pictures of any size below or beside each other, on white."""
+    widths, heights = zip(*(p.size for p in pictures), strict=True)
+    between = gap * (len(pictures) - 1)
     size = (sum(widths) + between, max(heights)) if across else (max(widths), sum(heights) + between)
     whole, place = Image.new("RGB", size, "white"), 0
-    for picture in inside:
+    for picture in pictures:
         whole.paste(picture, (place, 0) if across else (0, place))
         place += (picture.width if across else picture.height) + gap
     return whole
 
 
+class Head(anywidget.AnyWidget):
+    """The first line of a widget: title, "save picture" and "?"; it gives every control a name for screen readers.
+
+    Messages to Python have a `kind`: "save", or "key" for an arrow key that no control took.
+
+    Attributes:
+        moves: what keys do, by their names.
+        taken: the keys that it takes; others are the page's.
+    """
+
+    _esm = _HERE / "head.js"
+    taken = T.List(["?"]).tag(sync=True)
+    title = T.Unicode().tag(sync=True)
+    moves = T.Dict().tag(sync=True)
+
+
 class Place(anywidget.AnyWidget):
     """A transparent canvas above a picture, on which a place or a box is picked by click, drag or arrow keys.
 
-    Use `Picker`, which puts it above a picture and adds sliders that do the same where it cannot load. Once shown, it
-    also gives every control of its `Panel` a name for screen readers.
+    Use `Picker`, which puts it above a picture and adds sliders that do the same where it cannot load.
 
     Attributes:
         rows, cols: the grid of places.
         row, col: the one that is picked; -1 for none.
-        hover: (row, col) below the pointer, (-1, -1) when it is elsewhere; only with `watch_hover`.
         area: left, top, right, bottom of the grid, as fractions of the picture.
         extent: (height, width) of the frame drawn around a place, as fractions of the picture; (0, 0) for the
             grid's own cell.
@@ -210,8 +224,6 @@ class Place(anywidget.AnyWidget):
     cols = T.Int(1).tag(sync=True)
     row = T.Int(-1).tag(sync=True)
     col = T.Int(-1).tag(sync=True)
-    hover = T.List(T.Int(), default_value=[-1, -1]).tag(sync=True)
-    watch_hover = T.Bool(False).tag(sync=True)
     area = T.List(T.Float(), default_value=[0.0, 0.0, 1.0, 1.0]).tag(sync=True)
     extent = T.List(T.Float(), default_value=[0.0, 0.0]).tag(sync=True)
     mode = T.Enum(["place", "box"], "place").tag(sync=True)
@@ -229,14 +241,10 @@ class Picker(W.VBox):
         label: what is picked, in words.
         width, height: of the picture on the page, in px.
         sliders: with the two sliders below it.
-        hover: report the place below the pointer in `place.hover`.
     """
 
-    def __init__(
-        self, label: str, width: int, height: int, *, sliders: bool = True, hover: bool = False
-    ) -> None:
-        self.picture = Picture(label, width, height)
-        self.place = Place(label=label, watch_hover=hover)
+    def __init__(self, label: str, width: int, height: int, *, sliders: bool = True) -> None:
+        self.picture, self.place = Picture(label, width, height), Place(label=label)
         stack = W.Box([self.picture, self.place], layout=W.Layout(width=f"{width}px", height=f"{height}px"))
         self.row = slider("row", 0, 0, help=f"{label}: row")
         self.col = slider("column", 0, 0, help=f"{label}: column")

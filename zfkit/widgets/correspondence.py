@@ -1,11 +1,7 @@
-"""Boxes around parts, drawn by hand, and whether the network knows that the parts correspond: Table 1 of your own.
-
-`zfkit.widgets.explore_parts` opens it.
-"""
+"""Boxes around parts, drawn by hand, and whether the network knows that the parts correspond: Table 1 of your own."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,17 +21,20 @@ from .panel import Panel, guarded
 from .worker import Job
 
 SIDE = 384  # of the picture on the page, in px
-_STYLE = """
-.zfkit-parts table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-.zfkit-parts :is(th, td) { text-align: left; padding: 2px 14px 2px 0; border-bottom: 1px solid var(--zf-line); }
-"""
 
 
 class PartsExplorer(Panel):
-    """Draw a box around each part in each picture, then compare; `zfkit.widgets.explore_parts` opens it.
+    """Draw boxes around the same parts in several pictures, and see whether they correspond for the network.
 
-    `parts` are the boxes so far, as `zfkit.correspondence` takes them; `found` is the last result. From code:
-    `draw(part, picture, box)`, `choose(part, picture)`, `compare()`, `wait()`.
+    `parts` are the boxes so far, `found` is the last result. From code: `draw(part, picture, box)`,
+    `choose(part, picture)`, `compare()`.
+
+    Args:
+        pictures: (N, 3, H, W) uint8, at least 2, of `model.input_size`.
+        parts: names to draw boxes for, or boxes to begin with, as `zfkit.correspondence` takes them.
+        options: as for `zfkit.correspondence`: objects, groups, layers, draws, fill, random_seed.
+
+    >>> explore_parts(model, pictures, ["beak", "eye"]).parts
     """
 
     def __init__(
@@ -45,9 +44,8 @@ class PartsExplorer(Panel):
         parts: Sequence[str] | Mapping[str, Any] = ("left eye", "right eye", "nose"),
         **options: Any,
     ) -> None:
-        super().__init__("Draw a box around the same part in every picture", _STYLE)
+        super().__init__("Draw a box around the same part in every picture")
         expect_model(model)
-        self.add_class("zfkit-parts")
         if not isinstance(pictures, Tensor) or pictures.dim() != 4 or len(pictures) < 2:
             raise ImageError("expected at least 2 uint8 RGB pictures (N, 3, H, W)")
         names = list(parts)
@@ -72,10 +70,10 @@ class PartsExplorer(Panel):
             control.observe(self._chosen, "value")
         self.next = button("next picture", "the same part in the next picture", self._next, "next")
         self.clear = button("no such part here", "take this box away", self._clear, "clear")
-        self.go = button(
-            "compare", "cover the parts and compare the signs of the changes", self._go, "compare"
-        )
-        self.words, self.result = text("", "words"), text("", "result")
+        help = "cover the parts and compare the signs of the changes"
+        self.go = button("compare", help, self._go, "compare")
+        self.result = text("", "result")
+        self.steer(across=self.picture, along=self.part)
         hint = text(
             "<p class='zfkit-soft'>Drag a box open with the mouse. By keyboard: arrow keys move it, with Shift they "
             "resize it.</p>"
@@ -164,7 +162,10 @@ class PartsExplorer(Panel):
     def _count(self) -> None:
         counts = [f"{name}: {sum(b is not None for b in boxes)}" for name, boxes in self.parts.items()]
         words = f"boxes in {len(self.pictures)} pictures: {', '.join(counts)}"
-        self.words.value = f"<p role='status'>{html.escape(words)}</p>"
+        if (groups := self.options.get("groups")) is not None:
+            i = self.picture.value
+            words += f"; picture {i} is of group {int(groups[i])}, within which none are compared"
+        self.caption(words)
 
     def _measure(self, step: Job) -> None:
         drawn = {name: boxes for name, boxes in self.parts.items() if any(b is not None for b in boxes)}
@@ -183,19 +184,4 @@ class PartsExplorer(Panel):
         )
 
 
-def explore_parts(
-    model: VisionModel,
-    pictures: Tensor,
-    parts: Sequence[str] | Mapping[str, Any] = ("left eye", "right eye", "nose"),
-    **options: Any,
-) -> PartsExplorer:
-    """Draw boxes around the same parts in several pictures, and see whether they correspond for the network.
-
-    Args:
-        pictures: (N, 3, H, W) uint8, at least 2, of `model.input_size`.
-        parts: names to draw boxes for, or boxes to begin with, as `zfkit.correspondence` takes them.
-        options: as for `zfkit.correspondence`: objects, groups, layers, draws, fill, random_seed.
-
-    >>> explore_parts(model, pictures, ["beak", "eye"]).parts
-    """
-    return PartsExplorer(model, pictures, parts, **options)
+explore_parts = PartsExplorer

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,27 +15,17 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..deconv.receptive_field import Box, Field
-from ..figures.pictures import tile_sheet, to_picture, wrap_words
+from ..figures.pictures import wrap_words
 from ..images.colour import full_scale, signed_to_rgb
 from ..nets.model import VisionModel
-from .controls import encode
 
 MARK = "#ffc233"
-FEW = 32  # px
 
 
-def scales(projections: Tensor, gain: float = 1.0) -> Tensor:
-    """The value (N,) shown at full colour for each of N projections (N, C, H, W): 99.5th percentile / gain."""
-    return full_scale(projections.float().cpu()).flatten() / gain
-
-
-def coloured(projections: Tensor, gain: float = 1.0, scale: Tensor | None = None) -> Tensor:
-    """Signed projections (N, C, H, W) as uint8 (N, 3, H, W), each on its own symmetric scale around grey.
-
-    `scale`, (N,), is `scales` of them, where that is at hand.
-    """
-    scale = scales(projections, gain) if scale is None else scale
-    return signed_to_rgb(projections.float().cpu(), scale[:, None, None, None])
+def coloured(projections: Tensor, gain: float = 1.0) -> Tensor:
+    """Signed projections (N, C, H, W) as uint8 (N, 3, H, W): each has full colour at its 99.5th percentile / gain."""
+    values = projections.float().cpu()
+    return signed_to_rgb(values, full_scale(values) / gain)
 
 
 def fitted(picture: Image.Image, side: int) -> Image.Image:
@@ -45,16 +34,6 @@ def fitted(picture: Image.Image, side: int) -> Image.Image:
         return picture
     large = max(picture.size) * 2 <= side
     return picture.resize((side, side), Image.Resampling.NEAREST if large else Image.Resampling.BICUBIC)
-
-
-def sheet(pictures: Tensor, columns: int, kind: Literal["png", "jpeg", "webp"] = "png") -> bytes:
-    """uint8 pictures (n, 3, H, W) edge to edge, row by row, as one encoded picture, which the page cuts apart.
-
-    Those of a few pixels are kept to the letter: JPEG and WebP would mix neighbours in their blocks.
-    """
-    tiles = [to_picture(p) for p in pictures]
-    kind = "png" if max(pictures.shape[-2:]) <= FEW else kind
-    return encode(tile_sheet(tiles, columns, (pictures.shape[-1], pictures.shape[-2]), gap=0), kind)
 
 
 def over(photo: Image.Image, colours: Image.Image, area: Sequence[float], side: int) -> Image.Image:
@@ -82,13 +61,8 @@ def with_box(picture: Image.Image, box: Box, side: int, side_on_page: int) -> Im
 def map_area(field: Field, shape: Sequence[int], side: int) -> tuple[float, float, float, float]:
     """Where a map of this shape lies over a photograph: left, top, right, bottom as fractions of its side."""
     (sr, top, bottom), (sc, left, right) = field.rows, field.columns
-    first_row, first_col = (top + bottom + 1 - sr) / 2, (left + right + 1 - sc) / 2
-    return (
-        first_col / side,
-        first_row / side,
-        (first_col + sc * shape[1]) / side,
-        (first_row + sr * shape[0]) / side,
-    )
+    y, x = (top + bottom + 1 - sr) / 2, (left + right + 1 - sc) / 2
+    return x / side, y / side, (x + sc * shape[1]) / side, (y + sr * shape[0]) / side
 
 
 def grey(values: Tensor) -> Image.Image:
@@ -133,7 +107,7 @@ def with_caption(
 # --------------------------------------------------------------------------------------------------- plots
 
 
-def bars(rows: Sequence[tuple[str, float, str]], width: int = 236, label: str = "", split: int = 104) -> str:
+def bars(rows: Sequence[tuple[str, float, str]], width: int = 236, label: str = "", split: int = 114) -> str:
     """Horizontal bars as SVG: (name, share of the full length 0 to 1, what is written behind the bar)."""
     high = 19
     length = width - split - 44
@@ -146,9 +120,13 @@ def bars(rows: Sequence[tuple[str, float, str]], width: int = 236, label: str = 
             f'<text x="{split - 6}" y="{y + 13}" text-anchor="end"><title>{html.escape(name)}</title>'
             f"{html.escape(shown)}</text>"
             f'<rect x="{split}" y="{y + 4}" width="{long:.1f}" height="11" rx="2" class="zfkit-bar"/>'
-            f'<text x="{split + long + 5:.1f}" y="{y + 13}" class="zfkit-dim">{html.escape(words)}</text>'
+            f'<text x="{split + long + 5:.1f}" y="{y + 13}">{html.escape(words)}</text>'
         )
-    return _svg(width, high * len(rows), label, "".join(parts))
+    tall = high * len(rows)
+    return (
+        f'<svg role="img" aria-label="{html.escape(label)}" width="{width}" height="{tall}" '
+        f'viewBox="0 0 {width} {tall}">{"".join(parts)}</svg>'
+    )
 
 
 def class_name(model: VisionModel, index: int) -> str:
@@ -171,10 +149,3 @@ def class_bars(
         first[-1] = target
     rows = [(class_name(model, i), float(probability[i]), form.format(float(probability[i]))) for i in first]
     return bars(rows, label="; ".join(f"{name} {words}" for name, _, words in rows), **options)
-
-
-def _svg(width: int, height: int, label: str, body: str) -> str:
-    return (
-        f'<svg class="zfkit-plot" role="img" aria-label="{html.escape(label)}" width="{width}" height="{height}" '
-        f'viewBox="0 0 {width} {height}">{body}</svg>'
-    )

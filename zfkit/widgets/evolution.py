@@ -1,29 +1,37 @@
 """Feature maps forming under your fingers: one map of one layer, and a slider over the snapshots of a training.
 
 `EvolutionView` makes the pictures and the words, without any widget; `EvolutionExplorer` puts controls beside them.
-`zfkit.widgets.explore_evolution` opens it.
 """
 
 from __future__ import annotations
 
-import html
+import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from typing import Any
 
 import ipywidgets as W
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..batching import OnStep
 from ..checks import one_of
+from ..checksums import digest, read_kept, write_kept
+from ..deconv.rules import RULES, Options
 from ..errors import LayerError, ZfkitError
 from ..experiments.evolution import Evolution, LayerEvolution, evolution
-from ..experiments.snapshots import Source
+from ..experiments.snapshots import Source, snapshots_of
 from ..figures.evolution import CHANGED, evolution_rgb
 from ..figures.pictures import number, to_picture
+from ..files import cache_folder
 from ..images.imageset import ImageSet
-from .controls import Picker, Picture, choice, encode, row, slider, text
+from ..nets.model import VisionModel
+from .controls import Picker, Picture, choice, encode, joined, row, slider, text
 from .drawing import fitted
+from .kept import FORMAT
 from .panel import Panel, changed
 from .worker import Job
 
@@ -65,9 +73,8 @@ class EvolutionView:
     def first(self, **options: Any) -> EvolutionState:
         """The state to begin with: first layer, its first map, the last epoch, but for `options`."""
         layer = options.get("layer", self.layers[0])
-        return self.checked(
-            changed(EvolutionState(layer, self.channels(layer)[0], self.found.epochs[-1]), **options)
-        )
+        state = EvolutionState(layer, self.channels(layer)[0], self.found.epochs[-1])
+        return self.checked(changed(state, **options))
 
     def channels(self, layer: str) -> list[int]:
         """The maps of a layer that can be looked at."""
@@ -76,15 +83,13 @@ class EvolutionView:
 
     def checked(self, state: EvolutionState) -> EvolutionState:
         """The state itself. Raises LayerError or ZfkitError for a map, epoch or scale that is not there."""
-        channels, epochs = self.channels(state.layer), self.found.epochs
-        if state.channel not in channels:
-            names = ", ".join(map(str, channels))
+        channels, epochs = (", ".join(map(str, n)) for n in (self.channels(state.layer), self.found.epochs))
+        if state.channel not in self.channels(state.layer):
             raise LayerError(
-                f"map {state.channel!r} of {state.layer!r} was not projected; there are: {names}"
+                f"map {state.channel} of {state.layer!r} was not projected; there are: {channels}"
             )
-        if state.epoch not in epochs:
-            names = ", ".join(map(str, epochs))
-            raise ZfkitError(f"there is no snapshot of epoch {state.epoch!r}; there are: {names}")
+        if state.epoch not in self.found.epochs:
+            raise ZfkitError(f"there is no snapshot of epoch {state.epoch!r}; there are: {epochs}")
         one_of(state.scale, "scale", SCALES.values())
         return state
 
@@ -139,11 +144,7 @@ class EvolutionView:
 
     def sheet(self, state: EvolutionState) -> Image.Image:
         """`large` above `strip`: what is on the page, as one picture."""
-        parts = self.large(state), self.strip(state)
-        whole = Image.new("RGB", (max(p.width for p in parts), sum(p.height for p in parts) + 10), "white")
-        whole.paste(parts[0], (0, 0))
-        whole.paste(parts[1], (0, parts[0].height + 10))
-        return whole
+        return joined([self.large(state), self.strip(state)], gap=10)
 
     def words(self, state: EvolutionState) -> str:
         """The same in numbers, in two or three sentences."""
@@ -171,10 +172,22 @@ class EvolutionView:
 
 
 class EvolutionExplorer(Panel):
-    """Pick a layer and a map, move or play through the epochs; `explore_evolution` opens it.
+    """An epoch slider and a Play button over the snapshots of a training.
 
-    `state` says what is shown (`EvolutionState`), `set` changes it from code, `wait` waits until it is shown,
-    `snapshot` is what is on the page as one picture, and `found` the `Evolution`, once there is one.
+    `found` is the `Evolution`, once there is one.
+
+    Args:
+        source: what `zfkit.evolution` returned, which opens at once; or a `Run`, a folder of snapshots, or pairs
+            (epoch, VisionModel), which are looked through first, with a progress bar; what was found is kept for
+            the next time.
+        images: the pictures; needed for snapshots, and for an `Evolution` only to name them.
+        options: what to begin with: layer, channel, epoch, scale ("row", one for all epochs, or "picture"). For
+            snapshots also those of `zfkit.evolution`: channels, maps, epochs, ...
+
+    Raises LayerError or ZfkitError for a layer, map or epoch that does not exist. What is wrong with snapshots that
+    are still to be looked through is told in place of the pictures, and kept in `errors`.
+
+    >>> zfkit.widgets.explore_evolution("runs/mine", zfkit.load_images("textures", size=64), maps=12)
     """
 
     def __init__(
@@ -183,7 +196,6 @@ class EvolutionExplorer(Panel):
         **options: Any,
     ) -> None:  # fmt: skip
         super().__init__("How does a feature form?")
-        self.add_class("zfkit-evolution")
         first = {"layer": layer, "channel": channel, "epoch": epoch, "scale": scale}
         self._first = {name: value for name, value in first.items() if value is not None}
         self._view: EvolutionView | None = None
@@ -191,9 +203,7 @@ class EvolutionExplorer(Panel):
         if isinstance(source, Evolution):
             if options:
                 name = next(iter(options))
-                raise ZfkitError(
-                    f"{name} is a setting of zfkit.evolution, and this evolution is there already"
-                )
+                raise ZfkitError(f"{name} is a setting of zfkit.evolution, whose result this is already")
             self._open(source, images)
         elif images is None:
             raise ZfkitError("to look for the strongest activations, the explorer needs pictures: images=...")
@@ -226,10 +236,8 @@ class EvolutionExplorer(Panel):
         W.link((self.play, "value"), (self.epoch, "value"))
         self.bind(layer=self.layer, channel=self.channel, scale=self.scale)
         self.epoch.observe(lambda change: self._pick(change.new), "value")
-        self.epoch.add_class("zfkit-epoch")
         self.picture = Picture("a map's strongest activation after an epoch", *LARGE_SIZE)
-        self.words = text("", "words")
-        self.words.layout.max_width = "860px"
+        self.steer(across=self.epoch, along=self.channel)
         self.controls = row(
             W.VBox([self.layer, self.channel, self.scale], layout=W.Layout(width="260px")),
             W.VBox([self.epoch, self.which, self.play], layout=W.Layout(width="340px")),
@@ -244,7 +252,7 @@ class EvolutionExplorer(Panel):
     def _look(self, source: Source, images: ImageSet, options: dict[str, Any], step: Job) -> None:
         self.show_progress("looking through the snapshots", 0.0)
         try:
-            self._open(evolution(source, images, **options, progress=False, on_step=step), images)
+            self._open(looked_at(source, images, options, step), images)
         except ZfkitError as error:
             self.picture.say(str(error))  # in place of the picture that there will not be
             raise
@@ -256,7 +264,6 @@ class EvolutionExplorer(Panel):
         self.strip = Picker("snapshots of the training", *view.strip(self.state).size, sliders=False)
         self.strip.grid(*view.grid)
         self.strip.on_pick(lambda line, column: self._pick(line * view.grid[1] + column))
-        self.watch(self.strip.place)
         legend = text(
             "<p class='zfkit-soft'>Grey is 0. Above: every snapshot, the chosen one framed; click one. An orange bar: "
             "another picture excites the map most than at the snapshot before.</p>"
@@ -303,32 +310,45 @@ class EvolutionExplorer(Panel):
 
     def paint(self, state: EvolutionState, step: Job) -> None:
         """Projection and photograph, the strip of all snapshots, and the same in words."""
-        large, strip, words = (
-            encode(self.view.large(state)),
-            encode(self.view.strip(state)),
-            self.view.words(state),
-        )
+        large, strip = encode(self.view.large(state)), encode(self.view.strip(state))
+        words = self.view.words(state)
         step()
         self.picture.show(large, words)
         self.strip.show(strip)
-        self.words.value = f"<p role='status'>{html.escape(words)}</p>"
+        self.caption(words)
 
 
-def explore_evolution(
-    source: Evolution | Source, images: ImageSet | None = None, **options: Any
-) -> EvolutionExplorer:
-    """An epoch slider and a Play button over the snapshots of a training.
+def looked_at(source: Source, images: ImageSet, options: dict[str, Any], on_step: OnStep) -> Evolution:
+    """`zfkit.evolution`, or what it gave for these snapshots, pictures and options before, from zfkit's cache."""
+    key = ""
+    with suppress(TypeError, OSError, ZfkitError):  # options that are no plain values; what cannot be read
+        name, snapshots = snapshots_of(source)
+        chosen = json.dumps([FORMAT, name, {**options, "options": asdict(options.get("options", Options()))}])
+        files = (
+            s.fingerprint() if isinstance(s, VisionModel) else s.read_bytes() for s in snapshots.values()
+        )
+        if images.lasting and not any(rule.treatment == "registered" for rule in RULES.values()):
+            key = digest(chain([chosen, json.dumps([*snapshots]), images.fingerprint()], files))
+    file = cache_folder("explorer") / key / "evolution.safetensors"
+    if key and (found := read_kept(file, key)):
+        with suppress(KeyError, ValueError, TypeError):
+            return _unpacked(*found)
+    made = evolution(source, images, **options, progress=False, on_step=on_step)
+    if key:
+        layers = enumerate(made.layers.values())
+        tensors = {f"{i} {n}": tensor.contiguous() for i, of in layers for n, tensor in vars(of).items()}
+        write_kept(file, key, tensors, {"found": json.dumps({**vars(made), "layers": [*made.layers]})})
+    return made
 
-    Args:
-        source: what `zfkit.evolution` returned, which opens at once; or a `Run`, a folder of snapshots, or pairs
-            (epoch, VisionModel), which are looked through first, with a progress bar.
-        images: the pictures; needed for snapshots, and for an `Evolution` only to name them.
-        options: what to begin with: layer, channel, epoch, scale ("row", one for all epochs, or "picture"). For
-            snapshots also those of `zfkit.evolution`: channels, maps, epochs, ...
 
-    Raises LayerError or ZfkitError for a layer, map or epoch that does not exist. What is wrong with snapshots that
-    are still to be looked through is told in place of the pictures, and kept in `errors`.
+def _unpacked(tensors: Mapping[str, Tensor], words: Mapping[str, str]) -> Evolution:
+    plain, names = json.loads(words["found"]), [of.name for of in fields(LayerEvolution)]
+    layers = {
+        layer: LayerEvolution(**{name: tensors[f"{i} {name}"] for name in names})
+        for i, layer in enumerate(plain["layers"])
+    }
+    lists = {name: tuple(plain[name]) for name in ("epochs", "missing")}
+    return Evolution(**{**plain, **lists, "layers": layers})
 
-    >>> zfkit.widgets.explore_evolution("runs/mine", zfkit.load_images("textures", size=64), maps=12)
-    """
-    return EvolutionExplorer(source, images, **options)
+
+explore_evolution = EvolutionExplorer

@@ -53,7 +53,6 @@ function render({model, el}) {
   const got = {}; // the last message of each kind, its pictures decoded
   const arrived = {}; // its number, so that a late one replaces no newer one
   let [asked, answered, queued] = [0, 0, null];
-  let wallOf = "projections";
   let blended = false;
   let gone = false; // was it said that the kernel does not answer?
   let stream = null; // of the camera
@@ -160,11 +159,7 @@ function render({model, el}) {
     peek: (m) => drawPeek(m),
     said: (m) => say(m.words),
     code: (m) => copy(m.words, "The code is copied."),
-    saved: (m) => {
-      const address = URL.createObjectURL(m.picture.blob);
-      const link = h("a", {download: m.name, href: address, onclick: () => setTimeout(() => URL.revokeObjectURL(address), 1000)}, "download it");
-      fill(notice, h("p", {role: "status"}, m.words, m.words ? "; " : "", link));
-    },
+    saved: (m) => offer(m.picture.blob, m.name, m.words),
     progress: (m) => {
       busy.hidden = !m.what;
       fill(busy, h("span", {}, m.what), h("progress", {max: 1, value: m.done, "aria-label": m.what || "progress"}));
@@ -176,9 +171,17 @@ function render({model, el}) {
   const notice = h("div", {class: "zx-notice"});
   const busy = h("div", {class: "zx-busy", hidden: true});
   const live = h("p", {class: "zx-unseen", role: "status"});
+  const aside = h("p", {class: "zx-unseen zx-aside", "aria-live": "polite"}); // what a key did that opens no other map
   function say(words) {
     gone = false;
+    if (words) root.dataset.drawn = "";
     fill(notice, words ? h("p", {role: "alert"}, words) : null);
+  }
+
+  function offer(blob, name, words) {
+    const address = URL.createObjectURL(blob);
+    const link = h("a", {download: name, href: address, onclick: () => setTimeout(() => URL.revokeObjectURL(address), 60000)}, "download it");
+    fill(notice, h("p", {role: "status"}, words, words ? "; " : "", link));
   }
 
   async function copy(text, words) {
@@ -193,10 +196,11 @@ function render({model, el}) {
   }
 
   const button = (words, title, onclick, attributes = {}) => h("button", {type: "button", title, onclick, ...attributes}, words);
-  const select = (label, options, field, onchange) => h("label", {class: "zx-select"}, h("span", {}, label), " ",
+  const select = (label, options, field, onchange) => h("label", {}, h("span", {}, label), " ",
     h("select", {"data-field": field, "aria-label": label || null, onchange: (e) => onchange(e.target.value)}, options.map(([value, words]) => h("option", {value}, words))));
 
   if (about.empty) {
+    root.dataset.drawn = "";
     fill(root, h("div", {class: "zx-head"}, h("h2", {}, about.model)), h("p", {}, about.empty));
     return undefined;
   }
@@ -222,30 +226,33 @@ function render({model, el}) {
     h("h3", {}, "How to read this"),
     h("p", {}, "Left, what excites a feature map most in these pictures: what its unit sees of each. Middle, what the deconvnet projects back to pixels from that activation alone. Right, one of them: where on the photograph it is, where else the map fires, and both large."),
     reading,
-    h("p", {}, "Below a tile stand its picture's name and the activation; numbers above 0 come after the ReLU, others would be silenced by it."),
+    h("p", {}, "In each patch stand its picture's name and the activation, as it is before the ReLU; of what is 0 or less the network passes nothing on."),
     h("h3", {}, "Keys"),
     h("p", {}, "← → map · ↑ ↓ layer · 1 to 9 tile · r random · a all at once · space lays projections over patches · ? this"),
     h("form", {method: "dialog"}, h("button", {}, "close")));
+  const spot = [h("p", {}, "place on the map"), h("label", {}, "row ", places[0]), h("label", {}, "column ", places[1])];
   const more = h("details", {class: "zx-more"}, h("summary", {title: "more", "aria-label": "more"}, "···"),
     h("div", {},
       button("copy code", "the lines of Python that open this view", () => send({kind: "code"})),
       button("how to read this", "and all keys", () => help.showModal()),
-      h("p", {}, "place on the map"), h("label", {}, "row ", places[0]), h("label", {}, "column ", places[1])));
-  const cloud = button("map of maps", "all maps of all layers as points", () => { showWall("points"); ask({wall: true, tab: state.tab === "compare" ? "maps" : state.tab}); });
+      spot));
+  root.addEventListener("pointerdown", (e) => { if (!more.contains(e.target)) more.open = false; });
+  more.addEventListener("keydown", (e) => { if (e.key === "Escape" && more.open) { more.open = false; more.firstChild.focus(); } });
+  const cloud = button("map of maps", "all maps of all layers as points", () => ask({wall: true, show: "points", tab: state.tab === "compare" ? "maps" : state.tab}));
   const head = h("header", {class: "zx-head"},
-    h("h2", {}, about.model, h("span", {class: "zx-soft", title: about.where}, ` on ${about.count.toLocaleString("en")} pictures (${about.source})`)), tabs,
+    h("div", {class: "zx-name"}, h("h2", {title: `${about.model} on ${about.count.toLocaleString("en")} pictures (${about.source})`}, about.model, h("span", {class: "zx-soft", title: about.where}, ` on ${about.count.toLocaleString("en")} pictures (${about.source})`)), busy), tabs,
     h("div", {class: "zx-row"}, cloud,
       about.alone ? button("copy link", "the address of this view", () => copy(location.origin + location.pathname + state.link, "The link is copied.")) : null,
-      button("save picture", "this view as a PNG with a caption", () => send({kind: "save"})), more));
+      button("save picture", "this view as a PNG with a caption", save), more));
 
   const layers = h("nav", {class: "zx-layers", "aria-label": "layers"});
   const strip = h("section", {class: "zx-strip", "aria-label": "feature maps"});
   const bars = h("canvas", {class: "zx-bars", role: "slider", tabindex: 0, "aria-label": "feature map", "aria-valuemin": 0});
   const shelf = h("div", {class: "zx-shelf", "aria-hidden": "true"});
   const count = h("div", {class: "zx-count"});
-  const words = h("p", {class: "zx-soft zx-words"});
+  const words = h("p", {class: "zx-soft"});
   const sort = select("sort", about.orders.map((o) => [o, {index: "number"}[o] || o]), "order", (order) => ask({order}));
-  const find = h("input", {type: "search", placeholder: "class, picture or map", "aria-label": "find maps by class, picture or number",
+  const find = h("input", {type: "search", placeholder: "find a map", title: "by class, picture or number", "aria-label": "find maps by class, picture or number",
     onchange: look, onkeydown: (e) => { if (e.key === "Enter") look(e); }});
   function look(e) {
     const words = e.target.value.trim();
@@ -255,11 +262,11 @@ function render({model, el}) {
   }
   const all = button("", "all maps of this layer", toggle, {class: "zx-all"});
   function toggle() {
-    if (wallOf === "points") showWall("projections");
-    ask({wall: !state.wall});
+    ask({wall: !state.wall, show: state.show === "points" ? "projections" : state.show});
+    fill(aside, state.wall ? `all maps of ${state.layer}` : `${state.layer} map ${state.channel}`);
   }
-  strip.append(count, h("div", {class: "zx-film"}, bars, shelf, words),
-    h("div", {class: "zx-tools"}, sort, find, button("random", "a map drawn at random (r)", random), all));
+  strip.append(count, h("div", {}, bars, shelf, words),
+    h("div", {class: "zx-tools"}, sort, find, button("random", "another map, drawn at random (r)", random), all));
 
   // Three parts: what excites it, what it picks out, one of them.
   const grid = (label) => h("div", {class: "zx-nine", role: "group", "aria-label": label});
@@ -284,8 +291,9 @@ function render({model, el}) {
   const back = h("div", {class: "zx-photo"}, h("canvas", {}), h("span", {class: "zx-caption"}));
   const unit = h("span", {class: "zx-soft zx-hint"});
   const maximum = button("back to the maximum", "project the unit that was found again", () => ask({position: null}));
+  const windows = h("span", {class: "zx-soft"});
   const stage = h("div", {class: "zx-three"},
-    h("section", {}, h("div", {class: "zx-title"}, h("h3", {}, "what excites it"), h("span", {class: "zx-soft"}, `its ${about.shown} strongest patches`)), excites),
+    h("section", {}, h("div", {class: "zx-title"}, h("h3", {}, "what excites it"), windows), excites),
     h("section", {}, h("div", {class: "zx-title"}, h("h3", {class: "zx-picks"}, h("span", {}, "what "), "it picks out"), rule, colours, gain), picks),
     h("section", {}, h("div", {class: "zx-title"}, heading, unit, maximum), h("div", {class: "zx-four"}, photo, fires, patch, back)));
   const sentence = h("p", {class: "zx-sentence"});
@@ -297,15 +305,11 @@ function render({model, el}) {
   const mapsTab = h("div", {role: "tabpanel", "aria-labelledby": `${view}-maps`}, stage, sentence, facts);
   const points = h("div", {class: "zx-points", hidden: true});
   const hiddenLayers = new Set();
-  const shows = select("show", [["projections", "projections"], ["patches", "patches"], ["points", "map of maps"]], "wall", (value) => { showWall(value); drawWall(); });
+  const shows = select("show", [["projections", "projections"], ["patches", "patches"], ["points", "map of maps"]], "show", (value) => ask({show: value}));
   const wallPart = h("div", {hidden: true}, h("div", {class: "zx-title"}, shows), wall, points, peek);
-  function showWall(value) {
-    wallOf = value;
-    shows.querySelector("select").value = value;
-  }
   const ownTab = h("div", {role: "tabpanel", "aria-labelledby": `${view}-image`, class: "zx-own"});
-  const compareTab = h("div", {role: "tabpanel", "aria-labelledby": `${view}-compare`, class: "zx-compare"});
-  fill(root, head, layers, strip, notice, wallPart, mapsTab, ownTab, compareTab, busy, live, help);
+  const compareTab = h("div", {role: "tabpanel", "aria-labelledby": `${view}-compare`});
+  fill(root, head, layers, strip, notice, wallPart, mapsTab, ownTab, compareTab, live, aside, help);
 
   // -------------------------------------------------------------------------------------------------- drawing
 
@@ -326,13 +330,15 @@ function render({model, el}) {
     wallPart.hidden = !walled;
     ownTab.hidden = state.tab !== "image" || walled;
     compareTab.hidden = state.tab !== "compare";
-    for (const field of ["rule", "colours", "order"]) root.querySelector(`[data-field=${field}]`).value = state[field];
+    for (const field of ["rule", "colours", "order", "show"]) root.querySelector(`[data-field=${field}]`).value = state[field];
     const scale = root.querySelector("[data-field=gain]");
     if (![...scale.options].some((o) => Number(o.value) === state.gain)) scale.append(h("option", {value: state.gain}, `${state.gain}×`));
     scale.value = String(state.gain);
     if (document.activeElement !== find) find.value = state.search;
     nine.forEach((part) => part.forEach((cell, i) => cell.setAttribute("aria-pressed", String(i === state.rank))));
     maximum.hidden = !state.position;
+    for (const part of spot) part.hidden = state.tab !== "maps" || walled;
+    for (const part of [sort, find]) part.hidden = walled && state.show === "points";
     drawLayers();
     drawStrip();
     if (walled) drawWall();
@@ -355,36 +361,69 @@ function render({model, el}) {
 
   function drawLayers() {
     const shown = got.strip;
-    if (layers.children.length && layers.dataset.drawn === String(Boolean(shown))) {
-      for (const one of layers.querySelectorAll("button")) {
-        const chosen = one.dataset.layer === state.layer;
-        if (chosen && one.getAttribute("aria-pressed") !== "true") layers.scrollLeft = one.offsetLeft - layers.clientWidth / 2 + one.offsetWidth / 2;
-        one.setAttribute("aria-pressed", String(chosen));
-      }
-      return;
+    if (!layers.children.length || layers.dataset.drawn !== String(Boolean(shown))) {
+      [layers.dataset.drawn, layers.dataset.at] = [String(Boolean(shown)), ""];
+      fill(layers, h("span", {class: "zx-soft"}, "photo ›"), about.layers.map((l, number) => {
+        const sheet = shown && shown[number];
+        const small = Array.from({length: 3}, (_, i) => (sheet && i < sheet.columns ? tile(sheet, i) : h("canvas", {"aria-hidden": "true", width: 1, height: 1})));
+        return h("button", {type: "button", "data-layer": l.name, title: l.refused ? `${l.name}: patches alone. ${l.refused}` : `${l.name}, maps of ${l.shape.join(" × ")}`,
+          onclick: () => ask({layer: l.name})}, h("span", {class: "zx-three-small"}, small), h("span", {}, h("b", {}, l.name), h("small", {}, `${l.maps} maps · ${l.sees}`)));
+      }), about.rest.length ? h("span", {class: "zx-soft"}, `› ${about.rest.join(" › ")}`) : null);
     }
-    layers.dataset.drawn = String(Boolean(shown));
-    fill(layers, h("span", {class: "zx-soft"}, "photo ›"), about.layers.map((l, number) => {
-      const sheet = shown && shown[number];
-      const small = Array.from({length: 3}, (_, i) => (sheet && i < sheet.columns ? tile(sheet, i) : h("canvas", {"aria-hidden": "true", width: 1, height: 1})));
-      return h("button", {type: "button", "data-layer": l.name, "aria-pressed": String(l.name === state.layer), title: l.refused ? `${l.name}: patches alone. ${l.refused}` : `${l.name}, maps of ${l.shape.join(" × ")}`,
-        onclick: () => ask({layer: l.name})}, h("span", {class: "zx-three-small"}, small), h("span", {}, h("b", {}, l.name), h("small", {}, `${l.maps} maps · ${l.sees}`)));
-    }), about.rest.length ? h("span", {class: "zx-soft"}, `› ${about.rest.join(" › ")}`) : null);
+    for (const one of layers.querySelectorAll("button")) {
+      const chosen = one.dataset.layer === state.layer;
+      if (chosen && layers.clientWidth && layers.dataset.at !== state.layer) { // once it is on the page
+        layers.scrollLeft = one.offsetLeft - layers.clientWidth / 2 + one.offsetWidth / 2;
+        layers.dataset.at = state.layer;
+      }
+      one.setAttribute("aria-pressed", String(chosen));
+    }
   }
 
+  let shelved = {}; // the thumbnails that were drawn, of one layer's sheet
+  let barred = []; // what the bars were drawn from
+  let told = ""; // what the words of the strip were drawn from
   function drawStrip() {
+    const wide = Math.max(Math.round(bars.clientWidth || 600), 1); // asked before anything changes
+    const room = Math.max(Math.floor((shelf.clientWidth || 600) / (THUMB + 2)), 1);
     const channels = order();
     const at = channels.indexOf(state.channel);
-    fill(count, h("b", {}, state.channel), h("small", {}, channels.length && channels.length < layerOf(state.layer).maps ? `${at + 1} of ${channels.length} found` : `of ${layerOf(state.layer).maps}`));
-    fill(all, state.wall ? "one map" : `▦ all ${channels.length || ""} at once`);
-    all.setAttribute("aria-pressed", String(state.wall));
-    fill(words, got.layer?.words || "");
-    words.hidden = !got.layer?.words;
-    for (const option of sort.querySelectorAll("option")) option.hidden = option.value === "your picture" && !got.own?.picture;
-    bars.setAttribute("aria-valuemax", Math.max(channels.length - 1, 0));
-    bars.setAttribute("aria-valuenow", Math.max(at, 0));
-    bars.setAttribute("aria-valuetext", `map ${state.channel} of ${state.layer}`);
-    const wide = Math.max(Math.round(bars.clientWidth || 600), 1);
+    const now = [state.layer, state.channel, at, channels.length, state.wall, got.layer?.words, Boolean(got.own?.picture)].join();
+    if (now !== told) {
+      told = now;
+      fill(count, h("b", {}, state.channel), h("small", {}, channels.length && channels.length < layerOf(state.layer).maps ? `${at + 1} of ${channels.length} found` : `of ${layerOf(state.layer).maps}`));
+      fill(all, state.wall ? "one map" : `▦ all ${channels.length || ""} at once`);
+      all.setAttribute("aria-pressed", String(state.wall));
+      fill(words, got.layer?.words || "");
+      words.hidden = !got.layer?.words;
+      for (const option of sort.querySelectorAll("option")) option.hidden = option.value === "your picture" && !got.own?.picture;
+      bars.setAttribute("aria-valuemax", Math.max(channels.length - 1, 0));
+      bars.setAttribute("aria-valuenow", Math.max(at, 0));
+      bars.setAttribute("aria-valuetext", `map ${state.channel} of ${state.layer}`);
+    }
+    drawBars(channels, at, wide);
+    const sheets = thumbs();
+    if (shelved.layer !== state.layer || shelved.sheets !== sheets) shelved = {layer: state.layer, sheets, buttons: new Map()};
+    const first = Math.max(0, Math.min(at - Math.floor(room / 2), channels.length - room));
+    const some = channels.slice(first, first + room).map((c) => {
+      if (!shelved.buttons.has(c)) {
+        shelved.buttons.set(c, h("button", {type: "button", tabindex: -1, title: `map ${c}`, onclick: () => ask({channel: c, wall: false})},
+          sheets ? tile(sheets.projections, c) : h("span", {}, c)));
+      }
+      const one = shelved.buttons.get(c);
+      one.className = c === state.channel ? "zx-chosen" : "";
+      return one;
+    });
+    for (const one of [...shelf.children]) if (!some.includes(one)) one.remove();
+    some.forEach((one, i) => { if (shelf.children[i] !== one) shelf.insertBefore(one, shelf.children[i] || null); });
+  }
+
+  // Each canvas that is drawn on costs its frame half a millisecond or more, also where it looks as before.
+  function drawBars(channels, at, wide) {
+    const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+    const drawn = [got.layer, at, wide, dark];
+    if (drawn.every((value, i) => value === barred[i])) return;
+    barred = drawn;
     Object.assign(bars, {width: wide, height: 28});
     const context = bars.getContext("2d");
     const styles = getComputedStyle(root);
@@ -395,21 +434,18 @@ function render({model, el}) {
       const tall = i === at ? 28 : 3 + 25 * (got.layer.bars[c] || 0);
       context.fillRect(i * step, 28 - tall, Math.max(step - (step > 3 ? 1 : 0), i === at ? 4 : 0.5), tall);
     });
-    const sheets = thumbs();
-    const room = Math.max(Math.floor((shelf.clientWidth || 600) / (THUMB + 2)), 1);
-    const first = Math.max(0, Math.min(at - Math.floor(room / 2), channels.length - room));
-    fill(shelf, channels.slice(first, first + room).map((c) =>
-      h("button", {type: "button", tabindex: -1, title: `map ${c}`, class: c === state.channel ? "zx-chosen" : "", onclick: () => ask({channel: c, wall: false})},
-        sheets ? tile(sheets.projections, c) : h("span", {}, c))));
   }
 
   function drawPage() {
     const page = got.page;
     if (page.layer !== state.layer && asked > answered) return;
+    root.dataset.drawn = ""; // which takes the opening figure of a page away
     fill(sentence, page.sentence || (page.refused ? `Patches alone: ${page.refused}` : ""));
     stage.classList.toggle("zx-empty", Boolean(page.sentence));
     picks.parentElement.hidden = !page.sentence && !page.projections;
-    fill(reading, page.scale || "");
+    fill(reading, page.scale || "", page.cut ? ` Tiles are ${page.cut}.` : "");
+    fill(windows, page.cut || `its ${about.shown} strongest patches`);
+    windows.title = page.cut || "";
     if (page.sentence) {
       fill(live, page.sentence);
       return;
@@ -443,11 +479,16 @@ function render({model, el}) {
     }
   }
 
+  let detailed = ""; // the map whose unit was shown last
   function drawDetail() {
     const d = got.detail;
     stage.lastChild.hidden = Boolean(d.sentence);
     if (d.sentence) return;
-    fill(heading, `${d.rank + 1} · ${got.page?.names?.[d.rank] || d.name}, ${number(d.value)}`);
+    const same = got.page?.layer === d.layer && got.page.channel === d.channel;
+    fill(heading, `${d.rank + 1} · ${(same && got.page.names?.[d.rank]) || d.name}, ${number(d.value)}`);
+    const of = `${d.layer} ${d.channel}`;
+    if (detailed === of) fill(aside, `picture ${d.rank + 1}, ${d.name}. ${d.words}`); // a new map is announced with its page
+    detailed = of;
     heading.title = d.name;
     fill(unit, d.words);
     unit.title = `${d.name}. ${d.words}`;
@@ -510,11 +551,11 @@ function render({model, el}) {
     const parts = [];
     if (f.warnings.length) parts.push(h("ul", {class: "zx-warnings", "aria-label": "health warnings"}, f.warnings.map(([what, remedy]) => h("li", {}, what, " ", h("span", {class: "zx-soft"}, `Remedy: ${remedy}.`)))));
     const first = [h("p", {class: "zx-soft"}, f.words)];
-    if (f.filter) first.push(h("p", {class: "zx-filter"}, tile({...f.filter, columns: 1}, 0, "its filter"), " filter ", tile({...f.spectrum, columns: 1}, 0, "spectrum of its filter"), " spectrum, ±½ cycles/px"));
+    if (f.filter) first.push(h("p", {class: "zx-filter", title: "its filter, and that one's spectrum to half a cycle per pixel"}, tile({...f.filter, columns: 1}, 0, "its filter"), h("span", {}, "filter"), tile({...f.spectrum, columns: 1}, 0, "spectrum of its filter, to half a cycle per pixel"), h("span", {}, "spectrum")));
     if (g) {
       const most = Math.max(...g.counts);
       const text = `Histogram of the map's maximum over ${g.measured} pictures, from ${number(g.low)} to ${number(g.high)}`;
-      parts.push(h("section", {}, h("h3", {}, `over ${g.measured} pictures`, h("small", {class: "zx-soft"}, ` fires on ${percent(g.active)}`)),
+      parts.push(h("section", {}, h("h3", {}, `on ${g.measured} pictures`, h("small", {class: "zx-soft"}, ` fires on ${percent(g.active)}`)),
         h("svg", {viewBox: "0 0 240 50", preserveAspectRatio: "none", role: "img", "aria-label": text, class: "zx-histogram"}, g.counts.map((n, i) => {
           const tall = n ? Math.max(1.5, 50 * Math.sqrt(n / most)) : 0;
           const value = g.low + ((i + 1) * (g.high - g.low)) / g.counts.length;
@@ -524,12 +565,12 @@ function render({model, el}) {
     }
     if (f.labels) {
       const most = f.labels.rows[0][1];
-      parts.push(h("section", {}, h("h3", {}, `its top ${f.labels.of} come from`), ruleBars(f.labels.rows.map(([name, n]) => [name, n, String(n)]), most),
+      parts.push(h("section", {}, h("h3", {}, `top ${f.labels.of} come from`), ruleBars(f.labels.rows.map(([name, n]) => [name, n, String(n)]), most),
         h("p", {class: "zx-soft", title: "(its mean in that class − its mean in the others) / their sum: 0 none, 1 that class alone"}, `selectivity ${f.labels.selectivity} for `, h("bdi", {}, f.labels.favourite))));
     }
     if (f.near?.length) parts.push(h("section", {}, h("h3", {}, "answers like it"), h("div", {class: "zx-row"}, f.near.map(([c, r]) => mapButton(f.layer, c, `r ${r.toFixed(2)}`)))));
     if (!g) first.push(h("p", {class: "zx-soft"}, "More is measured while nothing else is to be done …"));
-    fill(known, parts, h("section", {class: "zx-all-known"}, first));
+    fill(known, parts, h("section", {}, h("h3", {}, "in numbers"), first));
     mark();
   }
 
@@ -543,7 +584,7 @@ function render({model, el}) {
 
   function drawWall() {
     if (wallPart.hidden) return;
-    const pointed = wallOf === "points";
+    const pointed = state.show === "points";
     [wall.hidden, points.hidden] = [pointed, !pointed];
     if (pointed) {
       drawPoints();
@@ -557,14 +598,19 @@ function render({model, el}) {
       return;
     }
     const dead = new Set(got.layer.dead);
-    const drawn = `${state.layer} ${wallOf} ${channels.join()}`;
+    const drawn = `${state.layer} ${state.show} ${channels.join()}`;
     if (wall.dataset.drawn !== drawn) {
       wall.dataset.drawn = drawn;
       fill(wall, channels.map((c) => h("button", {type: "button", "data-map": c, class: dead.has(c) ? "zx-dead" : "", title: `map ${c}${dead.has(c) ? ", dead" : ""}`, "aria-label": `map ${c}`},
-        tile(sheets[wallOf], c))));
+        tile(sheets[state.show], c))));
     }
-    for (const one of wall.querySelectorAll(".zx-chosen")) one.classList.remove("zx-chosen");
-    wall.querySelector(`[data-map="${state.channel}"]`)?.classList.add("zx-chosen");
+    for (const one of wall.querySelectorAll(".zx-chosen")) {
+      one.classList.remove("zx-chosen");
+      one.removeAttribute("aria-current");
+    }
+    const chosen = wall.querySelector(`[data-map="${state.channel}"]`);
+    chosen?.classList.add("zx-chosen");
+    chosen?.setAttribute("aria-current", "true");
   }
   const mapAt = (e) => e.target.closest?.("[data-map]");
   wall.addEventListener("click", (e) => { const one = mapAt(e); if (one) { peek.hidden = true; peek.dataset.map = ""; ask({channel: Number(one.dataset.map), wall: false, tab: "maps"}); } });
@@ -576,9 +622,9 @@ function render({model, el}) {
   }
   function drawPeek(m) {
     const name = `${m.layer} ${m.channel}`;
-    const one = wallOf === "points" ? [...points.querySelectorAll("circle")].find((c) => c.dataset.map === name) : m.layer === state.layer && wall.querySelector(`[data-map="${m.channel}"]`);
+    const one = state.show === "points" ? [...points.querySelectorAll("circle")].find((c) => c.dataset.map === name) : m.layer === state.layer && wall.querySelector(`[data-map="${m.channel}"]`);
     if (!one || !m.sheet || peek.dataset.map !== name) return;
-    fill(peek, h("b", {}, wallOf === "points" ? `${m.layer} map ${m.channel}` : `map ${m.channel}`), h("div", {class: "zx-nine"}, Array.from({length: about.shown}, (_, i) => tile(m.sheet, i))));
+    fill(peek, h("b", {}, state.show === "points" ? `${m.layer} map ${m.channel}` : `map ${m.channel}`), h("div", {class: "zx-nine"}, Array.from({length: about.shown}, (_, i) => tile(m.sheet, i))));
     peek.hidden = false;
     const [box, outer] = [one.getBoundingClientRect(), wallPart.getBoundingClientRect()];
     peek.style.left = `${Math.min(Math.max(box.left - outer.left - 60, 0), Math.max(outer.width - 176, 0))}px`;
@@ -630,6 +676,50 @@ function render({model, el}) {
     peek.hidden = true;
   }
 
+  // What is drawn here alone, all maps at once, as a picture with a caption.
+  function save() {
+    say("");  // the link of what was saved before
+    if (state.wall && state.tab !== "compare") saveWall();
+    else send({kind: "save"});
+  }
+
+  async function saveWall() {
+    const [pad, head, styles] = [20, 50, getComputedStyle(root)];
+    const pointed = state.show === "points";
+    const sheet = thumbs()?.[state.show];
+    const svg = points.querySelector("svg");
+    const channels = order();
+    if (pointed ? !svg : !sheet || !channels.length) {
+      say("There is nothing to save yet.");
+      return;
+    }
+    const columns = Math.ceil(Math.sqrt(1.6 * channels.length));
+    const [width, height] = pointed ? [svg.clientWidth, svg.clientHeight]
+      : [columns * (sheet.width + 2), Math.ceil(channels.length / columns) * (sheet.height + 2)];
+    const canvas = h("canvas", {width: 2 * (width + 2 * pad), height: 2 * (height + head + pad)});
+    const context = canvas.getContext("2d");
+    context.scale(2, 2);
+    context.fillStyle = styles.backgroundColor.replace("rgba(0, 0, 0, 0)", "") || getComputedStyle(root.closest(".zfkit")).backgroundColor;
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    context.fillStyle = styles.color;
+    context.font = `600 16px ${styles.fontFamily}`;
+    const title = pointed ? `${about.model}: all maps of all layers, on ${about.source}` : `${about.model} ${state.layer}, ${state.show} of ${channels.length} maps by ${state.order}`;
+    context.fillText(title, pad, 30);
+    if (pointed) {
+      const drawn = svg.cloneNode(true);
+      drawn.setAttribute("xmlns", SVG);
+      const parts = [svg, drawn].map((one) => one.querySelectorAll("*"));
+      parts[0].forEach((part, i) => { for (const name of ["fill", "stroke", "strokeWidth", "fontSize", "fontFamily", "opacity"]) parts[1][i].style[name] = getComputedStyle(part)[name]; });
+      const image = new Image();
+      image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(new XMLSerializer().serializeToString(drawn))}`;
+      await image.decode();
+      context.drawImage(image, pad, head, width, height);
+    } else {
+      channels.forEach((c, i) => context.drawImage(tile(sheet, c), pad + (i % columns) * (sheet.width + 2), head + Math.floor(i / columns) * (sheet.height + 2)));
+    }
+    canvas.toBlob((blob) => offer(blob, `${about.model}-${pointed ? "map-of-maps" : `${state.layer}-${state.show}`}.png`.replace(/[/:]/g, "_"), ""));
+  }
+
   // ---------------------------------------------------------------------------------------------- your picture
 
   const frame = h("div", {class: "zx-frame"}, h("canvas", {}), h("div", {class: "zx-square", tabindex: 0, role: "slider", "aria-label": "square that is used", "aria-valuemin": 0, "aria-valuemax": 100}));
@@ -637,7 +727,7 @@ function render({model, el}) {
   const file = h("input", {type: "file", class: "zx-unseen", id: `${view}-file`, accept: "image/*", "aria-label": "choose a picture", onchange: (e) => { if (e.target.files[0]) upload(e.target.files[0]); e.target.value = ""; }});
   const path = h("input", {type: "text", placeholder: "or its path, then Enter", "aria-label": "path of a picture of your own", onchange: (e) => ask({image: e.target.value})});
   const camera = navigator.mediaDevices?.getUserMedia ? button("camera", "take a picture", shoot) : null;
-  const said = h("div", {class: "zx-said"});
+  const said = h("div", {});
   const rows = h("div", {class: "zx-cards"});
   fill(ownTab, h("div", {class: "zx-side"}, h("p", {class: "zx-soft"}, "Choose a picture, drop one here, or paste it; or try one of these."), samples, h("div", {class: "zx-row"}, file, h("label", {class: "zx-choose", for: file.id}, "choose a picture"), camera), about.alone ? null : path, frame, said), rows);
 
@@ -674,15 +764,22 @@ function render({model, el}) {
 
   async function shoot() {
     closeCamera();
+    let found;
     try {
-      stream = await navigator.mediaDevices.getUserMedia({video: true});
+      found = await navigator.mediaDevices.getUserMedia({video: true});
     } catch {
       say("The browser gives no camera to this page.");
       return;
     }
+    if (closing.signal.aborted || state.tab !== "image" || stream) { // whoever has left, or asked twice, wants none
+      found.getTracks().forEach((track) => track.stop());
+      return;
+    }
+    stream = found;
     const video = h("video", {autoplay: true, playsinline: true});
     video.srcObject = stream;
     frame.before(h("div", {class: "zx-camera"}, video, h("div", {class: "zx-row"}, button("take it", "this picture", () => {
+      if (!video.videoWidth) return; // it has shown nothing yet
       const canvas = h("canvas", {width: video.videoWidth, height: video.videoHeight});
       canvas.getContext("2d").drawImage(video, 0, 0);
       canvas.toBlob((blob) => upload(new File([blob], "camera.png")));
@@ -764,7 +861,8 @@ function render({model, el}) {
       const cells = about.columns.map((name) => h("div", {}, h("b", {}, name), h("p", {class: "zx-soft"}, about.sentences[name])));
       const tall = m.sheet.image.height / m.sheet.height;
       for (let i = 0; i < tall * m.sheet.columns; i += 1) cells.push(tile(m.sheet, i, `${about.columns[i % m.sheet.columns]}, picture ${Math.floor(i / m.sheet.columns) + 1}`));
-      fill(compared, h("h3", {}, `${m.layer} map ${m.channel}: a row for each of its strongest pictures`), h("div", {class: "zx-methods", style: {"gridTemplateColumns": `repeat(${m.sheet.columns}, minmax(0, 1fr))`}}, cells), h("p", {class: "zx-soft"}, m.scale));
+      fill(compared, h("h3", {}, `${m.layer} map ${m.channel}: a row for each of its strongest pictures`), h("div", {class: "zx-methods", style: {"gridTemplateColumns": `repeat(${m.sheet.columns}, minmax(0, 1fr))`}}, cells));
+      if (!got.page) fill(reading, m.scale); // else it stands there
       return;
     }
     fill(compared, h("div", {class: "zx-title"}, tile({...m.photo, columns: 1}, 0, `photograph ${m.name}`), h("p", {}, h("b", {}, m.name), h("br"), "The maps of a layer that this photograph excites most: what each sees of it, and what it picks out. Maps of two networks share nothing but the photograph: compare what they pick, not their numbers.")),
@@ -781,7 +879,7 @@ function render({model, el}) {
     if (channels.length && channels[at] !== state.channel) ask({channel: channels[at]});
   }
   function random() {
-    const channels = order();
+    const channels = order().filter((channel) => channel !== state.channel);
     if (channels.length) ask({channel: channels[Math.floor(Math.random() * channels.length)], wall: false});
   }
   function climb(by) {
@@ -793,7 +891,11 @@ function render({model, el}) {
     ArrowLeft: () => turn(-1), ArrowRight: () => turn(1), ArrowUp: () => climb(1), ArrowDown: () => climb(-1),
     PageUp: () => turn(-10), PageDown: () => turn(10), Home: () => turn(-1e9), End: () => turn(1e9),
     r: random, a: () => { if (state.tab !== "compare") toggle(); }, "?": () => help.showModal(),
-    " ": () => { blended = !blended; if (got.page && !got.page.sentence) drawPage(); },
+    " ": () => {
+      blended = !blended;
+      if (got.page && !got.page.sentence) drawPage();
+      fill(aside, blended ? "projections over patches" : "patches alone");
+    },
   };
   root.addEventListener("keydown", (e) => {
     if (e.ctrlKey || e.metaKey || e.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(e.target.tagName) || help.open) return;
@@ -821,10 +923,11 @@ function render({model, el}) {
   const listen = (content, buffers) => receive(content, buffers);
   model.on("msg:custom", listen);
   model.on("change:state", follow);
-  const sized = new ResizeObserver(() => drawStrip());
+  const sized = new ResizeObserver(() => { drawLayers(); drawStrip(); drawWall(); });
   sized.observe(strip);
   show();
-  send({kind: "ready"});
+  if (about.alone && document.activeElement === document.body) root.focus({preventScroll: true}); // keys work at once
+  send({kind: "ready", query: about.alone ? location.search.slice(1) : ""});
   return () => {
     model.off("msg:custom", listen);
     model.off("change:state", follow);

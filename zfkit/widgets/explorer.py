@@ -6,7 +6,7 @@ in the state, and in which order the worker computes what the state asks for.
 
 Messages to the page have a `kind` and say which map they belong to, so that it never shows a caption beside pictures of
 another: "page" (nine patches and projections), "detail" (one of them), "facts", "control", "layer" (order of the maps),
-"strip", "thumbnails", "points", "own", "samples", "methods", "models", "peek", "saved", "said", "progress", and "ack".
+"strip", "thumbnails", "points", "own", "samples", "methods", "models", "peek", "saved", "code", "said", "progress" ...
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..batching import OnStep
+from ..batching import OnStep, give_back
 from ..checks import as_path
 from ..figures.pictures import to_picture
-from ..files import write_whole
 from ..frequency import power_spectrum
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel
@@ -37,11 +36,14 @@ from .panel import Panel, changed, guarded
 from .results import Grids, Sheet
 from .state import METHODS, State
 from .view import PIECE, ExplorerView
-from .worker import Job, Worker, give_back, pause
+from .worker import Job, Worker, pause
 
 TURNING = 1.0  # s between two steps: somebody turns pages, and the next ones come before this one's details
+NEAR = 8  # maps in such a step, at most: a key that is held skips some
 REST = 1.5  # s since the last step, before the layer is measured for the facts
-PAINT = 0.08  # s left to server and browser after new grids, before the details are computed
+BESIDE = 4  # layers on either side whose first map is computed then, for who goes there
+PAINT = 0.1  # s left to server and browser after new grids, before the details are computed
+STAY = 0.3  # s between the last of a page and those that are computed ahead, while nobody turns them
 AHEAD = 2  # pages computed ahead, in the direction of travel
 SAYS = 0.1  # s between two movements of the progress bar
 
@@ -59,23 +61,19 @@ class Explorer(Panel):
     state: State
 
     def __init__(
-        self,
-        view: ExplorerView,
-        state: State | None = None,
-        *,
-        save_to: str | Path | None = ".",
-        ahead: bool = True,
+        self, view: ExplorerView, state: State, *, save_to: str | Path | None = ".", ahead: bool = True
     ) -> None:
         super().__init__()
         self.view, self.ahead, self.mine = view, ahead, compare.YourPicture(view)
         self.save_to = None if save_to is None else as_path(save_to)
-        self.state = view.checked(state or State())
+        self.state = view.checked(state)
         self.sent: dict[str, Parcel] = {}
         self._lock = threading.RLock()  # requests come in one thread, the worker's results in another
         self._channels = np.arange(0)  # on the strip, in order
         self._moved = 0.0  # when the state changed last
         self._turning = False  # did the last two steps follow each other closely?
         self._facing = 1  # direction of the last step
+        self.live = False  # has a page shown it?
         self._said = 0.0  # when the progress bar was moved last
         self.page = Page(about=about(view))
         self.page.on_msg(self._received)
@@ -111,19 +109,25 @@ class Explorer(Panel):
 
     def tell(self, sentence: str) -> None:
         """A sentence above the pictures; "" takes it away."""
-        before = self.sent.get("said")
-        if sentence or (before and before.content["words"]):
+        if sentence or ((before := self.sent.get("said")) and before.content["words"]):
             self.post(Parcel("said", words=sentence))
 
     def show_progress(self, what: str, done: float) -> None:
         """Move the bar; "" takes it away."""
-        now = time.monotonic()
-        before = self.sent.get("progress")
+        now, before = time.monotonic(), self.sent.get("progress")
         if not what and not (before and before.content["what"]):
             return
         if not what or now > self._said + SAYS:
             self._said = now
             self.post(Parcel("progress", what=what, done=done))
+
+    def file_name(self) -> str:
+        s = self.state
+        place = f"{s.layer}-{s.channel}" if s.tab == "maps" else f"{s.tab}-{s.layer}"
+        return f"{self.view.model.name}-{place}"
+
+    def figure(self) -> Image.Image:
+        return self.snapshot()  # which has its caption
 
     def snapshot(self) -> Image.Image:
         """What is shown as one static picture with a caption, for pages without a kernel."""
@@ -157,14 +161,15 @@ class Explorer(Panel):
             if self.view.empty or state == before:
                 return self
             self.state = state
-            now = time.monotonic()
-            self._turning, self._moved = now < self._moved + TURNING, now
-            if state.channel != before.channel:
-                self._facing = 1 if self._place(state.channel) > self._place(before.channel) else -1
+            now, by = time.monotonic(), 1
+            if state.layer == before.layer:
+                by = self._place(state.channel) - self._place(before.channel)
+            self._turning, self._moved = abs(by) <= NEAR and now < self._moved + TURNING, now
+            self._facing = (by > 0) - (by < 0) or self._facing
             if state.image != before.image:
                 self.mine.take()
-            if self.live and state.tab == "maps" and not state.search and self.view.ready(state):
-                self._show_grids(state, self.view.grids(state))
+            if self.live and state.tab == "maps" and not state.search and (grids := self.view.at_hand(state)):
+                self._show_grids(state, grids)
             self.arrange()
             self._request()
         return self
@@ -190,22 +195,19 @@ class Explorer(Panel):
                 words = f"{s.order} is measured …"
             elif s.order == "your picture" and self.view.facts.picture is None:
                 words = "there is no picture of yours yet: the maps stand by number"
-            heights, dead = self.view.facts.heights(s)
-            content = {
-                "layer": s.layer, "order": self._channels.tolist(), "words": words, "bars": heights, "dead": dead,
-            }  # fmt: skip
-            before = self.sent.get("layer")
-            if not before or before.content != {"kind": "layer", **content}:
-                self.post(Parcel("layer", **content))
+            order, (heights, dead) = self._channels.tolist(), self.view.facts.heights(s)
+            parcel = Parcel("layer", layer=s.layer, order=order, words=words, bars=heights, dead=dead)
+            if not (before := self.sent.get("layer")) or before.content != parcel.content:
+                self.post(parcel)
 
     # ----------------------------------------------------------------------- what is computed, in which order
 
     def _request(self) -> None:
         """Ask the worker for what the state shows; what it asked before is given up."""
-        state, layer = self.state, self.state.layer
+        state = self.state
         what = {"maps": "projecting", "image": "your picture", "compare": "comparing"}[state.tab]
         if state.wall:
-            what = f"drawing {self.view.count(layer)} maps"
+            what = f"drawing {self.view.count(state.layer)} maps"
         elif state.tab == "maps" and self.view.facts.lacks(state):
             what = f"measuring {state.order}"
         self.worker.submit("view", lambda job: self.paint(state, job), what=what)
@@ -213,14 +215,12 @@ class Explorer(Panel):
             return
         if "strip" not in self.sent:
             self.worker.submit("strip", self._send_strip, Worker.SOON, "drawing layers")
-        if (layer not in self.view.facts.profiles and state.tab == "maps") or self._thumbnails_of() != layer:
-            self.worker.submit("layer", lambda job: self._measure(state, job), Worker.LATER)
-        else:
-            self.worker.cancel("layer")  # of one that somebody has left
+        self.worker.submit("layer", lambda job: self._measure(state, job), Worker.LATER)
 
-    def on_live(self) -> None:
-        """Begin to compute ahead."""
-        if not self.view.empty:
+    def go_live(self) -> None:
+        """Somebody is looking: begin to compute ahead."""
+        if not self.live and not self.view.empty:
+            self.live = True
             self._request()
 
     def paint(self, state: State, step: OnStep) -> None:
@@ -243,9 +243,8 @@ class Explorer(Panel):
             pause(step, PAINT)
         if self._turning:
             self._look_ahead(state, step)
-        detail = v.detail(state, step)
+        words = v.detail(state, step)._asdict()
         step(1, 1)
-        words = detail._asdict()
         pictures = {name: words.pop(name) for name in ("photo", "heat", "patch", "projection")}
         parcel = Parcel("detail", **of(state), rank=state.rank, asked=state.position, **words)
         self.post(parcel.add(**pictures))
@@ -260,23 +259,32 @@ class Explorer(Panel):
         if self._thumbnails_of() != state.layer and (kept := self.view.kept_thumbnails(state.layer)):
             self._post_thumbnails(state.layer, *kept)
         if self.live:
+            pause(step, STAY)
             self._look_ahead(state, step)
 
     def _look_ahead(self, state: State, step: OnStep) -> None:
-        """The next two pages in the direction of travel."""
+        """The next two pages in the direction of travel; while nobody turns them, the one before, too."""
         at = self._place(state.channel)
-        for place in range(at + self._facing, at + (AHEAD + 1) * self._facing, self._facing):
+        places = [at + n * self._facing for n in range(1, AHEAD + 1)]
+        if not self._turning:
+            places.insert(1, at - self._facing)
+        for place in places:
             if self.ahead and 0 <= place < len(self._channels):
                 self.view.grids(replace(state, channel=int(self._channels[place])), step, PIECE)
 
     def _measure(self, state: State, step: Job) -> None:
-        """Thumbnails of the layer, and its maps over many pictures, once nobody has moved for a while."""
+        """Once nobody has moved for a while: the layers around, thumbnails, and the maps over many pictures."""
         pause(step, REST)
+        at, plain = self.view.layers.index(state.layer), state.colours == "signed"  # others take long
+        for layer in self.view.layers[max(at - BESIDE, 0) : at + BESIDE + 1]:
+            if self.ahead and plain and state.tab == "maps":
+                self.view.grids(replace(state, layer=layer, channel=0, rank=0, position=None), step, PIECE)
         self._send_thumbnails(state.layer, step)
-        self.view.facts.measure(state.layer, step)
-        step()
-        if self.state.layer == state.layer and self.state.tab == "maps":
-            self._send_facts(self.state)
+        if state.layer not in self.view.facts.profiles:
+            self.view.facts.measure(state.layer, step)
+            step()
+            if self.state.layer == state.layer and self.state.tab == "maps":
+                self._send_facts(self.state)
 
     def _show_grids(self, state: State, grids: Grids) -> None:
         """Both grids, unless the state has moved on."""
@@ -295,8 +303,7 @@ class Explorer(Panel):
         pictures: dict[str, Sheet | bytes | None] = {}
         if layer in facts.profiles:
             pictures["faces"] = self.view.small(facts.faces(layer, c))
-        weights = facts.filter(layer, c)
-        if weights is not None:
+        if (weights := facts.filter(layer, c)) is not None:
             pictures["filter"] = encode(drawing.coloured(self.view.model.shown(weights[None]))[0])
             pictures["spectrum"] = encode(drawing.grey(power_spectrum(weights.double())))
         self.post(Parcel("facts", **of(state), **facts.of_map(layer, c)).add(**pictures))
@@ -345,8 +352,8 @@ class Explorer(Panel):
         if state.versus == METHODS:
             sheet, sentence = compare.methods(v, state, step)
             step(1, 1)
-            scale = v.scale_line(state)
-            self.post(Parcel("methods", **of(state), sentence=sentence, scale=scale).add(sheet=sheet))
+            parcel = Parcel("methods", **of(state), sentence=sentence, scale=v.scale_line(state))
+            self.post(parcel.add(sheet=sheet))
             return
         if not isinstance(v.others[state.versus], VisionModel):
             self.show_progress(f"loading {state.versus}", 0.1)
@@ -377,12 +384,20 @@ class Explorer(Panel):
 
     @guarded
     def _ready(self, content: Mapping[str, Any], buffers: list[Any]) -> None:
-        """A page has opened: all that was sent before goes there, too."""
+        """A page has opened, at the view of its address: all that was sent of that before goes there, too."""
+        self._go_to(State.link_in(content.get("query", "")))
         with self._lock:  # nothing newer may come before what it replaces
+            shown = of(self.state)
             for kind, parcel in self.sent.items():
-                if kind != "progress":
+                if kind != "progress" and all(parcel.content.get(n, v) == v for n, v in shown.items()):
                     self.page.send(parcel.content, parcel.buffers)
         self.go_live()
+
+    @guarded
+    def _go_to(self, link: str) -> None:
+        """The view of an address, which may come when the kernel is at another; a link leaves out what is default."""
+        if found := State.of_link(link):
+            self.set(**{**vars(State()), **found})
 
     @guarded
     def _set(self, content: Mapping[str, Any], buffers: list[Any]) -> None:
@@ -395,9 +410,11 @@ class Explorer(Panel):
     @guarded
     def _points(self, content: Mapping[str, Any], buffers: list[Any]) -> None:
         """The map of maps, once all layers are measured."""
-        self.worker.submit(
-            "points", lambda job: self.post(Parcel("points", **self.view.facts.points(job))), what="measuring"
-        )
+
+        def send(job: Job) -> None:
+            self.post(Parcel("points", **self.view.facts.points(job)))
+
+        self.worker.submit("points", send, Worker.SOON, "measuring")
 
     @guarded
     def _peek(self, content: Mapping[str, Any], buffers: list[Any]) -> None:
@@ -442,42 +459,27 @@ class Explorer(Panel):
 
     @guarded
     def _save(self, content: Mapping[str, Any], buffers: list[Any]) -> None:
-        self.worker.submit("save", lambda step: self._keep_picture(content.get("view")), what="saving")
+        def save(step: Job) -> None:
+            name, words, encoded = self.keep_figure()
+            parcel = Parcel("saved", name=name, words=words, view=content.get("view"))
+            self.post(parcel.add(picture=encoded), keep=False)
 
-    def _keep_picture(self, view: Any) -> None:
-        s = self.state
-        encoded = encode(self.snapshot())
-        shown = f"{s.layer}-{s.channel}" if s.tab == "maps" else f"{s.tab}-{s.layer}"
-        name = f"{self.view.model.name}-{shown}.png".replace("/", "_").replace(":", "_")
-        words = ""
-        if self.save_to is not None:
-            try:
-                write_whole(self.save_to / name, lambda part: part.write_bytes(encoded))
-                words = f"Saved as {self.save_to / name}"
-            except OSError as error:
-                words = f"Not saved there ({error.strerror or error})"
-        self.post(Parcel("saved", name=name, words=words, view=view).add(picture=encoded), keep=False)
+        self.worker.submit("save", save, what="saving")
 
 
 def explore(
-    model: VisionModel,
-    photos: ImageSet,
-    top: TopK | None = None,
-    *,
+    model: VisionModel, photos: ImageSet, top: TopK | None = None, *,
     others: Mapping[str, VisionModel | Callable[[], VisionModel]] | None = None,
-    save_to: str | Path | None = ".",
-    ahead: bool = True,
-    link: str = "",
-    **state: Any,
-) -> Explorer:
+    save_to: str | Path | None = ".", ahead: bool = True, link: str = "", **state: Any,
+) -> Explorer:  # fmt: skip
     """Every layer and feature map at the end of a slider, in a notebook.
 
     Args:
         model, photos, top: a network, pictures, and what `mine` made of them; None mines them now (`mined`).
         others: models to compare with, by name; a model, or a function that loads it. Default: the bundled ones.
-        save_to: folder for "save picture"; None for a link to download it and no file.
-        ahead: compute the next two maps in the direction of travel while nothing else is to be done. What was computed
-            is kept, up to 128 MiB in memory, and in zfkit's cache on disk.
+        save_to: folder for "save picture"; None for a link to download it and no file (nor of all maps at once).
+        ahead: compute where the next step may lead while nothing else is to be done: maps beside this one, and the
+            first of the layers around. What was computed is kept, up to 128 MiB in memory, and in zfkit's cache.
         link: where to open, as the end of an address ("?layer=conv4&map=117"), which `Explorer.link` gives.
         state: any field of `State`: where to open, as ``layer="conv4", channel=117``; goes before the link. Without a
             layer or map it opens at one of a late layer that many pictures excite strongly.

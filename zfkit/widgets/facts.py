@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..batching import OnStep
-from ..deconv.receptive_field import Field, field_in, units_inside
+from ..deconv.receptive_field import Field, field_in, units_inside, window_in
+from ..deconv.rules import Options, Rule
 from ..errors import ImageError, LayerError
 from ..figures.pictures import number
 from ..frequency import mean_frequency
@@ -26,15 +27,18 @@ from ..images.imageset import ImageSet
 from ..nets.activations import activations
 from ..nets.model import VisionModel
 from ..topk.bundled import reach, reach_or_share, reached, records
-from ..topk.patches import notes_on, project_top
+from ..topk.frame import Frame
+from ..topk.patches import notes_on, project_many, project_top
 from ..topk.profile import Profile, label_of, labels_of
-from ..topk.table import LayerTop, TopK
+from ..topk.table import TopK
 from .kept import Kept
 from .state import State
 
 SHOWN = 9  # pictures of each map
 PROFILED = 400  # pictures at most in a `Profile`
 BINS = 24  # of a map's histogram
+LARGE = 96  # px; windows of at most that are shown whole
+PROBED = 6  # maps whose strongest projections say how much of them is filled
 LABELS = 4  # of a map that are listed
 FACES = 5  # pictures below the histogram, from the weakest to the strongest
 
@@ -61,6 +65,7 @@ class Facts:
         self.answers: dict[str, np.ndarray] = {}
         self.kept = Kept(model, photos, top)
         self._notes: dict[str, str] = {}
+        self._frames: dict[tuple[str, Rule], Frame] = {}
         self._warned: dict[str, list[list[MapWarning]]] = {}
         # What `measure` did before it was cancelled: pictures looked at, their maxima by layer, and places.
         self._measured: tuple[int, dict[str, np.ndarray], list[int]] | None = None
@@ -99,7 +104,9 @@ class Facts:
         """
         layer, t = state.layer, self.top[state.layer]
         if state.search.strip():
-            hits = self._hits(t, state.search.strip().lower())
+            wanted, shown = state.search.strip().lower(), t.image.unique().tolist()
+            places = [i for i in shown if i >= 0 and wanted in self.about(i).lower()]
+            hits = torch.isin(t.image, torch.tensor(places, dtype=torch.long)).sum(1).numpy()
             channels = np.flatnonzero(hits)
             return channels[np.argsort(-hits[channels], kind="stable")]
         key: np.ndarray = np.arange(len(t.value))
@@ -150,11 +157,6 @@ class Facts:
             largest = torch.from_numpy(self.answers[state.layer]).clamp(min=0)
         return (largest / largest.max().clamp(min=1e-30)).sqrt().round(decimals=3).tolist(), dead
 
-    def _hits(self, table: LayerTop, wanted: str) -> np.ndarray:
-        """How many of each map's strongest pictures have a name or class with this in it; (C,)."""
-        places = [i for i in table.image.unique().tolist() if i >= 0 and wanted in self.about(i).lower()]
-        return torch.isin(table.image, torch.tensor(places, dtype=torch.long)).sum(1).numpy()
-
     # ------------------------------------------------------------------------------------------ measuring
 
     def measure(self, layer: str, on_step: OnStep | None = None) -> None:
@@ -191,9 +193,8 @@ class Facts:
         for name in wanted:
             found = values[name][: len(places)]
             self._take_profile(name, found, places)
-            self.kept.save(
-                name, "profile", {"values": torch.from_numpy(found), "places": torch.tensor(places)}
-            )
+            content = {"values": torch.from_numpy(found), "places": torch.tensor(places)}
+            self.kept.save(name, "profile", content)
 
     def _take_profile(self, layer: str, values: np.ndarray, places: list[int]) -> None:
         labels, kind = labels_of(self.photos, places)
@@ -228,6 +229,40 @@ class Facts:
                 on_step(chosen[-1] + 1, C)
         self.frequencies[layer] = torch.cat(means).numpy()
         self.kept.save(layer, "frequencies", {"means": torch.cat(means)})
+
+    def some_alive(self, layer: str, count: int) -> Tensor:
+        """So many of a layer's maps that something excites, evenly spread."""
+        live = (self.top[layer].max > 0).nonzero()[:, 0]
+        return live[torch.linspace(0, len(live) - 1, min(count, len(live))).long()]
+
+    def frame(self, layer: str, rule: Rule) -> Frame | None:
+        """The part of large windows that a layer's projections fill, which is shown of them; None for whole windows."""
+        if self._is_whole(layer):
+            return None
+        if (layer, rule) not in self._frames:
+            kept, words = self.kept.load(layer, f"frame-{rule}") or ({}, {})
+            if "size" in kept and "factor" in words:
+                frame = Frame((int(kept["size"][0]), int(kept["size"][1])), float(words["factor"]))
+            else:
+                some = {layer: self.some_alive(layer, PROBED)}
+                try:
+                    p = project_many(self.model, self.photos, self.top, some, k=1, options=Options(rule))
+                except LayerError:  # it has patches alone
+                    return None
+                frame = Frame.of(p[layer])
+                size, factor = torch.tensor(frame.size), repr(frame.factor)
+                self.kept.save(layer, f"frame-{rule}", {"size": size}, {"factor": factor})
+            self._frames[layer, rule] = frame
+        frame = self._frames[layer, rule]
+        return frame if frame.factor > 1 else None
+
+    def _is_whole(self, layer: str) -> bool:
+        window = max(axis.size for axis in window_in(self.model, self.photos.size, layer))
+        return window <= LARGE or not bool((self.top[layer].max > 0).any())
+
+    def knows_frame(self, layer: str, rule: Rule) -> bool:
+        """Does `frame` answer without projecting anything?"""
+        return (layer, rule) in self._frames or self._is_whole(layer)
 
     # ---------------------------------------------------------------------------------------------- words
 

@@ -1,7 +1,7 @@
 """A grating under your fingers, and what a layer's stride makes of it.
 
 `GratingView` computes the pictures and the words, without any widget; `GratingExplorer` puts sliders beside
-them. `zfkit.widgets.explore_gratings` opens it.
+them.
 """
 
 from __future__ import annotations
@@ -30,18 +30,9 @@ from .controls import Picker, Picture, choice, encode, row, slider, text
 from .panel import Panel, changed
 from .worker import Job
 
-COLOURS = {
-    "grey": (1.0, 1.0, 1.0),
-    "red - green": (1.0, -1.0, 0.0),
-    "blue - yellow": (-0.5, -0.5, 1.0),
-}
+COLOURS = {"grey": (1.0, 1.0, 1.0), "red - green": (1.0, -1.0, 0.0), "blue - yellow": (-0.5, -0.5, 1.0)}
 REGION = 64  # side of what is shown of the grating, in its pixels
-TILE, GAP, HEAD, CUT = (
-    176,
-    12,
-    20,
-    150,
-)  # on the page, in px: pictures, between them, words above, the cut below
+TILE, GAP, HEAD, CUT = 176, 12, 20, 150  # px on the page: pictures, between them, words above, the cut below
 WIDTH, HEIGHT = 4 * TILE + 3 * GAP, HEAD + TILE + GAP + CUT
 PLANE = (240, 180)  # of the map of responses, in px
 PHASES = 32  # harmonics up to the 15th
@@ -181,11 +172,8 @@ class GratingView:
         answer = self.response(state)
         h = torch.arange(1, answer.harmonics.shape[-1])
         fx, fy = wave(state.frequency, state.orientation)
-        return (
-            answer,
-            answer.harmonics[0, 0, 0, 1:] * torch.exp(1j * math.radians(state.phase) * h),
-            (fx * h, fy * h),
-        )
+        harmonics = answer.harmonics[0, 0, 0, 1:] * torch.exp(1j * math.radians(state.phase) * h)
+        return answer, harmonics, (fx * h, fy * h)
 
     def sheet(self, state: GratingState) -> Image.Image:
         """The grating, the response at every pixel, the samples, the wave they draw; below, a cut through them."""
@@ -195,9 +183,8 @@ class GratingView:
         plane = self.plane(state)
         scale = max(math.sqrt(2) * float(plane.before[state.channel].max()), 1e-12)
         spacing = answer.spacing
-        share = float(
-            (maps["folded"] ** 2).mean() / ((maps["folded"] ** 2 + maps["kept"] ** 2).mean() + 1e-300)
-        )
+        folded, kept = (float((maps[part] ** 2).mean()) for part in ("folded", "kept"))
+        share = folded / (folded + kept + 1e-300)
         sampled = maps["before"][:: spacing[0], :: spacing[1]]
         blocks = sampled.repeat_interleave(spacing[0], 0).repeat_interleave(spacing[1], 1)[:REGION, :REGION]
         picture = gratings(
@@ -288,10 +275,7 @@ class GratingView:
             rest = f" {share:.0f} % of the energy, harmonics of it, arrives at wrong frequencies."
             return words + "It arrives as it is." + (rest if share >= 0.5 else "")
         if arrived < 1e-6:
-            words += (
-                "It arrives as no wave at all but as a constant, which depends on where the picture lies."
-            )
-            return words
+            return words + "It arrives as no wave at all but as a constant, which depends on where it lies."
         return words + (
             f"It arrives at {arrived:.3f} cycles per pixel (a period of {1 / arrived:.1f} px, "
             f"{state.frequency / arrived:.1f} times as long) at {math.degrees(math.atan2(ay, ax)) % 180:.0f} degrees: "
@@ -309,17 +293,22 @@ def _tinted(values: Tensor, share: float) -> np.ndarray:
 
 
 class GratingExplorer(Panel):
-    """Sliders for a grating, and what becomes of it; `explore_gratings` opens it.
+    """A grating under your fingers: what a filter answers, and what the stride makes of the answer.
 
-    `state` says what is shown (`GratingState`), `set` changes it from code, `wait` waits until it is shown, and
-    `snapshot` is what is on the page as one picture.
+    Args:
+        models: one or several networks.
+        options: what to begin with: model (a name), layer, channel, frequency (cycles/px), orientation and phase
+            (degrees), colour ("grey", "red - green", "blue - yellow").
+
+    Raises LayerError or ZfkitError for a network, layer, map or colour that does not exist.
+
+    >>> explore_gratings([load_model("alexnet64"), load_model("zfnet64")], frequency=0.3)
     """
 
     state: GratingState
 
     def __init__(self, models: VisionModel | Sequence[VisionModel], **options: Any) -> None:
         super().__init__("What does a stride make of a grating?")
-        self.add_class("zfkit-gratings")
         self.view = GratingView(models)
         model = options.pop("model", next(iter(self.view.models)))
         layer = options.pop("layer", self.view.layers(model)[0] if model in self.view.models else "")
@@ -345,20 +334,13 @@ class GratingExplorer(Panel):
         self.plane = Picker(label, *PLANE, sliders=False)
         self.plane.on_pick(self._picked)
         label = "the grating, the response to it, its samples, and the wave they draw"
-        self.picture, self.words = Picture(label, WIDTH, HEIGHT), text("", "words")
+        self.picture = Picture(label, WIDTH, HEIGHT)
         self.bind(
             model=self.network, layer=self.layer, channel=self.channel, colour=self.colour,
             frequency=self.frequency, orientation=self.orientation, phase=self.phase,
         )  # fmt: skip
-        controls = [
-            self.network,
-            self.layer,
-            self.channel,
-            self.colour,
-            self.frequency,
-            self.orientation,
-            self.phase,
-        ]
+        waves = [self.frequency, self.orientation, self.phase]
+        controls = [self.network, self.layer, self.channel, self.colour, *waves]
         for control in controls:
             control.style.description_width = "62px"
         if len(names) == 1:
@@ -369,7 +351,7 @@ class GratingExplorer(Panel):
         )
         below = ([*controls, self.play], [self.plane, legend])
         columns = [W.VBox(children, layout=W.Layout(width="340px")) for children in below]
-        self.words.layout.max_width = f"{WIDTH}px"
+        self.steer(across=self.channel, along=self.layer)
         self.content.children = [self.picture, self.words, row(*columns)]
 
     def snapshot(self) -> Image.Image:
@@ -414,20 +396,8 @@ class GratingExplorer(Panel):
         sheet, words = encode(self.view.sheet(state)), self.view.words(state)
         step()
         self.picture.show(sheet, words)
-        self.words.value = f"<p role='status'>{words}</p>"
+        self.caption(words)
         self.plane.show(encode(self.view.plane_picture(state)))
 
 
-def explore_gratings(models: VisionModel | Sequence[VisionModel], **options: Any) -> GratingExplorer:
-    """A grating under your fingers: what a filter answers, and what the stride makes of the answer.
-
-    Args:
-        models: one or several networks.
-        options: what to begin with: model (a name), layer, channel, frequency (cycles/px), orientation and phase
-            (degrees), colour ("grey", "red - green", "blue - yellow").
-
-    Raises LayerError or ZfkitError for a network, layer, map or colour that does not exist.
-
-    >>> explore_gratings([load_model("alexnet64"), load_model("zfnet64")], frequency=0.3)
-    """
-    return GratingExplorer(models, **options)
+explore_gratings = GratingExplorer

@@ -1,11 +1,7 @@
-"""A picture shifted, scaled and turned by sliders, and how far that moves its features: Fig. 5 under your fingers.
-
-`zfkit.widgets.explore_invariance` opens it.
-"""
+"""A picture shifted, scaled and turned by sliders, and how far that moves its features: Fig. 5 under your fingers."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -47,11 +43,18 @@ class InvarianceState:
 
 
 class InvarianceExplorer(Panel):
-    """A slider for each motion; `zfkit.widgets.explore_invariance` opens it.
+    """Shift, scale and turn a picture by sliders, and see how far its features move.
 
-    One motion at a time, as in the paper: moving one slider puts the others back. `state` says what is shown
-    (`InvarianceState`), `set` changes it from code, `wait` waits until it is shown, `measure(state)` gives the
-    numbers without any widget.
+    One motion at a time, as in the paper: moving one slider puts the others back. `measure(state)` gives the numbers
+    without any widget.
+
+    Args:
+        images, index: at least two pictures, larger than the model's input where real pixels are to come in.
+        options: as for `zfkit.invariance`: layers, targets, window, oversample, interpolation, fill.
+
+    Raises as `zfkit.invariance` does.
+
+    >>> explore_invariance(model, load_images("photos", size=200), [53, 125, 321], oversample=2)
     """
 
     state: InvarianceState
@@ -64,7 +67,6 @@ class InvarianceExplorer(Panel):
         **options: Any,
     ) -> None:
         super().__init__("What does the network take no notice of?")
-        self.add_class("zfkit-invariance")
         self.model, self.options = model, options
         self.index = list(range(len(images))) if index is None else [int(i) for i in index]
         # The distances between different pictures, once, and the checks of everything that was passed.
@@ -77,7 +79,8 @@ class InvarianceExplorer(Panel):
         self.choice.observe(lambda change: self.by_user(picture=change.new), "value")
         self.sliders = {motion: self._slider(motion) for motion in get_args(Motion)}
         self.picture = Picture("the moved picture, as the network sees it", SIDE, SIDE)
-        self.distances, self.answers, self.words = (text("", n) for n in ("distances", "answers", "words"))
+        self.distances, self.answers = text("", "distances"), text("", "answers")
+        self.steer(across=self.sliders["shift"], along=self.choice)
         words = VBox(
             [row(self.distances, self.answers), *self.sliders.values(), self.words],
             layout=Layout(flex="1 1 300px"),
@@ -87,11 +90,8 @@ class InvarianceExplorer(Panel):
 
     def _slider(self, motion: Motion) -> Any:
         """From the smallest to the largest default value; a picture is enlarged at most 1.8 times."""
-        values, still, help = (
-            default_values(motion, self.base.window),
-            STILL[motion],
-            f"{motion}: {UNITS[motion]}",
-        )
+        values, still = default_values(motion, self.base.window), STILL[motion]
+        help = f"{motion}: {UNITS[motion]}"
         if motion == "scale":
             control = slider(motion, 1.0, 1.8, value=still, step=0.01, help=help)
         else:
@@ -125,7 +125,10 @@ class InvarianceExplorer(Panel):
     def paint(self, state: InvarianceState, step: Job) -> None:
         """The moved picture, how far its features move, and the likeliest classes."""
         measured = self.measure(state, step)
-        moved = self._moved_picture(state)
+        options = {k: v for k, v in self.options.items() if k in ("oversample", "interpolation")}
+        options["fill"] = filled(self.model, self.options.get("fill"))
+        pictures = self.pictures[[state.picture]]
+        moved = move(pictures, state.motion, state.value, self.base.window, **options)[0][0]
         probability = probabilities(self.model, self.model.logits(self.model.preprocess(moved)))[0].cpu()
         step()
         self.picture.show(encode(fitted(to_picture(moved), SIDE)))
@@ -142,31 +145,12 @@ class InvarianceExplorer(Panel):
         self.answers.value = f"<p>probabilities</p>{class_bars(self.model, probability, target=target)}"
         whole, now = float(self.base.whole_probability[state.picture]), float(measured.probability[0, 0])
         invented = float(measured.invented[0])
-        self.words.value = (
-            f"<p role='status'>{state.motion} {state.value:g} ({UNITS[state.motion]}): "
-            f"P({html.escape(class_name(self.model, target))}) {whole:.2f} untransformed, {now:.2f} now"
+        self.caption(
+            f"{state.motion} {state.value:g} ({UNITS[state.motion]}): "
+            f"P({class_name(self.model, target)}) {whole:.2f} untransformed, {now:.2f} now"
             + (f"; {100 * invented:.0f} % of the picture is filled in" if invented else "")
-            + ".</p>"
+            + "."
         )
 
-    def _moved_picture(self, state: InvarianceState) -> Tensor:
-        options = {k: v for k, v in self.options.items() if k in ("oversample", "interpolation")}
-        fill = filled(self.model, self.options.get("fill"))
-        pictures = self.pictures[[state.picture]]
-        return move(pictures, state.motion, state.value, self.base.window, fill=fill, **options)[0][0]
 
-
-def explore_invariance(
-    model: VisionModel, images: ImageSet | Tensor, index: Sequence[int] | None = None, **options: Any
-) -> InvarianceExplorer:
-    """Shift, scale and turn a picture by sliders, and see how far its features move.
-
-    Args:
-        images, index: at least two pictures, larger than the model's input where real pixels are to come in.
-        options: as for `zfkit.invariance`: layers, targets, window, oversample, interpolation, fill.
-
-    Raises as `zfkit.invariance` does.
-
-    >>> explore_invariance(model, load_images("photos", size=200), [53, 125, 321], oversample=2)
-    """
-    return InvarianceExplorer(model, images, index, **options)
+explore_invariance = InvarianceExplorer

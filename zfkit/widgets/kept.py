@@ -1,35 +1,27 @@
-"""What the explorer has computed and keeps on disk for the next time: thumbnails, profiles, projected pages.
+"""What widgets have computed and keep on disk for the next time: thumbnails, profiles, projected pages, evolutions.
 
 Everything is keyed by the bytes of weights and pictures and by the way back, and has a checksum: what does not fit, or
 is damaged, is made again. The folder is a part of zfkit's cache, of which `zfkit cache` says how large it is, and which
-it clears. Profiles and thumbnails of zfnet64 on the bundled photographs ship (`benchmarks/bundled.py` makes them).
+it clears. Profiles and thumbnails of bundled networks on the bundled photographs ship (`benchmarks/bundled.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..checksums import digest, read_sealed, sealed
+from ..checksums import Content, digest, read_kept, write_kept
 from ..deconv.project import Deconvnet
 from ..errors import ZfkitError
-from ..files import cache_folder, limit_cache, write_whole
+from ..files import cache_folder
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel
 from ..topk.table import TopK
 
 FORMAT = "2"  # with another rule or another layout of what is kept, another number
 DATA = Path(__file__).parent / "data"
-KEY = "key"  # its name among the metadata: what the content belongs to
-MOST = 4 * 10**9  # bytes in zfkit's cache, from where on what was not used for the longest is deleted
-EVERY = 50  # files, between two looks at how much there is
-
-Content = Mapping[str, "Tensor | bytes"]
 
 
 class Kept:
@@ -42,7 +34,6 @@ class Kept:
     def __init__(self, model: VisionModel, photos: ImageSet, top: TopK) -> None:
         self.model, self.photos, self.top = model, photos, top
         self._keys: dict[str, str] = {}
-        self._written = 0
 
     def key(self, layer: str) -> str:
         """Of the weights that lead to the layer, the pictures, the table's places, and the way back; "" for nothing."""
@@ -64,28 +55,14 @@ class Kept:
         key = self.key(layer)
         shipped = DATA / f"{self.model.name}-{self.photos.source}" / f"{layer}-{name}"
         for file in (shipped, cache_folder("explorer") / key / name) if key else ():
-            with suppress(ZfkitError, OSError):
-                if (file := file.with_name(f"{file.name}.safetensors")).is_file():
-                    tensors, words = read_sealed(file)
-                    if words.get(KEY) == key:
-                        return tensors, words
+            if found := read_kept(file.with_name(f"{file.name}.safetensors"), key):
+                return found
         return None
 
     def save(self, layer: str, name: str, content: Content, words: Mapping[str, str] | None = None) -> None:
         """Keep tensors (encoded pictures as bytes) and words; where there is no room or right to, nothing happens."""
-        if not (named := self.key(layer)):
-            return
-        tensors = {
-            key: torch.frombuffer(bytearray(value), dtype=torch.uint8) if isinstance(value, bytes) else value
-            for key, value in content.items()
-        }
-        metadata = sealed(tensors, {**(words or {}), KEY: named})
-        file = cache_folder("explorer") / named / f"{name}.safetensors"
-        with suppress(OSError):
-            write_whole(file, lambda part: save_file(tensors, part, metadata))
-            if self._written % EVERY == 0:
-                limit_cache(MOST)
-            self._written += 1
+        if key := self.key(layer):
+            write_kept(cache_folder("explorer") / key / f"{name}.safetensors", key, content, words or {})
 
 
 def as_bytes(tensor: Tensor) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import traitlets as T
 from torch import nn
 
 from . import compare
+from .own import on_a_page
 from .results import Sheet
 from .state import COLOURS, METHODS, ORDERS, RULES, TABS, State
 from .view import ExplorerView
@@ -70,7 +70,7 @@ def about(v: ExplorerView) -> dict[str, Any]:
         "layers": layers, "tabs": TABS, "rules": RULES, "colours": COLOURS, "orders": ORDERS, "shown": v.shown,
         "rest": [f"{name} {m.out_features}" for name, m in rest if isinstance(m, nn.Linear)],
         "versus": [METHODS, *v.others], "columns": compare.COLUMNS, "sentences": SENTENCES, "empty": v.empty,
-        "alone": os.environ.get("SERVER_SOFTWARE", "").startswith("voila"),
+        "alone": on_a_page(),
     }  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from ..images.imageset import ImageSet
 from ..topk.mine import mine
 from ..topk.patches import project_many
 from ..training.fit import Watched
-from .controls import Picture, encode, row, text
+from .controls import Picture, encode, joined, row
 from .panel import Panel, guarded
 
 if TYPE_CHECKING:
@@ -43,17 +42,14 @@ class Monitor(Panel):
     """
 
     def __init__(
-        self,
-        images: ImageSet | None = None,
-        maps: Mapping[str, Sequence[int]] | None = None,
-        every: int = 1,
+        self, images: ImageSet | None = None, maps: Mapping[str, Sequence[int]] | None = None, every: int = 1
     ) -> None:
         super().__init__("Training")
         if maps and images is None:
             raise ZfkitError("to project feature maps the monitor needs pictures: Monitor(images, maps)")
         self.images, self.every = images, whole_number(every, "every, in epochs,")
         self.maps = {layer: list(channels) for layer, channels in (maps or {}).items()}
-        self.words = text("<p>Nothing yet: waiting for the first epoch.</p>", "told")
+        self.caption("Nothing yet: waiting for the first epoch.")
         self.curves = Picture("loss, accuracy and dominance over epochs", 900, 280)
         self.filters = Picture("the first layer's filters", SIDE, SIDE)
         label = "projections of the chosen feature maps' strongest activations"
@@ -70,7 +66,13 @@ class Monitor(Panel):
         import pandas as pd
 
         self.history = now.history
-        self.words.value = f"<p>{html.escape(_in_words(now))}</p>"
+        last = now.history[-1] if now.history else {}
+        self.caption(
+            f"Epoch {now.epoch} of {now.epochs}: training loss {last['loss']:.3f}, validation {last['top1']:.1f} % "
+            f"top-1, lr {last['lr']:g}, {last['images_per_second']:,.0f} images/s."
+            if last
+            else f"Before training: random weights. {now.epochs} epochs to go."
+        )
         if now.history:
             self.curves.show(_curves(pd.DataFrame(now.history)))
         if now.epoch % self.every and now.epoch != now.epochs:
@@ -94,22 +96,7 @@ class Monitor(Panel):
         for layer, patches in project_many(now.model, images, top, self.maps).items():
             pictures = torch.cat([signed_to_rgb(patches.projection[:, 0]), patches.photo[:, 0]])
             rows.append(montage(pictures, columns=len(self.maps[layer]), tile=64))
-        whole = Image.new("RGB", (max(r.width for r in rows), sum(r.height + 8 for r in rows) - 8), "white")
-        y = 0
-        for picture in rows:
-            whole.paste(picture, (0, y))
-            y += picture.height + 8
-        return whole
-
-
-def _in_words(now: Watched) -> str:
-    if not now.history:
-        return f"Before training: random weights. {now.epochs} epochs to go."
-    last = now.history[-1]
-    return (
-        f"Epoch {now.epoch} of {now.epochs}: training loss {last['loss']:.3f}, validation {last['top1']:.1f} % top-1, "
-        f"lr {last['lr']:g}, {last['images_per_second']:,.0f} images/s."
-    )
+        return joined(rows, gap=8)
 
 
 def _fitted(picture: Image.Image, width: int, height: int) -> Image.Image:
@@ -127,11 +114,8 @@ def _curves(history: pd.DataFrame) -> bytes:
     import matplotlib.pyplot as plt
 
     figure, panels = new_figure(1, 3, size=(9, 2.8))
-    shown = {
-        "cross-entropy, nats": ["loss", "val_loss"],
-        "validation top-1, %": ["top1"],
-        "dominance": ["dominance"],
-    }
+    both = ["loss", "val_loss"]
+    shown = {"cross-entropy, nats": both, "validation top-1, %": ["top1"], "dominance": ["dominance"]}
     for axes, (title, columns) in zip(panels, shown.items(), strict=True):
         axes.plot(history.epoch, history[columns], label=["training", "validation"][: len(columns)])
         axes.set(title=title, xlabel="epoch", ylim=(0, None))

@@ -1,11 +1,7 @@
-"""A grey square under your fingers, and what the network still says: Fig. 7 one place at a time.
-
-`zfkit.widgets.explore_occlusion` opens it.
-"""
+"""A grey square under your fingers, and what the network still says: Fig. 7 one place at a time."""
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,10 +57,19 @@ class Answer:
 
 
 class OcclusionExplorer(Panel):
-    """Drag a square over a picture; `zfkit.widgets.explore_occlusion` opens it.
+    """Drag a grey square over a picture, and see what the network still says.
 
-    `state` says where the square is (`OcclusionState`), `set` moves it from code, `answer(row, col, size)` is what the
-    network says to it, without any widget, and `wait` waits until that is shown.
+    `state` says where the square is; `answer(row, col, size)` is what the network says to it, without any widget.
+
+    Args:
+        image: (3, H, W) uint8, of `model.input_size`.
+        target: the correct class, by place or name; None for the model's own top class.
+        layer: whose strongest map is watched.
+        size, fill: of the square, in pixels and as RGB 0-255.
+
+    Raises as `zfkit.occlude` does.
+
+    >>> explore_occlusion(model, photos[105][0], "espresso")
     """
 
     state: OcclusionState
@@ -81,7 +86,6 @@ class OcclusionExplorer(Panel):
     ) -> None:
         super().__init__("Which part of the picture does the answer hang on?")
         expect_model(model)
-        self.add_class("zfkit-occlusion")
         if not isinstance(image, Tensor) or image.dim() != 3:
             raise ImageError("expected one uint8 RGB picture (3, H, W), as photos[0][0] is")
         self.model, self.image = model, image
@@ -98,13 +102,14 @@ class OcclusionExplorer(Panel):
         self.state = OcclusionState((H - size) // 2, (W - size) // 2, size)
         self.size = slider("size", 1, min(H, W), value=size, help="side of the square, in pixels")
         self.bind(size=self.size)
+        self.steer(along=self.size)
         self.picker = Picker("first row and column of the square", SIDE, SIDE * H // W)
         self.picker.on_pick(lambda at_row, col: self.by_user(at_row=at_row, col=col))
-        self.words, self.before, self.after = (text("", name) for name in ("words", "before", "after"))
+        self.before, self.after = text("", "before"), text("", "after")
         self.painted = Picture("where the squares so far took most from the class", SIDE, SIDE * H // W)
         self._seen: dict[
             int, dict[tuple[int, int], float]
-        ] = {}  # by size and place, what is left of the class
+        ] = {}  # by size and place: what is left of the class
         words = VBox([row(self.before, self.after), self.words, self.size], layout=Layout(flex="1 1 300px"))
         self.content.children = [row(self.picker, self.painted, words)]
         self.refresh()
@@ -157,9 +162,8 @@ class OcclusionExplorer(Panel):
         answer = self.answer(state.at_row, state.col, state.size)
         step()
         self.picker.show(encode(fitted(to_picture(answer.picture), SIDE)))
-        self._seen.setdefault(state.size, {})[state.at_row, state.col] = float(
-            answer.probability[self.target]
-        )
+        left = float(answer.probability[self.target])
+        self._seen.setdefault(state.size, {})[state.at_row, state.col] = left
         colours = heat(self.taken(state.size))
         self.painted.show(encode(over(to_picture(self.image), colours, (0, 0, 1, 1), SIDE)))
         for control, words, probability in (
@@ -168,27 +172,13 @@ class OcclusionExplorer(Panel):
         ):
             bars = class_bars(self.model, probability, target=self.target)
             control.value = f"<p>{words}</p>{bars}"
-        name = html.escape(class_name(self.model, self.target))
+        name = class_name(self.model, self.target)
         own = " (the network's own top class: there is no label)" if self.target_from == "model" else ""
-        self.words.value = (
-            f"<p role='status'>P({name}){own} goes from {answer.whole[self.target]:.2f} to "
-            f"{answer.probability[self.target]:.2f}; map {self.channel} of {html.escape(self.layer)}, the strongest "
-            f"here, keeps {100 * answer.activity:.0f} % of its activity.</p>"
+        self.caption(
+            f"P({name}){own} goes from {answer.whole[self.target]:.2f} to "
+            f"{answer.probability[self.target]:.2f}; map {self.channel} of {self.layer}, the strongest "
+            f"here, keeps {100 * answer.activity:.0f} % of its activity."
         )
 
 
-def explore_occlusion(
-    model: VisionModel, image: Tensor, target: int | str | None = None, **options: Any
-) -> OcclusionExplorer:
-    """Drag a grey square over a picture, and see what the network still says.
-
-    Args:
-        image: (3, H, W) uint8, of `model.input_size`.
-        target: the correct class, by place or name; None for the model's own top class.
-        options: layer (whose strongest map is watched), size of the square in pixels, fill (RGB 0-255).
-
-    Raises as `zfkit.occlude` does.
-
-    >>> explore_occlusion(model, photos[105][0], "espresso")
-    """
-    return OcclusionExplorer(model, image, target, **options)
+explore_occlusion = OcclusionExplorer

@@ -17,6 +17,11 @@ from ..images.decode import MAX_PIXELS, decode, sized
 SMALL = 8  # px; a picture must have that many along its smaller side
 
 
+def on_a_page() -> bool:
+    """Does this kernel serve a page of Voila's, for whoever opens it?"""
+    return "VOILA_BASE_URL" in os.environ
+
+
 def read_own(
     content: bytes | str, name: str, side: int, input_size: Size, at: float = 0.5
 ) -> tuple[Tensor, Tensor, Image.Image, str]:
@@ -30,14 +35,11 @@ def read_own(
     Raises ImageError, in words, for what is no picture, a damaged one, or one too small or too large.
     """
     if isinstance(content, str):
-        # Who looks at a page is not who owns the disk.
-        if os.environ.get("SERVER_SOFTWARE", "").startswith("voila"):
+        if on_a_page():  # who looks at it is not who owns the disk
             raise ImageError("A page reads no paths; choose the file instead.")
         path = Path(content).expanduser()
         if not path.is_file():
-            raise ImageError(
-                f"There is no file {content!r}; check the path (it is looked up from {Path.cwd()})."
-            )
+            raise ImageError(f"There is no file {content!r}; check the path (looked up from {Path.cwd()}).")
         try:
             content = path.read_bytes()
         except OSError as error:

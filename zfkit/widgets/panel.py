@@ -8,8 +8,9 @@ How a widget is put together, of `controls` and this:
 ...         self.state = ShiftState()                      # a frozen dataclass
 ...         self.shift = slider("shift, px", -30, 30, value=0, help="how far the picture is moved, in pixels")
 ...         self.bind(shift=self.shift)                    # moved by the user, it calls self.set(shift=...)
+...         self.steer(across=self.shift)                  # so do the arrow keys
 ...         self.picture = Picture("the shifted picture and its projection", 460, 230)
-...         self.content.children = [self.shift, self.picture]
+...         self.content.children = [self.shift, self.picture, self.words]
 ...         self.refresh()
 ...
 ...     def arrange(self):                                 # the controls, as the state says
@@ -19,6 +20,7 @@ How a widget is put together, of `controls` and this:
 ...         encoded = encode(picture_of(state.shift))      # the slow part; pass it on_step=step if it takes that
 ...         step()                                         # a newer request ends this one here
 ...         self.picture.show(encoded)
+...         self.caption("what is seen, in a sentence")    # which is saved with the picture, too
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import base64
 import contextlib
 import functools
 import html
+import re
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -38,7 +41,10 @@ from PIL import Image
 
 from ..checks import one_of
 from ..errors import ZfkitError
-from .controls import ByProgram, Place, encode, pictures_in, styled, text, write
+from ..files import write_whole
+from .controls import ByProgram, Head, encode, pictures_in, styled, text, turn, write
+from .drawing import with_caption
+from .own import on_a_page
 from .worker import Job, Worker
 
 _STYLE = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
@@ -91,22 +97,24 @@ class Panel(W.VBox):
     Put what is to be seen into `content.children`, and what is shown into `state`, a frozen dataclass. A widget says
     in `settled` which states there are, in `arrange` how its controls look in one, and in `paint` what is shown in it;
     `set`, `wait` and `bind` work with these. Callbacks are methods with `@guarded`: what they raise is shown above
-    the content, in words, and recorded in `errors`, and the widget lives on. `live` turns True when a front end has
-    shown the widget; what is only worth while for somebody who looks (computing ahead) waits for `on_live`.
+    the content, in words, and recorded in `errors`, and the widget lives on. What is shown is dimmed until it belongs
+    to the state.
 
     Args:
         title: in words; "" for none.
-        style: CSS of this widget alone; its selectors begin with ``.zfkit``.
     """
 
     state: Any
 
-    def __init__(self, title: str = "", style: str = "") -> None:
+    def __init__(self, title: str = "") -> None:
         self.errors: list[Failure] = []
-        self.live = False
         self.by_program = ByProgram()
-        self.style = styled(W.HTML(f"<style>{_STYLE}{style}</style>"), "style")
-        self.title = text(f"<h2>{html.escape(title)}</h2>" if title else "", "title")
+        self.style = styled(W.HTML(f"<style>{_STYLE}</style>"), "style")
+        self.head = Head(title=title)
+        self.head.on_msg(self._asked)
+        self.words, self.said = text("", "words"), ""
+        self.save_to = None if on_a_page() else Path()
+        self._steered: dict[str, tuple[W.Widget, int]] = {}
         self.notice = text("", "notice")
         self.notice.layout.display = "none"
         self._bar = W.FloatProgress(min=0, max=1, layout=W.Layout(width="160px", height="10px"))
@@ -114,7 +122,7 @@ class Panel(W.VBox):
         self.busy = styled(W.HBox([self._bar, self._doing]), "busy")
         self.busy.layout.visibility = "hidden"
         self.content = styled(W.VBox(), "content")
-        super().__init__([self.style, self.title, self.notice, self.content, self.busy])
+        super().__init__([self.style, self.head, self.notice, self.content, self.busy])
         self.add_class("zfkit")
         self.worker = Worker(lambda error, key: self.fail(error, str(key)), self.show_progress)
 
@@ -132,9 +140,6 @@ class Panel(W.VBox):
 
     def paint(self, state: Any, step: Job) -> None:
         """Compute what this state shows, then call `step()`, then show it; in the worker's thread."""
-
-    def on_live(self) -> None:
-        """Called once, when a front end has shown the widget."""
 
     def snapshot(self) -> Image.Image | None:
         """What is on the page as one picture, for pages without a kernel; None while there is nothing to see."""
@@ -164,7 +169,14 @@ class Panel(W.VBox):
         with self.by_program():
             self.arrange()
         state = self.state
-        self.worker.submit("paint", lambda step: self.paint(state, step))
+        self.content.add_class("zfkit-stale")  # what is seen belongs to another until it is painted
+
+        def show(step: Job) -> None:
+            self.paint(state, step)
+            if self.state is state:  # and not another asked for meanwhile
+                self.content.remove_class("zfkit-stale")
+
+        self.worker.submit("paint", show)
 
     def wait(self, timeout: float = 60.0) -> bool:
         """Until what is shown is what the state says; False if that took longer than `timeout` seconds."""
@@ -205,17 +217,55 @@ class Panel(W.VBox):
             self._bar.value, self._doing.value = min(max(done, 0.0), 1.0), what
         self.busy.layout.visibility = "visible" if what else "hidden"
 
-    def watch(self, *places: Place) -> None:
-        """Learn from these canvases that a front end has shown the widget."""
-        for place in places:
-            place.on_msg(lambda _, content, __: content.get("kind") == "ready" and self.go_live())
+    def caption(self, words: str) -> None:
+        """The sentence that goes with what is shown, and with what is saved of it."""
+        self.said = words
+        write(self.words, f"<p role='status'>{html.escape(words)}</p>")
+
+    def steer(self, across: W.Widget | None = None, along: W.Widget | None = None) -> None:
+        """Which control the arrow keys move: left and right the one, up and down the other."""
+        for control, keys, shown in ((across, ("Left", "Right"), "← →"), (along, ("Down", "Up"), "↓ ↑")):
+            if control is not None:
+                self._steered |= {f"Arrow{key}": (control, by) for key, by in zip(keys, (-1, 1), strict=True)}
+                self.head.moves = {**self.head.moves, shown: control.description}
+        self.head.taken = ["?", *self._steered]
 
     @guarded
-    def go_live(self) -> None:
-        """Somebody is looking: begin with what is worth while only then."""
-        if not self.live:
-            self.live = True
-            self.on_live()
+    def _asked(self, _: Any, content: Any, buffers: Any) -> None:
+        """A request of the first line."""
+
+        def send(step: Job) -> None:
+            name, words, encoded = self.keep_figure()
+            self.head.send({"kind": "saved", "name": name, "words": words}, [encoded])
+
+        if content["kind"] == "save":
+            self.worker.submit("save", send, what="saving")
+        elif content["kind"] == "key" and content["key"] in self._steered:
+            turn(*self._steered[content["key"]])
+
+    def figure(self) -> Image.Image:
+        """What is on the page as one picture with title and words, as it is saved."""
+        if (picture := self.snapshot()) is None:
+            raise ZfkitError("there is nothing to be saved yet")
+        return with_caption([("", picture)], self.head.title, [self.said])
+
+    def file_name(self) -> str:
+        """Of what is saved, without its ending."""
+        state = getattr(self, "state", None)
+        kind = type(self).__name__.removesuffix("Explorer").lower()
+        return "-".join([kind, *map(str, vars(state).values() if state else ())])
+
+    def keep_figure(self) -> tuple[str, str, bytes]:
+        """Save the figure, where there is a folder for it: name, what became of it in words, and the PNG."""
+        encoded, words = encode(self.figure()), ""
+        name = re.sub(r"[^\w.+-]", "_", self.file_name()) + ".png"
+        if self.save_to is not None:
+            try:
+                write_whole(self.save_to / name, lambda part: part.write_bytes(encoded))
+                words = f"Saved as {self.save_to / name}"
+            except OSError as error:
+                words = f"Not saved there ({error.strerror or error})"
+        return name, words, encoded
 
     def close(self) -> None:
         """End the worker and take the widget away."""

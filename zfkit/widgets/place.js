@@ -1,50 +1,4 @@
-// Everything that takes the focus inside a zfkit widget: a name for screen readers, and the page's own
-// shortcuts kept away from it (in JupyterLab, typing "dd" on a slider would delete the cell).
-function prepare(root) {
-  if (!root || root.zfkitPrepared) return;
-  root.zfkitPrepared = true;
-  const labelled = (box) => {  // a widget's tooltip is its label's title, even where the label is empty and hidden
-    const label = box?.querySelector(".widget-label");
-    const title = label?.title === "null" ? "" : label?.title;  // that is how a widget writes that it has none
-    return title || label?.textContent.trim() || "";
-  };
-  const each = () => {
-    for (const e of root.querySelectorAll("button, input, select, textarea, a[href], .noUi-handle, .widget-readout, canvas"))
-      if (!e.hasAttribute("data-lm-suppress-shortcuts")) e.setAttribute("data-lm-suppress-shortcuts", "true");
-    for (const handle of root.querySelectorAll(".noUi-handle")) {
-      const words = labelled(handle.closest(".widget-slider, .jupyter-widgets")) || "slider";
-      if (handle.getAttribute("aria-label") !== words) handle.setAttribute("aria-label", words);
-    }
-    for (const e of root.querySelectorAll(".widget-readout[contenteditable]:not([aria-label])")) {
-      e.setAttribute("role", "textbox");
-      e.setAttribute("aria-label", `value of ${labelled(e.closest(".jupyter-widgets")) || "the slider"}`);
-    }
-    for (const e of root.querySelectorAll("input:not([aria-label]), select:not([aria-label]), textarea:not([aria-label])")) {
-      const box = e.closest(".jupyter-widgets[title]");
-      const words = box?.getAttribute("title") || e.getAttribute("title") || labelled(e.closest(".jupyter-widgets"))
-        || e.placeholder;
-      if (words) e.setAttribute("aria-label", words);
-    }
-    for (const icon of root.querySelectorAll(".widget-play button > .fa")) {  // whose button has an icon alone
-      const words = { "fa-retweet": "repeat" }[icon.classList[1]] || icon.classList[1]?.replace("fa-", "");
-      if (words && icon.parentElement.getAttribute("aria-label") !== words) icon.parentElement.setAttribute("aria-label", words);
-    }
-    for (const group of root.querySelectorAll(".widget-toggle-buttons")) {
-      for (const e of group.querySelectorAll("button")) {
-        const pressed = e.classList.contains("mod-active") ? "true" : "false";
-        if (e.getAttribute("aria-pressed") !== pressed) e.setAttribute("aria-pressed", pressed);
-      }
-    }
-  };
-  let waiting = false;
-  new MutationObserver(() => {
-    if (waiting) return;
-    waiting = true;
-    setTimeout(() => { waiting = false; each(); }, 150);  // once for all that changed, and after it is painted
-  }).observe(root, { childList: true, subtree: true, attributes: true, attributeFilter: ["class", "title"] });
-  each();
-}
-
+// A place or a box on a picture: a transparent canvas above it.
 function render({ model, el }) {
   el.classList.add("zfkit-place");
   const canvas = document.createElement("canvas");
@@ -115,7 +69,6 @@ function render({ model, el }) {
     if (now === old) return;
     hover = value;
     draw();
-    if (get("watch_hover")) { model.set("hover", value || [-1, -1]); model.save_changes(); }
   }
   canvas.addEventListener("pointerdown", (event) => {
     canvas.focus({ preventScroll: true });
@@ -153,16 +106,12 @@ function render({ model, el }) {
     place(clamp(Math.max(get("row"), 0) + times * step[0], 0, get("rows") - 1),
           clamp(Math.max(get("col"), 0) + times * step[1], 0, get("cols") - 1));
   });
-  canvas.addEventListener("focus", () => el.classList.add("zfkit-focused"));
-  canvas.addEventListener("blur", () => el.classList.remove("zfkit-focused"));
   const changes = "change:row change:col change:rows change:cols change:area change:extent change:box change:mode change:label";
   let drawing = 0;  // one message changes several of these; one drawing is enough, in the next frame
   const redraw = () => { drawing = drawing || requestAnimationFrame(() => { drawing = 0; draw(); }); };
   model.on(changes, redraw);
   const watching = new ResizeObserver(draw);
   watching.observe(canvas);
-  requestAnimationFrame(() => prepare(el.closest(".zfkit")));
-  model.send({ kind: "ready" });
   draw();
   return () => { model.off(changes, redraw); cancelAnimationFrame(drawing); watching.disconnect(); };
 }

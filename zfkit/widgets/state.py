@@ -17,11 +17,13 @@ RULES = get_args(Rule)
 COLOURS = get_args(Colours)
 ORDERS = ("index", "max activation", "selectivity", "mean frequency", "dead first", "your picture")
 GAINS = (0.25, 8.0)
+SHOWS = ("projections", "patches", "points")
 METHODS = "methods"
 # What stands in a link, and the field of `State` that it sets.
 LINK = {
     "layer": "layer", "map": "channel", "tile": "rank", "place": "position", "tab": "tab", "rule": "rule",
-    "colours": "colours", "contrast": "gain", "sort": "order", "find": "search", "all": "wall", "with": "versus",
+    "colours": "colours", "contrast": "gain", "sort": "order", "find": "search", "all": "wall", "show": "show",
+    "with": "versus",
 }  # fmt: skip
 
 
@@ -41,6 +43,7 @@ class State:
         order: of the maps: "index", "max activation", "selectivity", "mean frequency", "dead first", or "your picture",
             which is how strongly they answer to it.
         wall: all maps of the layer at once, in place of one.
+        show: of them "projections" or "patches"; or "points", a map of all maps of all layers.
         search: part of the name of a class or photograph: only maps with it among their strongest pictures.
         image: path of a picture of your own; "" for none.
         versus: what the third tab compares: "methods", or the name of another model.
@@ -57,12 +60,14 @@ class State:
     order: str = "index"
     search: str = ""
     wall: bool = False
+    show: str = "projections"
     image: str = ""
     versus: str = METHODS
 
     def __post_init__(self) -> None:
         for name, choices in (("tab", TABS), ("rule", RULES), ("colours", COLOURS), ("order", ORDERS)):
             one_of(getattr(self, name), name, choices)
+        one_of(self.show, "show", SHOWS)
         for name in ("channel", "rank"):
             whole_number(getattr(self, name), name, 0)
         number(self.gain, "gain", *GAINS)
@@ -75,9 +80,7 @@ class State:
             place = whole_numbers(self.position)
             if place is None or place.shape != (2,) or int(place.min()) < 0:
                 raise ZfkitError(f"position must be (row, column) from 0 on, or None, not {self.position!r}")
-            object.__setattr__(
-                self, "position", tuple(place.tolist())
-            )  # a list, say, from papermill's parameters
+            object.__setattr__(self, "position", tuple(place.tolist()))  # of a list, say, from papermill
 
     def changes(self) -> dict[str, Any]:
         """The fields that differ from a fresh view."""
@@ -86,7 +89,7 @@ class State:
     @property
     def link(self) -> str:
         """The view as the end of an address: "?layer=conv4&map=7&tile=3&rule=guided"; tiles count from 1."""
-        changed = self.changes()
+        changed = {f: v for f, v in self.changes().items() if f != "show" or self.wall}
         words = {"rank": self.rank + 1, "wall": 1, "position": "{},{}".format(*self.position or (0, 0))}
         return "?" + urlencode({name: words.get(f, changed[f]) for name, f in LINK.items() if f in changed})
 

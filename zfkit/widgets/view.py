@@ -41,7 +41,7 @@ from . import drawing
 from .controls import encode
 from .facts import SHOWN, Facts
 from .kept import as_bytes
-from .results import Detail, Grids, Sheet, picture_of, read_grids, size_of, written
+from .results import Detail, Grids, Sheet, as_tiles, picture_of, read_grids, size_of, written
 from .state import METHODS, State
 
 PIECE = 3  # of a map's pictures are projected at once ahead of time: few enough that nobody waits long
@@ -110,14 +110,10 @@ class ExplorerView:
         if layer not in self.layers:
             raise LayerError(unknown("layer", layer, self.layers) + " (those that were mined)")
         C, (H, W) = self.count(layer), (*self.shapes[layer][1:], 1, 1)[:2]
-        if state.channel >= C:
-            raise LayerError(
-                f"there is no feature map {state.channel} in {layer!r}: it has {C}, 0 to {C - 1}"
-            )
-        if state.rank >= self.shown:
-            raise ZfkitError(
-                f"there is no rank {state.rank}: {self.shown} pictures are shown, 0 to {self.shown - 1}"
-            )
+        if (c := state.channel) >= C:
+            raise LayerError(f"there is no feature map {c} in {layer!r}: it has {C}, 0 to {C - 1}")
+        if (rank := state.rank) >= (n := self.shown):
+            raise ZfkitError(f"there is no rank {rank}: {n} pictures are shown, 0 to {n - 1}")
         if state.position is not None and not (state.position[0] < H and state.position[1] < W):
             raise LayerError(f"position {state.position} is outside: maps of {layer!r} are {H} x {W}")
         if state.versus != METHODS and state.versus not in self.others:
@@ -159,18 +155,16 @@ class ExplorerView:
     ) -> Patches:
         """Projections and patches of one map's strongest, so many pictures at once."""
         if layer in self.refusals:
-            k = self.shown
-            return cut_top(
-                self.model, self.photos, self.top, layer, [channel], k=k, tile=TILE, progress=False
-            )
+            maps, k = [channel], self.shown
+            return cut_top(self.model, self.photos, self.top, layer, maps, k=k, tile=TILE, progress=False)
         parts: list[Patches] = []
-        start = 0
+        start, tile = 0, None if self.facts.frame(layer, rule) else TILE  # what is cut comes as it is
         while start < self.shown:
             table = self.top.ranks(start, min(start + at_once, self.shown), [layer])
 
             def project(table: TopK = table) -> Patches:
                 return project_top(
-                    self.model, self.photos, table, layer, [channel], rule=rule, tile=TILE, progress=False
+                    self.model, self.photos, table, layer, [channel], rule=rule, tile=tile, progress=False
                 )
 
             # What is kept from there on may be more or fewer pictures than are asked for now.
@@ -186,13 +180,12 @@ class ExplorerView:
         """The layer's natural colours, learnt from some of its maps."""
 
         def learn() -> NaturalColours:
-            live = (self.top[layer].max > 0).nonzero()[:, 0]
-            some = live[torch.linspace(0, len(live) - 1, min(LEARNT, len(live))).long()]
-            patches = project_many(
-                self.model, self.photos, self.top, {layer: some}, k=min(3, self.shown), options=Options(rule),
-                tile=TILE, on_step=on_step,
+            some, frame = {layer: self.facts.some_alive(layer, LEARNT)}, self.facts.frame(layer, rule)
+            p = project_many(
+                self.model, self.photos, self.top, some, k=min(3, self.shown), options=Options(rule),
+                tile=None if frame else TILE, on_step=on_step,
             )  # fmt: skip
-            return NaturalColours.of(patches[layer])
+            return NaturalColours.of(as_tiles(p[layer], frame, TILE))
 
         return self.keep(("natural", layer, rule), learn)
 
@@ -202,47 +195,58 @@ class ExplorerView:
             projections = self.natural(state.layer, state.rule, on_step).apply(projections)
         return drawing.coloured(projections, state.gain)
 
-    def ready(self, state: State) -> bool:
-        """Are the state's grids at hand, so that showing them takes no computing?"""
+    def at_hand(self, state: State) -> Grids | None:
+        """The state's grids, if they were made before: in memory, or kept on disk."""
         with self._lock:
-            return _grids_key(state) in self._kept or bool(self.dead(state.layer, state.channel))
+            known = _grids_key(state) in self._kept or self.dead(state.layer, state.channel)
+        if known:
+            return self.grids(state)
+        kept = self._kept_grids(state) if self.facts.knows_frame(state.layer, state.rule) else None
+        return kept and self.keep(_grids_key(state), lambda: kept)
 
     def grids(self, state: State, on_step: OnStep | None = None, at_once: int = SHOWN) -> Grids:
         """The nine projections and nine patches of the state's map; `on_step` after so many at once."""
-        sentence = self.dead(state.layer, state.channel)
-        if sentence:
+        if sentence := self.dead(state.layer, state.channel):
             return Grids(sentence=sentence)
         return self.keep(_grids_key(state), lambda: self._draw_grids(state, on_step, at_once))
 
-    def _draw_grids(self, state: State, on_step: OnStep | None, at_once: int) -> Grids:
+    def _file_of_grids(self, state: State) -> str:
+        frame = self.facts.frame(state.layer, state.rule)
         name = f"{state.channel}-{state.rule}-{state.colours}-{state.gain:g}"
-        if kept := self.facts.kept.load(state.layer, name):
+        return f"{name}-{max(frame.size)}" if frame else name
+
+    def _kept_grids(self, state: State) -> Grids | None:
+        if kept := self.facts.kept.load(state.layer, self._file_of_grids(state)):
             with suppress(KeyError, ValueError, TypeError):
                 return read_grids(*kept)
-        p = self.patches(state.layer, state.channel, state.rule, on_step, at_once)
-        columns = square_columns(self.shown)
-        height, width = p.photo.shape[-2:]
-        projections = None
+        return None
+
+    def _draw_grids(self, state: State, on_step: OnStep | None, at_once: int) -> Grids:
+        if kept := self._kept_grids(state):
+            return kept
+        frame, cut = self.facts.frame(state.layer, state.rule), ""
+        if frame:
+            whole = max(frame.size) * frame.factor
+            cut = f"cut to {max(frame.size)} of {whole:.0f} px: {frame.factor:.1f} times larger"
+        p = as_tiles(self.patches(state.layer, state.channel, state.rule, on_step, at_once), frame, TILE)
+        columns, projections = square_columns(self.shown), None
         if len(p.projection[0]):
-            shown = self.coloured(p.projection[0], state, on_step)
-            projections = Sheet(drawing.sheet(shown, columns), columns, height, width)
+            projections = Sheet.of(self.coloured(p.projection[0], state, on_step), columns=columns)
         grids = Grids(
-            projections, Sheet(drawing.sheet(p.photo[0], columns, "jpeg"), columns, height, width),
+            projections, Sheet.of(p.photo[0], "jpeg", columns),
             tuple(self.facts.short(int(i)) if i >= 0 else "" for i in p.image[0]), tuple(p.value[0].tolist()),
-            tuple((p.image[0] >= 0).tolist()),
+            tuple((p.image[0] >= 0).tolist()), cut=cut,
         )  # fmt: skip
-        self.facts.kept.save(state.layer, name, *written(grids))
+        self.facts.kept.save(state.layer, self._file_of_grids(state), *written(grids))
         return grids
 
     def peek(self, layer: str, channel: int) -> Sheet | None:
         """The nine patches of a map, small, without projections; None for a map that nothing excites."""
         if self.dead(layer, channel):
             return None
-        p = cut_top(
-            self.model, self.photos, self.top, layer, [channel], k=self.shown, tile=THUMB, progress=False
-        )
-        columns, (height, width) = square_columns(self.shown), p.photo.shape[-2:]
-        return Sheet(drawing.sheet(p.photo[0], columns, "jpeg"), columns, height, width)
+        k = self.shown
+        p = cut_top(self.model, self.photos, self.top, layer, [channel], k=k, tile=THUMB, progress=False)
+        return Sheet.of(p.photo[0], "jpeg", square_columns(self.shown))
 
     # -------------------------------------------------------------------------------------- a whole layer
 
@@ -254,12 +258,9 @@ class ExplorerView:
         """Those of a layer that were kept on disk."""
         if kept := self.facts.kept.load(layer, "thumbnails"):
             with suppress(KeyError, ValueError, TypeError):
-                tensors, words = kept
-                size = tuple(int(words[n]) for n in ("columns", "height", "width"))
-                projections, patches = (
-                    Sheet(as_bytes(tensors[n]), *size) for n in ("projections", "patches")
-                )
-                return projections, patches
+                size = [int(kept[1][n]) for n in Sheet._fields[1:]]
+                first, second = (Sheet(as_bytes(kept[0][n]), *size) for n in ("projections", "patches"))
+                return first, second
         return None
 
     def _thumbnails(self, layer: str, on_step: OnStep | None) -> tuple[Sheet, Sheet]:
@@ -271,15 +272,13 @@ class ExplorerView:
             parts.append(self.keep(("thumbnails", layer, start), partial(self._some_thumbnails, layer, some)))
             if on_step:
                 on_step(some[-1] + 1, C)
-        columns, (height, width) = square_columns(C), parts[0][0].shape[-2:]
-        sheets = [
-            Sheet(drawing.sheet(torch.cat(tiles), columns, "webp"), columns, height, width)
-            for tiles in zip(*parts, strict=True)
-        ]
-        words = {"columns": str(columns), "height": str(height), "width": str(width)}
-        content = {"projections": sheets[0].content, "patches": sheets[1].content}
+        first, second = (
+            Sheet.of(torch.cat(tiles), "webp", square_columns(C)) for tiles in zip(*parts, strict=True)
+        )
+        words = {n: str(getattr(first, n)) for n in Sheet._fields[1:]}
+        content = {"projections": first.content, "patches": second.content}
         self.facts.kept.save(layer, "thumbnails", content, words)
-        return sheets[0], sheets[1]
+        return first, second
 
     def three(self, layer: str) -> Sheet | None:
         """Thumbnails of three maps that many pictures excite, which stand for the layer; None where none is alive."""
@@ -291,8 +290,10 @@ class ExplorerView:
             some = some[t.max[some] > 0]
             if not len(some):
                 return None
+            if kept := self.kept_thumbnails(layer):
+                return kept[0].some(some.tolist())
             tiles, _ = self._some_thumbnails(layer, some.tolist())
-            return Sheet(drawing.sheet(tiles, len(tiles), "webp"), len(tiles), *tiles.shape[-2:])
+            return Sheet.of(tiles, "webp")
 
         return self.keep(("three", layer), make)
 
@@ -300,7 +301,10 @@ class ExplorerView:
         if layer in self.refusals:
             p = cut_top(self.model, self.photos, self.top, layer, channels, k=1, tile=THUMB, progress=False)
             return p.photo[:, 0], p.photo[:, 0]
-        p = project_top(self.model, self.photos, self.top, layer, channels, k=1, tile=THUMB, progress=False)
+        frame = self.facts.frame(layer, "deconvnet")
+        tile = None if frame else THUMB
+        p = project_top(self.model, self.photos, self.top, layer, channels, k=1, tile=tile, progress=False)
+        p = as_tiles(p, frame, THUMB)
         return drawing.coloured(p.projection[:, 0]), p.photo[:, 0]
 
     # ----------------------------------------------------------------------------------------- one of nine
@@ -380,7 +384,7 @@ class ExplorerView:
         """Whole pictures of the album, small and side by side."""
         pictures = self.model.shown(self.photos.take(places))
         tiles = shrink(pictures, fitted(pictures.shape[-2], pictures.shape[-1], FACE))
-        return Sheet(drawing.sheet(tiles, len(tiles), "jpeg"), len(tiles), tiles.shape[-2], tiles.shape[-1])
+        return Sheet.of(tiles, "jpeg")
 
     # -------------------------------------------------------------------------------------------- control
 
@@ -399,25 +403,27 @@ class ExplorerView:
 
         return self.keep("shuffled", shuffle)
 
-    def by_shuffled(self, layer: str, channel: int) -> Patches:
+    def by_shuffled(self, layer: str, channel: int, rule: Rule) -> Patches:
         """The same units, projected with shuffled weights."""
-        model = self.shuffled()
+        model, tile = self.shuffled(), None if self.facts.frame(layer, rule) else TILE  # as in `patches`
         table = replace(self.top.ranks(0, min(CONTROL, self.shown), [layer]), model=model.name, weights="")
 
         def project() -> Patches:
-            return project_top(model, self.photos, table, layer, [channel], tile=TILE, progress=False)
+            return project_top(
+                model, self.photos, table, layer, [channel], rule=rule, tile=tile, progress=False
+            )
 
-        return self.keep(("shuffled", layer, channel), project)
+        return self.keep(("shuffled", layer, channel, rule), project)
 
     def control(self, state: State, on_step: OnStep | None = None) -> tuple[Sheet | None, float]:
         """What shuffled weights give at the same units, and how alike it is: the mean cosine of both projections."""
         if self.dead(state.layer, state.channel) or state.layer in self.refusals:
             return None, 0.0
         own = self.patches(state.layer, state.channel, state.rule, on_step).projection[0, :CONTROL]
-        other = self.by_shuffled(state.layer, state.channel).projection[0]
+        other = self.by_shuffled(state.layer, state.channel, state.rule).projection[0]
         alike = float(F.cosine_similarity(own[: len(other)].flatten(1), other.flatten(1)).mean())
         small = drawing.coloured(shrink(other, fitted(other.shape[-2], other.shape[-1], THUMB)))
-        return Sheet(drawing.sheet(small, len(small)), len(small), *small.shape[-2:]), alike
+        return Sheet.of(small), alike
 
     # ---------------------------------------------------------------------------------------------- to keep
 
@@ -434,8 +440,7 @@ class ExplorerView:
     def figure(self, state: State) -> Image.Image:
         """The view of one map as one picture with a caption: model, layer, map, pictures, scale."""
         title = f"{self.model.name} {state.layer}, map {state.channel}" if self.layers else "Nothing to show"
-        sentence = self.empty or self.dead(state.layer, state.channel)
-        if sentence:
+        if sentence := self.empty or self.dead(state.layer, state.channel):
             return drawing.with_caption([("", Image.new("RGB", (480, 4), "white"))], title, [sentence])
         grids, detail = self.grids(state), self.detail(state)
         columns = square_columns(self.shown)
@@ -444,31 +449,25 @@ class ExplorerView:
         blocks = [("what excites it", picture_of(grids.patches, tile))]
         if grids.projections:
             blocks.append((f"what it picks out · {state.rule}", picture_of(grids.projections, tile)))
-        names = "; ".join(
-            f"{i + 1} {name} {number(value)}"
-            for i, (name, value) in enumerate(zip(grids.names, grids.values, strict=True))
-            if name
-        )
+        named = enumerate(zip(grids.names, grids.values, strict=True), 1)
+        names = "; ".join(f"{i} {name} {number(value)}" for i, (name, value) in named if name)
         lines = [
             f"The strongest of {self.top.count:,} pictures ({self.facts.source}), with activations: {names}.",
             f"Units see {self.facts.sees(state.layer)}. "
             + (self.scale_line(state) if grids.projections else self.refusals[state.layer] + "."),
+            *([f"Tiles are {grids.cut}."] if grids.cut else []),
         ]
         rows = [len(blocks)]
         if not detail.sentence:
             third = (2 * side - 14) // 3
-            photo, colours, last = (
-                Image.open(io.BytesIO(encoded or detail.patch))
-                for encoded in (detail.photo, detail.heat, detail.projection)
-            )
-            boxed = drawing.with_box(
-                photo, self.facts.fields[state.layer].box(*detail.position), self.side, third
-            )
+            encoded = detail.photo, detail.heat, detail.projection or detail.patch
+            photo, colours, last = (Image.open(io.BytesIO(picture)) for picture in encoded)
+            box = self.facts.fields[state.layer].box(*detail.position)
             blocks += [
-                ("photograph", boxed),
+                ("photograph", drawing.with_box(photo, box, self.side, third)),
                 ("where it fires", drawing.over(photo, colours, detail.area, third)),
+                ("the unit in the frame", drawing.fitted(last, third)),
             ]
-            blocks.append(("the unit in the frame", drawing.fitted(last, third)))
             lines.append(f"Below: {detail.name}. {detail.words}")
             rows.append(3)
         return drawing.with_caption(blocks, title, lines, rows)
@@ -477,15 +476,12 @@ class ExplorerView:
         """The lines that reproduce the view."""
         options = state.changes()
         options.setdefault("channel", state.channel)
-        of_mine = []
-        if set(self.top.layers) != set(self.model.conv_layers):
-            of_mine.append(f"layers={list(self.top.layers)!r}")
-        of_mine += [f"k={self.top.k}"] * (self.top.k != 9) + ["inside=True"] * self.top.inside
+        others = set(self.top.layers) != set(self.model.conv_layers)
+        of_mine = [f"layers={list(self.top.layers)!r}"] * others + [f"k={self.top.k}"] * (self.top.k != 9)
+        of_mine += ["inside=True"] * self.top.inside
         size = "" if self.photos.size == 224 else f", size={self.photos.size}"
-        mine, explore = (
-            ", ".join(parts)
-            for parts in (["model, photos", *of_mine], [f"{n}={v!r}" for n, v in options.items()])
-        )
+        mine = ", ".join(["model, photos", *of_mine])
+        explore = ", ".join(f"{n}={v!r}" for n, v in options.items())
         return (
             f"import zfkit\n"
             f"model, photos = zfkit.load_model({self.model.name!r}), "

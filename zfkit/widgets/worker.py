@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import atexit
-import ctypes
 import threading
 import time
 import weakref
 from collections.abc import Callable, Hashable
-from contextlib import suppress
 
-from ..batching import Cancelled, OnStep
+from ..batching import Cancelled, OnStep, give_back
 
 SHOW_PROGRESS_AFTER = 0.5  # seconds
 
@@ -74,12 +72,6 @@ class Worker:
                 _WORKERS.add(self)
             self._changed.notify_all()
 
-    def cancel(self, key: Hashable) -> None:
-        """Give a job up, if it is there."""
-        with self._changed:
-            self._jobs.pop(key, None)
-            self._changed.notify_all()
-
     def outdated(self, job: Job) -> bool:
         """Was this job given up, or has a more urgent one come?"""
         with self._changed:
@@ -123,12 +115,6 @@ class Worker:
                 if ended and self._jobs.get(job.key) is job:
                     del self._jobs[job.key]
                 self._changed.notify_all()
-
-
-def give_back() -> None:
-    """Hand freed memory back to the system, where the C library can (glibc), which keeps it for itself otherwise."""
-    with suppress(OSError, AttributeError, TypeError):  # TypeError: Windows has no library without a name
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 _WORKERS: weakref.WeakSet[Worker] = weakref.WeakSet()
