@@ -12,12 +12,12 @@ import stat
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from .errors import ImageError, LayerError, WriteError, ZfkitError, printable, unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Size = int | tuple[int, int]  # of pictures, in pixels: the side of squares, or height and width
 
@@ -139,6 +139,8 @@ def channel_list(channels: Any, count: int, layer: str) -> Tensor:
 
     Raises LayerError for anything but whole numbers from 0 to count - 1.
     """
+    import torch
+
     if channels is None:
         return torch.arange(count)
     numbers = whole_numbers(channels)
@@ -151,6 +153,8 @@ def channel_list(channels: Any, count: int, layer: str) -> Tensor:
 
 def whole_numbers(value: Any) -> Tensor | None:
     """A number, list or tensor of whole numbers as int64 on the CPU; None for anything else."""
+    import torch
+
     try:
         numbers = torch.as_tensor(value).cpu()
     except (TypeError, ValueError, RuntimeError):
@@ -163,6 +167,8 @@ def whole_numbers(value: Any) -> Tensor | None:
 
 def rgb(value: Any, what: str, error: type[ZfkitError] = ZfkitError) -> list[float]:
     """A colour as three floats from 0 to 255; one number stands for a grey."""
+    import torch
+
     try:
         colour = torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
@@ -174,7 +180,9 @@ def rgb(value: Any, what: str, error: type[ZfkitError] = ZfkitError) -> list[flo
 
 def uint8_rgb(value: Any, axes: int = 4) -> Tensor:
     """The value, if it is pictures, uint8 (N, 3, H, W) with values 0-255; with 3 axes, one picture (3, H, W)."""
-    if not isinstance(value, Tensor):
+    import torch
+
+    if not isinstance(value, torch.Tensor):
         kind = type(value).__name__
     elif value.dtype == torch.uint8 and value.dim() == axes and value.shape[-3] == 3:
         return value

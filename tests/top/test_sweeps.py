@@ -481,6 +481,23 @@ def test_what_is_said_of_the_default_run_is_left_out_of_others(x, said):
     assert ("# Always.\n\nAs ever." in texts) != said and texts[-1] == "x"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("x", [3, 4])
+def test_papermill_leaves_it_out_with_the_engine(tmp_path, x):
+    """The engine is found by its name, as by `papermill --engine zfkit`; a new process has no torch after it."""
+    part = "<!-- default-run -->\n\nIt is 9.\n\n<!-- /default-run -->"
+    source = notebook(f"# Always.\n\n{part}", "print(x * x)", parameters="x = 3")
+    nbformat.write(source, tmp_path / "in.ipynb")
+    job = "import sys, papermill; papermill.execute_notebook('in.ipynb', 'out.ipynb', {'x': int(sys.argv[1])}, "
+    job += "engine_name='zfkit', progress_bar=False); print('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", job, str(x)], cwd=tmp_path, capture_output=True, text=True)
+    assert run.stdout == "False\n", run.stderr
+    executed = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
+    texts = [cell.source for cell in executed if cell.cell_type == "markdown"]
+    assert ("# Always." in texts, f"# Always.\n\n{part}" in texts) == (x != 3, x == 3)
+    assert [output.text for cell in executed for output in cell.get("outputs", ())] == [f"{x * x}\n"]
+
+
 def alive(pid):
     try:
         os.kill(pid, 0)

@@ -14,7 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..figures.charts import add_pictures
 from ..files import temporary_folder
 from .parameters import read_parameters
 
@@ -65,7 +64,7 @@ def execute(
         told = nbformat.v4.new_output("error", ename=kind, evalue=str(error), traceback=[f"{kind}: {error}"])
         notebook.cells[last].outputs.append(told)  # as a kernel reports it
     notebook.metadata.pop("papermill", None)  # paths of the temporary folder
-    without = add_pictures(notebook)  # of its charts, for the sweep's page
+    without = _add_pictures(notebook)
     facts = {
         "status": "finished" if error is None else "failed", "error": "" if error is None else error_of(notebook)[0],
         "started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - start, 2),
@@ -109,10 +108,7 @@ def with_parameters(notebook: Any, parameters: dict[str, Any]) -> Any:
 
     # Not by `execute_notebook`, which warns of every parameter whose annotation it cannot read, as `int | None`.
     notebook = load_notebook_node(notebook)
-    if any(parameters.get(n, own.default) != own.default for n, own in read_parameters(notebook).items()):
-        for cell in (c for c in notebook.cells if c.cell_type == "markdown"):
-            cell.source = DEFAULT_RUN.sub("", cell.source).rstrip()
-        notebook.cells = [c for c in notebook.cells if c.source or c.cell_type == "code"]
+    leave_out_default_run(notebook, parameters)
     notebook = parameterize_notebook(notebook, parameters, kernel_name="python3", language="python")
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = {"kernelspec": kernel}
@@ -120,6 +116,24 @@ def with_parameters(notebook: Any, parameters: dict[str, Any]) -> Any:
         if cell.cell_type == "code":  # one that a failing run does not reach must not look as if it had run
             cell.outputs, cell.execution_count = [], None
     return notebook
+
+
+def leave_out_default_run(notebook: Any, parameters: dict[str, Any]) -> None:
+    """Take out, where parameters differ from the notebook's own, what it says of the run with those alone."""
+    if any(parameters.get(n, own.default) != own.default for n, own in read_parameters(notebook).items()):
+        for cell in (c for c in notebook.cells if c.cell_type == "markdown"):
+            cell.source = DEFAULT_RUN.sub("", cell.source).rstrip()
+        notebook.cells = [c for c in notebook.cells if c.source or c.cell_type == "code"]
+
+
+def _add_pictures(notebook: Any) -> str:
+    """Pictures of its charts, for the sweep's page; why there are none, or ""."""
+    kinds = (kind for cell in notebook.cells for output in cell.get("outputs", ()) for kind in output.get("data", ()))
+    if not any("plotly" in kind for kind in kinds):
+        return ""
+    from ..figures.charts import add_pictures  # takes seconds to import, torch among it
+
+    return add_pictures(notebook)
 
 
 def _attempt(file: Path, folder: str, deadline: float, threads: int) -> Exception | None:

@@ -9,6 +9,7 @@ weights, bit for bit on a CPU; and processes share a batch as if there were one.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -160,6 +161,7 @@ def fit(
                 trainer.check_that_it_moves()
         if first:
             run.finish(trainer.net, plan.provenance(state, fabric))
+    fabric.barrier()  # nobody goes on, or ends, before all is written
     return run
 
 
@@ -191,7 +193,18 @@ def make_fabric(device: str | None = None, precision: str | None = None) -> Any:
     except (ValueError, RuntimeError) as error:
         reason = f"device {device!r} with precision {precision!r}: {error}"
         raise TrainingError(f"Fabric cannot use {reason}") from None
+    if world > 1:  # Fabric sees to NCCL's groups alone
+        atexit.register(_leave_group)
     return fabric
+
+
+def _leave_group() -> None:
+    """End the process group while Python still runs: threads of gloo that outlive it abort the process.
+
+    torchrun would then end the other processes, one of which may be writing.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _room(device: torch.device) -> int:
