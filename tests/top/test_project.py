@@ -34,7 +34,7 @@ ORDER = [
 LONGEST = 500  # lines of a file of zfkit
 MOST = {
     "zfkit": 31_115,
-    "tests": 26_965,
+    "tests": 26_966,
 }  # lines of Python: lowered as they get thinner, raised for new abilities only
 HEAVY = {
     "torch", "torchvision", "matplotlib", "plotly", "kaleido", "pandas", "IPython", "ipywidgets", "jupyter_core",

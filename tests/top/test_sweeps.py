@@ -488,7 +488,7 @@ def test_papermill_leaves_it_out_with_the_engine(tmp_path, x):
     part = "<!-- default-run -->\n\nIt is 9.\n\n<!-- /default-run -->"
     source = notebook(f"# Always.\n\n{part}", "print(x * x)", parameters="x = 3")
     nbformat.write(source, tmp_path / "in.ipynb")
-    job = "import sys, papermill; papermill.execute_notebook('in.ipynb', 'out.ipynb', {'x': int(sys.argv[1])}, "
+    job = "import sys, papermill as p; p.execute_notebook('in.ipynb', 'out.ipynb', {'x': int(sys.argv[1])}, "
     job += "engine_name='zfkit', progress_bar=False); print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", job, str(x)], cwd=tmp_path, capture_output=True, text=True)
     assert run.stdout == "False\n", run.stderr

@@ -128,8 +128,8 @@ def leave_out_default_run(notebook: Any, parameters: dict[str, Any]) -> None:
 
 def _add_pictures(notebook: Any) -> str:
     """Pictures of its charts, for the sweep's page; why there are none, or ""."""
-    kinds = (kind for cell in notebook.cells for output in cell.get("outputs", ()) for kind in output.get("data", ()))
-    if not any("plotly" in kind for kind in kinds):
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    if not any("plotly" in kind for output in outputs for kind in output.get("data", ())):
         return ""
     from ..figures.charts import add_pictures  # takes seconds to import, torch among it
 
