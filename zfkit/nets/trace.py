@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from ..errors import ModelError
 from .fingerprint import text
 from .forms import VIEWS, called, describe, gives_several, upsampling
-from .graph import BLOCK, DROPOUTS, Network, Step, Together, evaluation_mode
+from .graph import BLOCK, DROPOUTS, Network, Step, Together, evaluation_mode, full_float32
 from .tracer import follow
 
 
@@ -312,6 +312,7 @@ def _resting(module: nn.Module, run: Any) -> Any:
 
 
 @torch.no_grad()
+@full_float32()  # where bfloat16 is allowed, processors that have it take it, and the two round otherwise
 def _compare(
     net: nn.Module, network: Network, noise: Tensor, given_to_net: Tensor, output: str | int | None
 ) -> tuple[dict[str, tuple[int, ...]], list[str]]:

@@ -21,8 +21,7 @@ __all__ = [
     "record", "recorded", "run_sweep", "sweep",
 ]  # fmt: skip
 
-# Files are imported when something of theirs is asked for: neither a worker, which executes notebooks, nor papermill,
-# which imports `engine`, has to wait for torch.
+# Files are imported when something of theirs is asked for: workers, and papermill with `engine`, do without torch.
 _NAMES = {
     "grid": "SweepRun expand read_grid",
     "parameters": "Parameter read_parameters",
