@@ -199,10 +199,7 @@ def make_fabric(device: str | None = None, precision: str | None = None) -> Any:
 
 
 def _leave_group() -> None:
-    """End the process group while Python still runs: threads of gloo that outlive it abort the process.
-
-    torchrun would then end the other processes, one of which may be writing.
-    """
+    """While Python still runs: threads of gloo that outlive it abort the process, and torchrun then ends the others."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
