@@ -18,6 +18,10 @@ FIRST    := notebooks/01_what_do_the_layers_see.ipynb
 LAB      := notebooks/00_explorer.ipynb
 INSTALL  := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check $(PIP_ARGS)
 
+# Packages are compiled at their first import and kept so, even where the environment, as many containers', forbids it:
+# each of the tests' hundreds of processes would compile PyTorch anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo lab app test test-all lint format notebooks bench reference clean help
 .DEFAULT_GOAL := help
 

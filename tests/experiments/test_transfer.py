@@ -307,11 +307,13 @@ def test_from_scratch_learns_from_the_few_alone(model):
     wider = replace(TINY, widths=(12, 12, 12, 12, 12), hidden=16, without=("conv3", "conv4", "fc7"))
     images, test = colours(4, contrast=55), colours(6, random_seed=1, contrast=55)
     options = {"splits": 2, "scratch_splits": 1, "controls": [], "progress": False}
-    found = transfer(model, images, test, ["pool5"], scratch=recipe, scratch_architecture=wider, **options)
+    exact = {"device": "cpu", "precision": "64-true"}
+    own_way = {"scratch": recipe, "scratch_architecture": wider, "scratch_options": exact}
+    found = transfer(model, images, test, ["pool5"], **own_way, **options)
     assert found.table().splits.tolist() == [2, 1]
     scratch = found.scores[found.scores.features == "from scratch"].iloc[0]
     few = images  # all four of each class are drawn
-    by_hand = zfkit.fit(wider, few, few, replace(recipe, snapshots=()), progress=False)
+    by_hand = zfkit.fit(wider, few, few, replace(recipe, snapshots=()), progress=False, **exact)
     assert scratch.overall > 60
     assert "from scratch" in found.by_count().columns
     assert "from scratch" not in found.by_layer().columns

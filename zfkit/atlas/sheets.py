@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +40,8 @@ FACES = 20  # pictures in each row and column of a sheet of the list
 QUALITY = 75  # of WebP; with 80 a site is a tenth larger
 LEARNT = 32  # maps from whose projections a layer's natural colours are learnt
 SMALLEST = 9  # px, of tiles that have a spectrum worth the name
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 class LayerSheets:
@@ -105,7 +109,9 @@ class LayerSheets:
             )
             self._tiles["photo"] = shrink(patches.photo.flatten(0, 1), self.tile)
         for kind, tiles in self._tiles.items():
-            self._save(kind, tiles, k)
+            self.walls.setdefault(kind, []).append(shrink(tiles[::k], self.thumb))
+        for _ in on_all_cores(self._save, itertools.product(self._tiles, range(-(-C // MAPS)))):
+            pass  # what cannot be written is raised here
         self.frequency = np.concatenate([self.frequency, self._means[:, :3].nanmean(1).numpy()])
         self._sheets += -(-C // MAPS)
         self._tiles = {}
@@ -130,13 +136,13 @@ class LayerSheets:
             return windows
         return self.frame.cut(shrink(windows, self.window), self._corner[slot])
 
-    def _save(self, kind: str, tiles: Tensor, k: int) -> None:
-        """Sheets of one kind of tiles (C * k, 3, h, w), and the strongest ones for the wall."""
-        of_maps = tiles.view(-1, k, *tiles.shape[1:])
-        self.walls.setdefault(kind, []).append(shrink(of_maps[:, 0], self.thumb))
-        for n, maps in enumerate(of_maps.split(MAPS)) if len(of_maps) else ():
-            sheet = maps.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)  # (3, maps * h, k * w)
-            save(to_picture(sheet), self.folder / f"{kind}-{self._sheets + n}.webp", max(self.tile) <= CRISP)
+    def _save(self, kind_and_sheet: tuple[str, int]) -> None:
+        """One sheet of the tiles (C * k, 3, h, w) of one kind."""
+        kind, n = kind_and_sheet
+        tiles = self._tiles[kind]
+        maps = tiles.view(-1, self.boxes.shape[1], *tiles.shape[1:])[n * MAPS : (n + 1) * MAPS]
+        sheet = maps.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)  # (3, maps * h, k * w)
+        save(to_picture(sheet), self.folder / f"{kind}-{self._sheets + n}.webp", max(self.tile) <= CRISP)
 
     def finish(self, channels: Sequence[int]) -> None:
         """The walls of the whole layer, and the filters of a layer that looks at the picture itself."""
@@ -176,7 +182,16 @@ def grid(tiles: Tensor) -> Tensor:
 
 def save(picture: Image.Image, file: Path, lossless: bool = False) -> None:
     """As WebP, whole or not at all."""
-    write_whole(file, lambda part: picture.save(part, "WEBP", lossless=lossless, quality=QUALITY, method=2))
+    method = 0 if lossless else 2  # lossless, 2 takes eleven times as long for files a tenth smaller
+    write_whole(
+        file, lambda part: picture.save(part, "WEBP", lossless=lossless, quality=QUALITY, method=method)
+    )
+
+
+def on_all_cores(work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """What `work` makes of each, in order: Pillow encodes in one thread, and lets others run meanwhile."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        yield from pool.map(work, items)
 
 
 class Thumbnails:
@@ -193,8 +208,8 @@ class Thumbnails:
         with steps(len(self.places), "pictures", "img", progress) as done:
             for n, start in enumerate(range(0, len(self.places), FACES**2)):
                 faces = []
-                for i in self.places[start : start + FACES**2]:
-                    faces.append(self._one(i))
+                for face in on_all_cores(self._one, self.places[start : start + FACES**2]):
+                    faces.append(face)
                     done(1)
                 save(to_picture(grid(torch.cat(faces))), self.folder / f"faces-{n}.webp")
 

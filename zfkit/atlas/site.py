@@ -43,7 +43,7 @@ from .sheets import CRISP, MAPS, LayerSheets, Thumbnails
 
 FORMAT = 1
 RULES: tuple[Rule, ...] = ("deconvnet", "guided", "gradient")
-PROFILED = 400  # pictures in which every map is measured
+PROFILED = 200  # pictures in which every map is measured
 PORTION = 256  # maps of a layer whose tiles are in memory at once: some 300 MB of them
 NEAREST, INPUTS, LABELS, STRONGEST = 8, 8, 6, 8  # of each map that are listed; maps of a layer for a picture
 BINS = 24  # of a map's histogram

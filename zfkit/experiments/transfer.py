@@ -18,6 +18,7 @@ one scale. *Regularisation* is chosen by cross-validation within the training sp
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import shutil
@@ -146,6 +147,7 @@ def transfer(
     scratch: Recipe | None = None,
     scratch_architecture: str | Architecture | None = None,
     scratch_splits: int | None = None,
+    scratch_options: Mapping[str, Any] | None = None,
     max_features: int = 25_000,
     batch_size: int = 64,
     progress: bool = True,
@@ -168,6 +170,8 @@ def transfer(
             error on these pictures; no other is seen before the test.
         scratch_architecture: default: the model's own.
         scratch_splits: train from scratch on the first so many splits only, for it takes long; default: on all.
+        scratch_options: `fit`'s device and precision: {"device": "cpu", "precision": "64-true"}, which takes several
+            times as long, comes to the same on any processor.
         max_features: maps with more numbers are averaged to as many places a side as stay below it.
         batch_size: pictures at a time through the network.
 
@@ -219,7 +223,8 @@ def transfer(
                     done(1)
         if scratch is not None and architecture is not None:
             for split in own_splits:
-                scores = _from_scratch(architecture, task, split, scratch, random_seed + split.number)
+                trains = functools.partial(fit, architecture, **(scratch_options or {}))
+                scores = _from_scratch(trains, task, split, scratch, random_seed + split.number)
                 rows.append({"features": SCRATCH, "layer": "its own classes", "number": math.nan} | scores)
                 done(1)
     return Transfer(
@@ -399,14 +404,12 @@ def _scratch_architecture(model: VisionModel, named: str | Architecture | None) 
 
 
 def _from_scratch(
-    architecture: str | Architecture, task: Task, split: Split, recipe: Recipe, random_seed: int
+    trains: Callable[..., Any], task: Task, split: Split, recipe: Recipe, random_seed: int
 ) -> dict[str, float]:
     """Train on these pictures alone, score on the test's."""
     few = _subset(task, np.sort(split.trained_on))
     own = replace(recipe, random_seed=random_seed, snapshots=())
-    # So few pictures can afford double precision, with which any processor comes to the same.
-    gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
-    trained = fit(architecture, few, few, own, precision=None if gpu else "64-true", progress=False).model()
+    trained = trains(few, few, own, progress=False).model()
     parts = np.array_split(split.tested_on, -(-len(split.tested_on) // 250))
     with torch.inference_mode():
         predicted = [answers(trained, task.take(part)).argmax(1).numpy() for part in parts]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..frequency.plane import hann
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..topk.patches import Patches
 
 Colours = Literal["signed", "natural"]
+AT_ONCE = 8  # pictures: their spectra stay in a CPU's caches
 RIDGE = 1e-3  # of the mean power, so that colours which projections lack are not raised out of rounding
 NOTE = (
     "For looking: colours and spectrum of the projections are brought to those of the patches, by which an untrained "
@@ -64,14 +65,21 @@ class NaturalColours:
     def apply(self, y: Tensor) -> Tensor:
         """The map itself, of projections (..., C, H, W)."""
         H, W = y.shape[-2:]
-        top, left = H // 2, W // 2  # room, so that what leaves on one side does not come in on the other
-        padded = F.pad(y, (left, left, top, top))
-        spectrum = torch.fft.rfft2(padded)
-        at = _radius(*padded.shape[-2:])[:, : spectrum.shape[-1]] * (len(self.gain) - 1)
+        # Room, so that what leaves on one side does not come in on the other.
+        size = (H + H // 2 * 2, W + W // 2 * 2)
+        at = _radius(*size)[:, : size[1] // 2 + 1] * (len(self.gain) - 1)
         low = at.floor().long().clamp(max=len(self.gain) - 2)
-        gain = torch.lerp(self.gain[low], self.gain[low + 1], (at - low)[..., None, None]).to(spectrum)
-        shown = torch.fft.irfft2(torch.einsum("hwij,...jhw->...ihw", gain, spectrum), padded.shape[-2:])
-        return shown[..., top : top + H, left : left + W].contiguous()
+        gain = torch.lerp(self.gain[low], self.gain[low + 1], (at - low)[..., None, None])
+        gain = gain.to(y).permute(2, 3, 0, 1)[..., None].repeat(1, 1, 1, 1, 2)  # of real and imaginary parts
+        pictures = y.reshape(-1, *y.shape[-3:])
+        shown = torch.empty_like(pictures)
+        for part, place in zip(pictures.split(AT_ONCE), shown.split(AT_ONCE), strict=True):
+            spectrum = torch.view_as_real(torch.fft.rfft2(part, size))
+            mixed = torch.zeros_like(spectrum)
+            for i, j in itertools.product(range(len(gain)), repeat=2):
+                mixed[:, i].addcmul_(gain[i, j], spectrum[:, j])
+            place.copy_(torch.fft.irfft2(torch.view_as_complex(mixed), size)[..., :H, :W])
+        return shown.view(y.shape)
 
 
 def cross_spectra(pictures: Tensor) -> Tensor:
