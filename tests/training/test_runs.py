@@ -145,8 +145,8 @@ def test_killed_again_and_again_it_ends_with_the_same_weights(tmp_path):
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path):
     """Same global batch, same chances, dropout on: the weights differ by rounding only. Each leaves the group."""
-    # What is registered first is called last.
-    last = "import atexit, torch.distributed as d; atexit.register(lambda: print('left', not d.is_initialized()))"
+    # What is registered first is called last. Each says it in one write: the two share an output.
+    last = "import atexit, torch.distributed as d; atexit.register(lambda: print(f'left {not d.is_initialized()}'))"
     (tmp_path / "job.py").write_text(last + script(save_every=None))
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
     launch += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
