@@ -33,8 +33,8 @@ ORDER = [
 ]  # fmt: skip
 LONGEST = 500  # lines of a file of zfkit
 MOST = {
-    "zfkit": 31_140,
-    "tests": 26_968,
+    "zfkit": 31_201,
+    "tests": 27_029,
 }  # lines of Python: lowered as they get thinner, raised for new abilities only
 HEAVY = {
     "torch", "torchvision", "matplotlib", "plotly", "kaleido", "pandas", "IPython", "ipywidgets", "jupyter_core",

@@ -168,7 +168,8 @@ def test_a_page_is_sent_nothing_but_the_view_of_its_address(explorer, monkeypatc
     monkeypatch.setattr(explorer.page, "send", lambda content, buffers=None: said.append(content))
     ask(explorer, "ready", query="token=x&layer=conv1&map=4&rule=guided&utm_source=mail")
     assert explorer.wait() and explorer.state == State("conv1", 4, rule="guided")
-    assert {(c["layer"], c.get("channel", 4)) for c in said if "layer" in c} == {("conv1", 4)}
+    shown = [c for c in said if "layer" in c and c["kind"] != "ahead"]
+    assert {(c["layer"], c.get("channel", 4)) for c in shown} == {("conv1", 4)}
     ask(explorer, "ready", query="layer=conv1")  # a link leaves out map 0, and all else that is the default
     assert explorer.wait() and explorer.state == State("conv1", 0)
     ask(explorer, "ready", query="layer=conv7")
@@ -185,6 +186,36 @@ def test_a_page_that_is_ready_is_sent_once(explorer, monkeypatch):
     ask(explorer, channel=6)
     assert explorer.wait()
     assert kinds.count("page") == 1 and kinds.count("detail") == 1
+
+
+def test_pages_that_may_come_next_lie_in_the_browser(explorer, monkeypatch):
+    """They are sent once, are those of a fresh view, and a page that knows none of them is sent its own whole."""
+    said = []
+    monkeypatch.setattr(explorer.page, "send", lambda content, buffers=None: said.append((content, buffers)))
+
+    def pages_after(kind, **content):
+        said.clear()
+        ask(explorer, kind, **content)
+        assert explorer.worker.wait(60, Worker.LATER) and explorer.errors == []
+        return [(c["kind"], c["layer"], c["channel"], buffers) for c, buffers in said if c["kind"] in kinds]
+
+    kinds = ("page", "ahead", "turn")
+    start = explorer.state
+    found = pages_after("ready")
+    assert found[0][:3] == ("page", start.layer, start.channel)
+    assert {f[:3] for f in found[1:]} == {("ahead", "conv2", 1), ("ahead", "conv2", 2), ("ahead", "conv1", 0)}
+    fresh = ExplorerView(explorer.view.model, explorer.view.photos, explorer.view.top)
+    for _, layer, channel, buffers in found:
+        grids = fresh.grids(State(layer, channel))
+        assert buffers == [grids.projections.content, grids.patches.content]
+    found = pages_after("set", channel=1)
+    assert found[0] == ("turn", "conv2", 1, None)
+    assert {f[:3] for f in found[1:]} == {("ahead", "conv2", 3)}  # the others lie there
+    found = pages_after("again")  # a browser that has let go of it
+    assert found == [("page", "conv2", 1, explorer.sent["page"].buffers)]
+    assert pages_after("ready")[0][:3] == ("page", "conv2", 1)
+    assert pages_after("set", gain=2.0)[0][0] == "page"  # another contrast is another page
+    consistent(explorer)
 
 
 def test_what_one_view_asked_for_is_told_to_it_alone(explorer, monkeypatch):

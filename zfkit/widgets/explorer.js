@@ -5,6 +5,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const SILENCE = 8000; // ms without an answer of the kernel, after which that is said
 const MOST = 9 * 2 ** 20; // bytes of a picture that is sent; servers take 10 MiB in a message
 const THUMB = 44; // px, of a map on the strip
+const PAGES = 24; // at most that lie ready: some more than Python counts on
 
 function h(tag, attributes = {}, ...children) {
   const drawn = ["svg", "rect", "circle", "line", "text"].includes(tag);
@@ -29,6 +30,12 @@ function number(value) {
 
 const percent = (value) => `${Math.round(100 * value)} %`;
 
+// Tile i of a sheet, as wide and high as it is said.
+function place(context, sheet, i, left, top, width, height) {
+  const [w, h] = [sheet.width || sheet.image.width, sheet.height || sheet.image.height];
+  context.drawImage(sheet.image, (i % sheet.columns) * w, Math.floor(i / sheet.columns) * h, w, h, left, top, width, height);
+}
+
 // Tile i of a sheet on a canvas of its own, at its own size; the style sheet enlarges it.
 function draw(canvas, sheet, i, label) {
   const [width, height] = [sheet.width || sheet.image.width, sheet.height || sheet.image.height];
@@ -36,7 +43,7 @@ function draw(canvas, sheet, i, label) {
   canvas.classList.toggle("crisp", Math.max(width, height) <= 64);
   const context = canvas.getContext("2d");
   context.clearRect(0, 0, width, height);
-  context.drawImage(sheet.image, (i % sheet.columns) * width, Math.floor(i / sheet.columns) * height, width, height, 0, 0, width, height);
+  place(context, sheet, i, 0, 0, width, height);
   if (label !== undefined) {
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", label);
@@ -106,6 +113,8 @@ function render({model, el}) {
     }
     const mine = (arrived[kind] = (arrived[kind] || 0) + 1);
     const message = {...content};
+    const page = kind === "page" || kind === "ahead";
+    if (page) coming.add(nameOf(content));
     try {
       await Promise.all(Object.entries(content).map(async ([name, value]) => {
         if (value && typeof value === "object" && "buffer" in value) {
@@ -118,6 +127,11 @@ function render({model, el}) {
       say("A picture of the kernel could not be shown: load the page anew.");
       return;
     }
+    if (page) {
+      coming.delete(nameOf(content));
+      offerPage(message, kind === "page" && arrived.page === mine);
+      return;
+    }
     if (arrived[kind] !== mine) {
       free(message);
       return;
@@ -127,6 +141,39 @@ function render({model, el}) {
     (arrives[kind] || (() => {}))(message);
     free(before);
   }
+
+  // Pages by the map they belong to, the last that came or was shown last; those that may come next are sent ahead.
+  const pages = new Map();
+  const coming = new Set(); // those whose pictures are being decoded
+  const nameOf = (m) => ["layer", "channel", "rule", "colours", "gain"].map((n) => m[n]).join("\n");
+  const fits = (m) => m && nameOf(m) === nameOf(state);
+
+  function lay(page) {
+    if (page.nothing) return; // a sentence of the search, not of a map
+    const before = pages.get(nameOf(page));
+    pages.delete(nameOf(page));
+    pages.set(nameOf(page), page);
+    if (before !== page) {
+      if (before && before === got.page) got.page = page;
+      free(before);
+    }
+    for (const [name, old] of pages) {
+      if (pages.size <= PAGES) break;
+      if (old === got.page) continue;
+      pages.delete(name);
+      free(old);
+    }
+  }
+
+  function turnTo(page) {
+    lay(page);
+    got.page = page;
+    drawPage();
+    mark();
+  }
+
+  // The newest of a map that was left meanwhile is shown where nothing better is.
+  const offerPage = (page, newest) => (fits(page) || (newest && !fits(got.page)) ? turnTo(page) : lay(page));
 
   // Pictures hold memory of the browser's until they are closed.
   function free(message) {
@@ -145,7 +192,11 @@ function render({model, el}) {
 
   const arrives = {
     layer: () => { drawStrip(); drawWall(); },
-    page: () => { drawPage(); mark(); },
+    turn: (m) => {
+      const page = pages.get(nameOf(m));
+      if (page) offerPage(page, true);
+      else if (!coming.has(nameOf(m))) send({kind: "again"});
+    },
     detail: () => { drawDetail(); mark(); },
     facts: () => drawFacts(),
     control: () => { drawControl(); mark(); },
@@ -248,7 +299,8 @@ function render({model, el}) {
   const layers = h("nav", {class: "zx-layers", "aria-label": "layers"});
   const strip = h("section", {class: "zx-strip", "aria-label": "feature maps"});
   const bars = h("canvas", {class: "zx-bars", role: "slider", tabindex: 0, "aria-label": "feature map", "aria-valuemin": 0});
-  const shelf = h("div", {class: "zx-shelf", "aria-hidden": "true"});
+  const film = h("canvas", {"aria-hidden": "true"});
+  const shelf = h("div", {class: "zx-shelf", "aria-hidden": "true"}, film);
   const count = h("div", {class: "zx-count"});
   const words = h("p", {class: "zx-soft"});
   const sort = select("sort", about.orders.map((o) => [o, {index: "number"}[o] || o]), "order", (order) => ask({order}));
@@ -339,6 +391,7 @@ function render({model, el}) {
     maximum.hidden = !state.position;
     for (const part of spot) part.hidden = state.tab !== "maps" || walled;
     for (const part of [sort, find]) part.hidden = walled && state.show === "points";
+    if (state.tab === "maps" && !fits(got.page) && pages.has(nameOf(state))) turnTo(pages.get(nameOf(state)));
     drawLayers();
     drawStrip();
     if (walled) drawWall();
@@ -349,12 +402,11 @@ function render({model, el}) {
 
   // What is on the page but belongs to another map is dimmed until its own comes.
   function mark() {
-    const same = (m) => m && ["layer", "channel", "rule", "colours", "gain"].every((n) => m[n] === state[n]);
     const dim = (element, stale) => element.classList.toggle("zx-stale", Boolean(stale));
-    dim(stage, !same(got.page));
-    dim(stage.lastChild, !same(got.detail) || got.detail.rank !== state.rank || String(got.detail.asked) !== String(state.position));
-    dim(known, !same(got.facts));
-    dim(control, !same(got.control));
+    dim(stage, !fits(got.page));
+    dim(stage.lastChild, !fits(got.detail) || got.detail.rank !== state.rank || String(got.detail.asked) !== String(state.position));
+    dim(known, !fits(got.facts));
+    dim(control, !fits(got.control));
     dim(rows, got.own && got.own.layer !== state.layer);
     facts.hidden = Boolean(got.page?.nothing);
   }
@@ -365,14 +417,16 @@ function render({model, el}) {
       [layers.dataset.drawn, layers.dataset.at] = [String(Boolean(shown)), ""];
       fill(layers, h("span", {class: "zx-soft"}, "photo ›"), about.layers.map((l, number) => {
         const sheet = shown && shown[number];
-        const small = Array.from({length: 3}, (_, i) => (sheet && i < sheet.columns ? tile(sheet, i) : h("canvas", {"aria-hidden": "true", width: 1, height: 1})));
+        const [wide, tall] = sheet ? [sheet.width, sheet.height] : [10, 10];
+        const small = h("canvas", {"aria-hidden": "true", width: 3.2 * wide, height: tall});
+        for (let i = 0; sheet && i < sheet.columns; i += 1) place(small.getContext("2d"), sheet, i, 1.1 * i * wide, 0, wide, tall);
         return h("button", {type: "button", "data-layer": l.name, title: l.refused ? `${l.name}: patches alone. ${l.refused}` : `${l.name}, maps of ${l.shape.join(" × ")}`,
           onclick: () => ask({layer: l.name})}, h("span", {class: "zx-three-small"}, small), h("span", {}, h("b", {}, l.name), h("small", {}, `${l.maps} maps · ${l.sees}`)));
       }), about.rest.length ? h("span", {class: "zx-soft"}, `› ${about.rest.join(" › ")}`) : null);
     }
     for (const one of layers.querySelectorAll("button")) {
       const chosen = one.dataset.layer === state.layer;
-      if (chosen && layers.clientWidth && layers.dataset.at !== state.layer) { // once it is on the page
+      if (chosen && layers.dataset.at !== state.layer && layers.clientWidth) { // once it is on the page
         layers.scrollLeft = one.offsetLeft - layers.clientWidth / 2 + one.offsetWidth / 2;
         layers.dataset.at = state.layer;
       }
@@ -380,12 +434,12 @@ function render({model, el}) {
     }
   }
 
-  let shelved = {}; // the thumbnails that were drawn, of one layer's sheet
+  let shelved = []; // what the shelf was drawn from
   let barred = []; // what the bars were drawn from
+  let inks = []; // their colours
+  let wide = 600; // px of strip and shelf, until they are on a page
   let told = ""; // what the words of the strip were drawn from
   function drawStrip() {
-    const wide = Math.max(Math.round(bars.clientWidth || 600), 1); // asked before anything changes
-    const room = Math.max(Math.floor((shelf.clientWidth || 600) / (THUMB + 2)), 1);
     const channels = order();
     const at = channels.indexOf(state.channel);
     const now = [state.layer, state.channel, at, channels.length, state.wall, got.layer?.words, Boolean(got.own?.picture)].join();
@@ -401,33 +455,49 @@ function render({model, el}) {
       bars.setAttribute("aria-valuenow", Math.max(at, 0));
       bars.setAttribute("aria-valuetext", `map ${state.channel} of ${state.layer}`);
     }
-    drawBars(channels, at, wide);
-    const sheets = thumbs();
-    if (shelved.layer !== state.layer || shelved.sheets !== sheets) shelved = {layer: state.layer, sheets, buttons: new Map()};
+    drawBars(channels, at);
+    drawShelf(channels, at, Math.max(Math.floor(wide / (THUMB + 2)), 1));
+  }
+
+  // Thumbnails around the chosen map: one canvas below buttons, as each canvas is a layer that every frame has to place.
+  function drawShelf(channels, at, room) {
+    const sheet = thumbs()?.projections;
     const first = Math.max(0, Math.min(at - Math.floor(room / 2), channels.length - room));
-    const some = channels.slice(first, first + room).map((c) => {
-      if (!shelved.buttons.has(c)) {
-        shelved.buttons.set(c, h("button", {type: "button", tabindex: -1, title: `map ${c}`, onclick: () => ask({channel: c, wall: false})},
-          sheets ? tile(sheets.projections, c) : h("span", {}, c)));
-      }
-      const one = shelved.buttons.get(c);
-      one.className = c === state.channel ? "zx-chosen" : "";
-      return one;
+    const some = channels.slice(first, first + room);
+    const buttons = shelf.children;
+    while (buttons.length > some.length + 1) shelf.lastChild.remove();
+    while (buttons.length < some.length + 1) shelf.append(h("button", {type: "button", tabindex: -1, onclick: (e) => { ask({channel: Number(e.currentTarget.dataset.channel), wall: false}); bars.focus({preventScroll: true}); }}));
+    some.forEach((c, i) => buttons[i + 1].classList.toggle("zx-chosen", c === state.channel));
+    const sharp = window.devicePixelRatio || 1;
+    const now = [sheet, sharp, ...some];
+    if (now.length === shelved.length && now.every((value, i) => value === shelved[i])) return;
+    shelved = now;
+    some.forEach((c, i) => {
+      Object.assign(buttons[i + 1].dataset, {channel: c});
+      buttons[i + 1].title = `map ${c}`;
+      fill(buttons[i + 1], sheet ? null : h("span", {}, c));
     });
-    for (const one of [...shelf.children]) if (!some.includes(one)) one.remove();
-    some.forEach((one, i) => { if (shelf.children[i] !== one) shelf.insertBefore(one, shelf.children[i] || null); });
+    const [pitch, side] = [(THUMB + 2) * sharp, THUMB * sharp];
+    Object.assign(film, {width: Math.max(some.length * pitch, 1), height: side});
+    film.style.width = `${some.length * (THUMB + 2)}px`;
+    const context = film.getContext("2d");
+    if (sheet) some.forEach((c, i) => place(context, sheet, c, i * pitch, 0, side, side));
   }
 
   // Each canvas that is drawn on costs its frame half a millisecond or more, also where it looks as before.
-  function drawBars(channels, at, wide) {
+  function drawBars(channels, at) {
     const dark = matchMedia("(prefers-color-scheme: dark)").matches;
     const drawn = [got.layer, at, wide, dark];
     if (drawn.every((value, i) => value === barred[i])) return;
+    const [layer, , , wasDark] = barred;
     barred = drawn;
     Object.assign(bars, {width: wide, height: 28});
     const context = bars.getContext("2d");
-    const styles = getComputedStyle(root);
-    const [ink, lit] = [styles.getPropertyValue("--zx-bar").trim() || "#b9c3d0", styles.getPropertyValue("--zx-mark").trim() || "#e69f00"];
+    if (layer !== got.layer || dark !== wasDark) { // asking for a style has it computed anew
+      const styles = getComputedStyle(root);
+      inks = ["--zx-bar", "--zx-mark"].map((name) => styles.getPropertyValue(name).trim());
+    }
+    const [ink, lit] = [inks[0] || "#b9c3d0", inks[1] || "#e69f00"];
     const step = wide / Math.max(channels.length, 1);
     channels.forEach((c, i) => {
       context.fillStyle = i === at ? lit : ink;
@@ -536,9 +606,14 @@ function render({model, el}) {
   });
 
   function mapButton(layer, c, text) {
-    const sheets = thumbs();
+    const [sheets, both] = [thumbs(), h("canvas", {"aria-hidden": "true"})];
+    if (sheets) {
+      const {width, height} = sheets.patches;
+      Object.assign(both, {width: 2.1 * width, height});
+      [sheets.projections, sheets.patches].forEach((sheet, i) => place(both.getContext("2d"), sheet, c, 1.1 * i * width, 0, width, height));
+    }
     return h("button", {type: "button", class: "zx-map", title: `to map ${c}`, onclick: () => ask({layer, channel: c, search: "", wall: false, tab: "maps"})},
-      sheets ? [tile(sheets.projections, c), tile(sheets.patches, c)] : null, h("span", {}, h("b", {}, c), h("small", {}, text)));
+      sheets ? both : null, h("span", {}, h("b", {}, c), h("small", {}, text)));
   }
 
   const ruleBars = (rows, most) => h("ul", {class: "zx-list"}, rows.map(([name, share, text]) =>
@@ -561,7 +636,7 @@ function render({model, el}) {
           const value = g.low + ((i + 1) * (g.high - g.low)) / g.counts.length;
           return h("rect", {x: i * 10, y: 50 - tall, width: 9, height: tall, class: value > g.shown ? "zx-top" : value <= 0 ? "zx-none" : "zx-some"});
         })),
-        h("div", {class: "zx-faces"}, g.faces.map(([value, name], i) => h("figure", {}, tile(f.faces, i, name), h("figcaption", {}, value <= 0 ? "silent" : number(value)))))));
+        h("div", {class: "zx-faces"}, g.faces.map(([value, name], i) => h("figure", {}, tile(f.faces, i, name), h("figcaption", {}, value <= 0 ? "silent" : number(Number(value.toPrecision(2)))))))));
     }
     if (f.labels) {
       const most = f.labels.rows[0][1];
@@ -923,8 +998,13 @@ function render({model, el}) {
   const listen = (content, buffers) => receive(content, buffers);
   model.on("msg:custom", listen);
   model.on("change:state", follow);
-  const sized = new ResizeObserver(() => { drawLayers(); drawStrip(); drawWall(); });
-  sized.observe(strip);
+  const sized = new ResizeObserver(() => {
+    wide = Math.round(bars.clientWidth) || wide;
+    drawLayers();
+    drawStrip();
+    drawWall();
+  });
+  for (const part of [strip, bars]) sized.observe(part);
   show();
   if (about.alone && document.activeElement === document.body) root.focus({preventScroll: true}); // keys work at once
   send({kind: "ready", query: about.alone ? location.search.slice(1) : ""});
@@ -935,7 +1015,7 @@ function render({model, el}) {
     closing.abort();
     closeCamera();
     Object.values(timers).forEach(clearTimeout);
-    Object.values(got).forEach(free);
+    [...pages.values(), ...Object.values(got)].forEach(free);
   };
 }
 

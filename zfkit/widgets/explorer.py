@@ -7,6 +7,7 @@ in the state, and in which order the worker computes what the state asks for.
 Messages to the page have a `kind` and say which map they belong to, so that it never shows a caption beside pictures of
 another: "page" (nine patches and projections), "detail" (one of them), "facts", "control", "layer" (order of the maps),
 "strip", "thumbnails", "points", "own", "samples", "methods", "models", "peek", "saved", "code", "said", "progress" ...
+A page that may come next is sent as "ahead" and shown as soon as somebody goes there; "turn" names one that lies there.
 """
 
 from __future__ import annotations
@@ -24,14 +25,13 @@ from PIL import Image
 from ..batching import OnStep, give_back
 from ..checks import as_path
 from ..figures.pictures import to_picture
-from ..frequency import power_spectrum
 from ..images.imageset import ImageSet
 from ..nets.model import VisionModel
 from ..topk.bundled import mined
 from ..topk.table import TopK, expect_both
-from . import compare, drawing
+from . import compare
 from .controls import encode
-from .messages import Page, Parcel, about, of
+from .messages import NAMED, Page, Pages, Parcel, about, facts_of, of, page_of
 from .panel import Panel, changed, guarded
 from .results import Grids, Sheet
 from .state import METHODS, State
@@ -76,6 +76,7 @@ class Explorer(Panel):
         self.live = False  # has a page shown it?
         self._said = 0.0  # when the progress bar was moved last
         self.page = Page(about=about(view))
+        self.pages = Pages(self.page)
         self.page.on_msg(self._received)
         self.add_class("zfkit-explorer")
         if self.page.about["alone"]:
@@ -105,7 +106,7 @@ class Explorer(Panel):
         with self._lock:
             if keep:
                 self.sent[parcel.content["kind"]] = parcel
-            self.page.send(parcel.content, parcel.buffers)
+            self.pages.send(parcel)
 
     def tell(self, sentence: str) -> None:
         """A sentence above the pictures; "" takes it away."""
@@ -248,7 +249,7 @@ class Explorer(Panel):
         pictures = {name: words.pop(name) for name in ("photo", "heat", "patch", "projection")}
         parcel = Parcel("detail", **of(state), rank=state.rank, asked=state.position, **words)
         self.post(parcel.add(**pictures))
-        self._send_facts(state)
+        self.post(facts_of(v, state))
         sheet, alike = v.control(state, step)
         step(1, 1)
         self.post(Parcel("control", **of(state), alike=round(alike, 2)).add(sheet=sheet))
@@ -270,7 +271,7 @@ class Explorer(Panel):
             places.insert(1, at - self._facing)
         for place in places:
             if self.ahead and 0 <= place < len(self._channels):
-                self.view.grids(replace(state, channel=int(self._channels[place])), step, PIECE)
+                self._make_ahead(replace(state, channel=int(self._channels[place])), step)
 
     def _measure(self, state: State, step: Job) -> None:
         """Once nobody has moved for a while: the layers around, thumbnails, and the maps over many pictures."""
@@ -278,35 +279,27 @@ class Explorer(Panel):
         at, plain = self.view.layers.index(state.layer), state.colours == "signed"  # others take long
         for layer in self.view.layers[max(at - BESIDE, 0) : at + BESIDE + 1]:
             if self.ahead and plain and state.tab == "maps":
-                self.view.grids(replace(state, layer=layer, channel=0, rank=0, position=None), step, PIECE)
+                self._make_ahead(replace(state, layer=layer, channel=0, rank=0, position=None), step)
         self._send_thumbnails(state.layer, step)
         if state.layer not in self.view.facts.profiles:
             self.view.facts.measure(state.layer, step)
             step()
             if self.state.layer == state.layer and self.state.tab == "maps":
-                self._send_facts(self.state)
+                self.post(facts_of(self.view, self.state))
 
     def _show_grids(self, state: State, grids: Grids) -> None:
         """Both grids, unless the state has moved on."""
         with self._lock:
-            names = ("tab", "layer", "channel", "rule", "colours", "gain")
-            if all(getattr(state, name) == getattr(self.state, name) for name in names):
-                v, words = self.view, grids._asdict()
-                pictures = {name: words.pop(name) for name in ("projections", "patches")}
-                words["scale"], words["refused"] = v.scale_line(state), v.refusals.get(state.layer, "")
-                parcel, before = Parcel("page", **of(state), **words).add(**pictures), self.sent.get("page")
-                if not before or (before.content, before.buffers) != (parcel.content, parcel.buffers):
+            if all(getattr(state, name) == getattr(self.state, name) for name in ("tab", *NAMED)):
+                parcel = page_of(self.view, state, grids)
+                if not parcel.is_as(self.sent.get("page")):
                     self.post(parcel)
 
-    def _send_facts(self, state: State) -> None:
-        facts, layer, c = self.view.facts, state.layer, state.channel
-        pictures: dict[str, Sheet | bytes | None] = {}
-        if layer in facts.profiles:
-            pictures["faces"] = self.view.small(facts.faces(layer, c))
-        if (weights := facts.filter(layer, c)) is not None:
-            pictures["filter"] = encode(drawing.coloured(self.view.model.shown(weights[None]))[0])
-            pictures["spectrum"] = encode(drawing.grey(power_spectrum(weights.double())))
-        self.post(Parcel("facts", **of(state), **facts.of_map(layer, c)).add(**pictures))
+    def _make_ahead(self, state: State, step: OnStep) -> None:
+        """A page that may come next: computed, and sent to lie ready."""
+        parcel = page_of(self.view, state, self.view.grids(state, step, PIECE))
+        with self._lock:
+            self.pages.send(parcel, ahead=True)
 
     def _thumbnails_of(self) -> str:
         return self.sent["thumbnails"].content["layer"] if "thumbnails" in self.sent else ""
@@ -375,7 +368,7 @@ class Explorer(Panel):
         asked = {
             "ready": self._ready, "set": self._set, "peek": self._peek, "upload": self._uploaded,
             "sample": self._sample, "square": self._move_square, "save": self._save, "code": self._code,
-            "points": self._points,
+            "points": self._points, "again": self._again,
         }  # fmt: skip
         if not isinstance(content, dict) or content.get("kind") not in asked:
             return
@@ -388,9 +381,10 @@ class Explorer(Panel):
         self._go_to(State.link_in(content.get("query", "")))
         with self._lock:  # nothing newer may come before what it replaces
             shown = of(self.state)
+            self.pages.there.clear()  # nothing lies in that one yet
             for kind, parcel in self.sent.items():
                 if kind != "progress" and all(parcel.content.get(n, v) == v for n, v in shown.items()):
-                    self.page.send(parcel.content, parcel.buffers)
+                    self.pages.send(parcel)
         self.go_live()
 
     @guarded
@@ -406,6 +400,12 @@ class Explorer(Panel):
         self.go_live()
         self.tell("")
         self.set(**content["changes"])
+
+    @guarded
+    def _again(self, content: Mapping[str, Any], buffers: list[Any]) -> None:
+        """The page that it was to turn to does not lie there."""
+        self.pages.there.clear()
+        self.post(self.sent["page"])
 
     @guarded
     def _points(self, content: Mapping[str, Any], buffers: list[Any]) -> None:
@@ -479,7 +479,7 @@ def explore(
         others: models to compare with, by name; a model, or a function that loads it. Default: the bundled ones.
         save_to: folder for "save picture"; None for a link to download it and no file (nor of all maps at once).
         ahead: compute where the next step may lead while nothing else is to be done: maps beside this one, and the
-            first of the layers around. What was computed is kept, up to 128 MiB in memory, and in zfkit's cache.
+            first of the layers around. They lie ready in the browser; 128 MiB in memory, and zfkit's cache, keep more.
         link: where to open, as the end of an address ("?layer=conv4&map=117"), which `Explorer.link` gives.
         state: any field of `State`: where to open, as ``layer="conv4", channel=117``; goes before the link. Without a
             layer or map it opens at one of a late layer that many pictures excite strongly.

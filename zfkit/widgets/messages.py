@@ -9,9 +9,11 @@ import anywidget
 import traitlets as T
 from torch import nn
 
-from . import compare
+from ..frequency import power_spectrum
+from . import compare, drawing
+from .controls import encode
 from .own import on_a_page
-from .results import Sheet
+from .results import Grids, Sheet
 from .state import COLOURS, METHODS, ORDERS, RULES, TABS, State
 from .view import ExplorerView
 
@@ -23,6 +25,7 @@ SENTENCES = {
     "shuffled weights": "The control: deconvnet after shuffling every layer's weights. What it still shows comes from "
     "the picture, not from learning.",
 }
+NAMED = ("layer", "channel", "rule", "colours", "gain")  # what decides a page
 _HERE = Path(__file__).parent
 
 
@@ -52,6 +55,64 @@ class Parcel:
                 self.buffers.append(packed.pop("content"))
             self.content[name] = packed
         return self
+
+    def is_as(self, other: Parcel | None) -> bool:
+        """Does it say and show the same?"""
+        return other is not None and (self.content, self.buffers) == (other.content, other.buffers)
+
+
+class Pages:
+    """Sends messages, and knows which pages lie in the browser: those shown last, and those that may come next.
+
+    So a step is seen before the kernel hears of it, and a page that lies there is not sent again: "turn" names it.
+
+    Attributes:
+        there: pages by the map they belong to, the last one last. The browser keeps some more of them.
+    """
+
+    MOST = 20
+
+    def __init__(self, page: Page) -> None:
+        self.page, self.there = page, dict[tuple[Any, ...], Parcel]()
+
+    def send(self, parcel: Parcel, ahead: bool = False) -> None:
+        """A message; a page only to lie there, if it is `ahead`."""
+        content, buffers = parcel.content, parcel.buffers
+        if content["kind"] != "page":
+            self.page.send(content, buffers)
+            return
+        words = {name: content[name] for name in NAMED}
+        name = tuple(words.values())
+        before = self.there.pop(name, None)
+        known = parcel.is_as(before)
+        if not known:
+            self.page.send({**content, "kind": "ahead"} if ahead else content, buffers)
+        elif not ahead:
+            self.page.send({"kind": "turn", **words})
+        if not content.get("nothing"):  # which is a sentence of the search, not of a map
+            self.there[name] = parcel
+        for name in list(self.there)[: -self.MOST]:
+            del self.there[name]
+
+
+def page_of(v: ExplorerView, state: State, grids: Grids) -> Parcel:
+    """The nine patches and projections of a map."""
+    words = grids._asdict()
+    pictures = {name: words.pop(name) for name in ("projections", "patches")}
+    words["scale"], words["refused"] = v.scale_line(state), v.refusals.get(state.layer, "")
+    return Parcel("page", **of(state), **words).add(**pictures)
+
+
+def facts_of(v: ExplorerView, state: State) -> Parcel:
+    """What is known of a map in numbers, with the pictures along its histogram, and its filter in the first layer."""
+    facts, layer, c = v.facts, state.layer, state.channel
+    pictures: dict[str, Sheet | bytes | None] = {}
+    if layer in facts.profiles:
+        pictures["faces"] = v.small(facts.faces(layer, c))
+    if (weights := facts.filter(layer, c)) is not None:
+        pictures["filter"] = encode(drawing.coloured(v.model.shown(weights[None]))[0])
+        pictures["spectrum"] = encode(drawing.grey(power_spectrum(weights.double())))
+    return Parcel("facts", **of(state), **facts.of_map(layer, c)).add(**pictures)
 
 
 def about(v: ExplorerView) -> dict[str, Any]:
