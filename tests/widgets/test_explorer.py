@@ -37,7 +37,7 @@ def explorer(world):
 @pytest.fixture
 def at_once(monkeypatch):
     """Nothing waits for a browser or for somebody who rests; however slow the machine, two steps are page turning."""
-    for name, seconds in (("PAINT", 0), ("STAY", 0), ("REST", 0), ("TURNING", 1000)):
+    for name, seconds in (("PAINT", 0), ("SEEN", 0), ("STAY", 0), ("REST", 0), ("TURNING", 1000)):
         monkeypatch.setattr(f"zfkit.widgets.explorer.{name}", seconds)
 
 

@@ -42,7 +42,7 @@ TURNING = 1.0  # s between two steps: somebody turns pages, and the next ones co
 NEAR = 8  # maps in such a step, at most: a key that is held skips some
 REST = 1.5  # s since the last step, before the layer is measured for the facts
 BESIDE = 4  # layers on either side whose first map is computed then, for who goes there
-PAINT = 0.1  # s left to server and browser after new grids, before the details are computed
+PAINT, SEEN = 0.1, 0.03  # s left to server and browser after new grids, and after those that lay ready
 STAY = 0.3  # s between the last of a page and those that are computed ahead, while nobody turns them
 AHEAD = 2  # pages computed ahead, in the direction of travel
 SAYS = 0.1  # s between two movements of the progress bar
@@ -241,7 +241,7 @@ class Explorer(Panel):
         step(1, 1)
         self._show_grids(state, grids)
         if self.live:
-            pause(step, PAINT)
+            pause(step, PAINT if self.pages.new else SEEN)
         if self._turning:
             self._look_ahead(state, step)
         words = v.detail(state, step)._asdict()

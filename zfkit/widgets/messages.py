@@ -68,12 +68,13 @@ class Pages:
 
     Attributes:
         there: pages by the map they belong to, the last one last. The browser keeps some more of them.
+        new: did the pictures of what is shown go there only when they were to be shown?
     """
 
     MOST = 20
 
     def __init__(self, page: Page) -> None:
-        self.page, self.there = page, dict[tuple[Any, ...], Parcel]()
+        self.page, self.there, self.new = page, dict[tuple[Any, ...], Parcel](), True
 
     def send(self, parcel: Parcel, ahead: bool = False) -> None:
         """A message; a page only to lie there, if it is `ahead`."""
@@ -85,6 +86,7 @@ class Pages:
         name = tuple(words.values())
         before = self.there.pop(name, None)
         known = parcel.is_as(before)
+        self.new = self.new if ahead else not known
         if not known:
             self.page.send({**content, "kind": "ahead"} if ahead else content, buffers)
         elif not ahead:
