@@ -83,16 +83,14 @@ class Pages:
             self.page.send(content, buffers)
             return
         words = {name: content[name] for name in NAMED}
-        name = tuple(words.values())
-        before = self.there.pop(name, None)
-        known = parcel.is_as(before)
+        known = parcel.is_as(self.there.pop(tuple(words.values()), None))
         self.new = self.new if ahead else not known
         if not known:
             self.page.send({**content, "kind": "ahead"} if ahead else content, buffers)
         elif not ahead:
             self.page.send({"kind": "turn", **words})
         if not content.get("nothing"):  # which is a sentence of the search, not of a map
-            self.there[name] = parcel
+            self.there[tuple(words.values())] = parcel
         for name in list(self.there)[: -self.MOST]:
             del self.there[name]
 
