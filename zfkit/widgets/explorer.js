@@ -124,6 +124,7 @@ function render({model, el}) {
         }
       }));
     } catch {
+      coming.delete(nameOf(content));
       say("A picture of the kernel could not be shown: load the page anew.");
       return;
     }
@@ -172,8 +173,12 @@ function render({model, el}) {
     mark();
   }
 
-  // The newest of a map that was left meanwhile is shown where nothing better is.
-  const offerPage = (page, newest) => (fits(page) || (newest && !fits(got.page)) ? turnTo(page) : lay(page));
+  // One that came late, or ahead, is shown where it is waited for; the newest of a map that was left, where nothing better is.
+  function offerPage(page, newest) {
+    const better = newest ? fits(page) || !fits(got.page) : fits(page) && !fits(got.page);
+    if (better) turnTo(page);
+    else lay(page);
+  }
 
   // Pictures hold memory of the browser's until they are closed.
   function free(message) {
