@@ -656,7 +656,7 @@ class Monkey(RuleBasedStateMachine):
     def move_the_square(self, at):
         ask(self.explorer, "square", at=at)
 
-    @rule(kind=st.sampled_from(["ready", "code"]))
+    @rule(kind=st.sampled_from(["ready", "code", "again"]))
     def other(self, kind):
         ask(self.explorer, kind)
 

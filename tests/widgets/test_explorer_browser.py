@@ -460,11 +460,11 @@ def test_the_next_map_is_there_before_the_kernel_hears_of_it(explorer):
     """What a step leads to lies in the browser: while the kernel stands still, the page turns all the same."""
     children = psutil.Process(explorer.server.process.pid).children(recursive=True)
     kernels = [p for p in children if "ipykernel_launcher" in " ".join(p.cmdline())]
-    used = lambda: sum(sum(p.cpu_times()[:2]) for p in kernels)  # noqa: E731
-    before = used()
-    explorer.tab.wait_for_timeout(3000)
-    while used() > before + 0.1:  # neighbours and the first maps of other layers are being drawn
-        before = used()
+    before = -1.0
+    while (
+        used := sum(sum(p.cpu_times()[:2]) for p in kernels)
+    ) > before + 0.1:  # they draw what may come next
+        before = used
         explorer.tab.wait_for_timeout(3000)
     where = {"ArrowRight": ("conv4", 118), "ArrowLeft": ("conv4", 117), "ArrowUp": ("conv5", 0)}
     for kernel in kernels:
@@ -472,8 +472,8 @@ def test_the_next_map_is_there_before_the_kernel_hears_of_it(explorer):
     try:
         for key, (layer, channel) in where.items():
             explorer.press(key)
-            said = explorer.find("[role=status].zx-unseen")
-            explorer.page.until(said.inner_text, f"{layer} map {channel}".__eq__, "nothing came")
+            said = explorer.find("[role=status].zx-unseen").inner_text
+            explorer.page.until(said, f"{layer} map {channel}".__eq__, "nothing came")
             for i, expected in enumerate(explorer.truth.tiles(layer, channel, "deconvnet", 1)):
                 assert same(explorer.pixels(".zx-three .zx-nine >> nth=1 >> canvas", i), expected), (key, i)
             assert not explorer.find(".zx-three.zx-stale").count()

@@ -403,9 +403,9 @@ class Explorer(Panel):
 
     @guarded
     def _again(self, content: Mapping[str, Any], buffers: list[Any]) -> None:
-        """The page that it was to turn to does not lie there."""
-        self.pages.there.clear()
-        self.post(self.sent["page"])
+        with self._lock:  # the page that it was to turn to does not lie there
+            self.pages.there.clear()
+            self.post(self.sent["page"])
 
     @guarded
     def _points(self, content: Mapping[str, Any], buffers: list[Any]) -> None:

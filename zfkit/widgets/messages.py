@@ -137,4 +137,4 @@ def about(v: ExplorerView) -> dict[str, Any]:
 
 def of(state: State) -> dict[str, Any]:
     """What tells the page which view a message belongs to."""
-    return {name: getattr(state, name) for name in ("layer", "channel", "rule", "colours", "gain", "tab")}
+    return {name: getattr(state, name) for name in (*NAMED, "tab")}
